@@ -1,0 +1,48 @@
+// The contract of the operator for every backend: one params struct, its validation, and the CPU entry points.
+// Framework-free: standard library only. The operator's steps are those of mra_export/reference.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "op_spec.h"
+
+namespace mra {
+
+enum class DType : std::int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// One call of the operator. Tensors are dense and row-major; none of them overlaps context.
+struct Mra2AttentionParams {
+  const void* query = nullptr;                   // dtype [batch, seq_len, hidden_size]
+  const void* key = nullptr;                     // dtype [batch, seq_len, hidden_size]
+  const void* value = nullptr;                   // dtype [batch, seq_len, hidden_size]
+  const std::int32_t* attention_mask = nullptr;  // [batch, seq_len]; 0 = padding, anything else = token
+  void* context = nullptr;                       // dtype [batch, seq_len, hidden_size]; every element is written
+
+  std::int64_t batch = 0;
+  std::int64_t seq_len = 0;
+  std::int64_t hidden_size = 0;  // num_heads * head_dim
+  DType dtype = DType::kFloat32;
+
+  // Attributes (op_spec.h). 64-bit, as ONNX has them, so that no value is cut before validate() has seen it.
+  std::int64_t num_heads = 0;
+  std::int64_t num_blocks = 0;
+  std::int64_t approx_mode = 0;
+  std::int64_t initial_prior_first_n_blocks = 0;
+  std::int64_t initial_prior_diagonal_n_blocks = 0;
+  float scale = 0.0f;
+
+  std::int64_t head_dim() const { return num_heads > 0 ? hidden_size / num_heads : 0; }
+  std::int64_t blocks_per_seq() const { return (seq_len + kBlockSize - 1) / kBlockSize; }  // nb
+  std::int64_t selected_blocks() const {                                                   // T, per head
+    const std::int64_t all = blocks_per_seq() * blocks_per_seq();
+    return num_blocks < all ? num_blocks : all;
+  }
+};
+
+// The only judge of sizes and attributes. True if they are acceptable; otherwise `message` (NUL-terminated, cut at
+// `message_size`) says which value is wrong, its limit, and what to do. Pointers are not looked at: a plugin validates
+// before it has any.
+bool validate(const Mra2AttentionParams& params, char* message, std::size_t message_size) noexcept;
+
+}  // namespace mra
