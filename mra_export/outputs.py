@@ -1,0 +1,118 @@
+"""Outputs that appear whole or not at all: written beside the target, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mra_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_target", "staged_directory", "staged_file"]
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuses a target that cannot be written, before any work is done for it.
+
+    Args:
+        target: the file or directory to be written.
+        force: whether an existing target may be replaced.
+
+    Raises:
+        InputError: the target exists and `force` is not set, or its folder cannot be written.
+    """
+    if (target.exists() or target.is_symlink()) and not force:
+        raise InputError(f"{target} already exists. Choose another path, or add --force to replace it.")
+    parent = _parent(target)
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"{target} cannot be written: {existing} is not a directory.")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{target} cannot be written: no permission to write to {existing}.")
+
+
+@contextmanager
+def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A new directory beside `target` that becomes `target` when the block ends without an error.
+
+    Args:
+        target: the directory to be written.
+        force: whether an existing target is replaced; it is kept until the new one is complete.
+
+    Yields:
+        The directory to write into; it is removed if the block raises, KeyboardInterrupt included.
+
+    Raises:
+        InputError: as `check_target`.
+    """
+    check_target(target, force=force)
+    with _os_errors(target):
+        parent = _parent(target)
+        parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    try:
+        stage = holder / "new"
+        stage.mkdir()
+        with _os_errors(target):
+            yield stage
+            if target.exists() or target.is_symlink():
+                target.rename(holder / "old")
+            try:
+                stage.rename(target)
+            except OSError:
+                if (holder / "old").exists():
+                    (holder / "old").rename(target)
+                raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def staged_file(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A file path beside `target` whose file becomes `target` when the block ends without an error.
+
+    Args:
+        target: the file to be written.
+        force: whether an existing target is replaced; it is kept until the new one is complete.
+
+    Yields:
+        The path to write to; what is there is removed if the block raises, KeyboardInterrupt included.
+
+    Raises:
+        InputError: as `check_target`; also if `target` is a directory.
+    """
+    if target.is_dir():
+        raise InputError(f"{target} is a directory; the output is a file. Choose another path.")
+    check_target(target, force=force)
+    with _os_errors(target):
+        parent = _parent(target)
+        parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    try:
+        with _os_errors(target):
+            yield holder / target.name
+            (holder / target.name).replace(target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _parent(target: Path) -> Path:
+    return target.absolute().parent
+
+
+@contextmanager
+def _os_errors(target: Path) -> Iterator[None]:
+    """A full disk or a missing permission becomes an `InputError` that names the target."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"{target} could not be written: {reason}. Nothing was left behind; free some space or choose another path."
+        ) from error
