@@ -45,4 +45,27 @@ struct Mra2AttentionParams {
 // before it has any.
 bool validate(const Mra2AttentionParams& params, char* message, std::size_t message_size) noexcept;
 
+// How the CPU operator gets its parallelism: `run` calls task(argument, i) once for every 0 <= i < count, in any order, on any
+// threads of its pool, and returns when all are done. A null `run` means this thread alone. The result is the same, bit
+// for bit, whatever the pool.
+struct ParallelFor {
+  void (*run)(void* pool, void (*task)(void* argument, std::size_t i), void* argument, std::size_t count) = nullptr;
+  void* pool = nullptr;
+};
+
+// Instruction sets that the CPU operator is compiled for, worst first.
+enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512"), or the best that this machine has
+// where `name` is null or empty. False, with a message as validate() writes it, for another name or one that this machine lacks.
+bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t message_size) noexcept;
+
+// Bytes of scratch memory that one call of mra2_attention_cpu needs. The params must be valid; pointers are not looked at.
+std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept;
+
+// Computes the operator on the CPU. The params must be valid and their pointers set. `workspace` points to
+// cpu_workspace_size(params) bytes of any alignment and content, used by nobody else meanwhile. Allocates nothing, prints
+// nothing and throws nothing.
+void mra2_attention_cpu(const Mra2AttentionParams& params, void* workspace, CpuIsa isa, ParallelFor parallel_for) noexcept;
+
 }  // namespace mra

@@ -1,0 +1,48 @@
+// What the CPU operator's dispatcher and its per-instruction-set translation units share: the plan of one call.
+#pragma once
+
+#include "mra2_attention.h"
+
+namespace mra {
+
+// One call: the params, the sizes derived from them, and where everything lies in the workspace. "Heads" counts all pairs
+// of example and head, index example * num_heads + head.
+struct CpuPlan {
+  Mra2AttentionParams params;
+  ParallelFor parallel_for;
+
+  std::int64_t head_dim;
+  std::int64_t padded_dim;   // head_dim, rounded up to 16
+  std::int64_t nb;           // blocks per sequence
+  std::int64_t padded_nb;    // nb, rounded up to 16
+  std::int64_t heads;        // batch * num_heads
+  std::int64_t selected;     // T
+  std::int64_t group_heads;  // heads whose scores are in memory at once
+
+  std::uint32_t* token_bits;  // [batch, nb]; bit i: token i of the block is not padding
+  float* token_counts;        // [batch, padded_nb]
+  float* pooled_query;        // [heads, nb, padded_dim]; then the low-resolution sums Σ W·v̂ (shifted by row_max)
+  float* pooled_key;          // [heads, head_dim, padded_nb]: transposed
+  float* pooled_value;        // [heads, nb, padded_dim]
+  float* row_max;             // [heads, nb]: r_a
+  float* low_weight;          // [heads, nb]: Σ W, shifted by row_max
+  std::int32_t* row_flags;    // [heads, nb]: kRowHasBlock, kRowHasPadding
+  std::int32_t* row_starts;   // [heads, nb + 1]: a row's first entry in `columns`
+  std::int32_t* columns;      // [heads, selected]: the selected key blocks that have tokens, row by row, ascending
+  float* scores;              // [group_heads, nb, padded_nb]: L - r_a, without priors; then the low-resolution weights
+};
+
+constexpr std::int32_t kRowHasBlock = 1;    // some block is selected for this row
+constexpr std::int32_t kRowHasPadding = 2;  // some selected block has no token: its padded keys enter the maximum as 0
+
+namespace portable {
+void run(const CpuPlan& plan) noexcept;
+}
+namespace avx2 {
+void run(const CpuPlan& plan) noexcept;
+}
+namespace avx512 {
+void run(const CpuPlan& plan) noexcept;
+}
+
+}  // namespace mra

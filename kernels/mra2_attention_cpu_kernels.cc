@@ -1,0 +1,769 @@
+// The CPU operator, compiled once per instruction set (MRA_CPU_NAMESPACE names it, the compiler's flags select it).
+//
+// Everything here has internal linkage and no standard-library template is used: an inline function compiled for AVX-512
+// that the linker shared with the rest of the program would end it on a machine without AVX-512.
+//
+//  1. pool      per (example, block): token bits and counts, pooled q, k, v of all heads         steps 1-2 of op_spec
+//  2. select    per head: low-resolution scores, the top T as lists per row, low-resolution sums  steps 3-7, 10
+//  3. attend    per (head, query block): online softmax over the row's list, started from 2       steps 8-12
+//
+// Vectors hold query rows in their lanes during q·k: the row maximum and the sum then need no work across lanes, keys and
+// weights are read as scalars in the order they lie in memory, and only the query block is transposed.
+#include <cstring>
+
+#include "mra2_attention_cpu.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mra {
+namespace MRA_CPU_NAMESPACE {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+using Vec = float __attribute__((vector_size(kLanes * 4)));
+using IntVec = std::int32_t __attribute__((vector_size(kLanes * 4)));
+using VecUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+using Vec4 = float __attribute__((vector_size(16), aligned(4), may_alias));
+using Half8 = std::uint16_t __attribute__((vector_size(16), aligned(2), may_alias));
+using UInt8 = std::uint32_t __attribute__((vector_size(32), aligned(4), may_alias));
+
+#define MRA_INLINE inline __attribute__((always_inline))
+
+constexpr int kB = kBlockSize;
+constexpr int kQueryVecs = kB / kLanes;
+// Register tiles (rows x vectors): as many accumulators as the registers hold beside the operands.
+constexpr int kKeyRows = kLanes == 16 ? 8 : 4;
+constexpr int kTileVecs = kLanes == 16 ? 4 : 2;
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLowest = -1e30f;  // an online maximum before its first entry
+
+MRA_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+MRA_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+MRA_INLINE Vec broadcast(float x) { return Vec{} + x; }
+
+// The larger; b where either is NaN.
+MRA_INLINE Vec vmax(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);  // GCC 12 warns of the plain form's own header
+#elif defined(__AVX__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// 2^x for x <= 0, relative error below 1e-7; 2^-126 below that; NaN for NaN.
+MRA_INLINE Vec exp2_nonpositive(Vec x) {
+  x = vmax(broadcast(-126.0f), x);
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which lands in the low bits
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = broadcast(0.00015345812006346848f);
+  p = p * r + 0.0013399931219189559f;
+  p = p * r + 0.00961848895710427f;
+  p = p * r + 0.05550328776965331f;
+  p = p * r + 0.24022646890634194f;
+  p = p * r + 0.6931472057372677f;
+  p = p * r + 1.0f;
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Element types. Rows hold head_dim elements, a multiple of 8.
+
+struct Float16 {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+MRA_INLINE void convert8(float* to, const float* from) { std::memcpy(to, from, 32); }
+MRA_INLINE void convert8(BFloat16* to, const float* from) {
+  UInt8 bits;
+  std::memcpy(&bits, from, 32);
+  const UInt8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const UInt8 nan = (bits >> 16) | 0x40;
+  const UInt8 result = (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
+  const Half8 half = __builtin_convertvector(result, Half8);
+  std::memcpy(to, &half, 16);
+}
+MRA_INLINE void convert8(float* to, const BFloat16* from) {
+  Half8 half;
+  std::memcpy(&half, from, 16);
+  const UInt8 bits = __builtin_convertvector(half, UInt8) << 16;
+  std::memcpy(to, &bits, 32);
+}
+#if defined(__F16C__)
+MRA_INLINE void convert8(float* to, const Float16* from) {
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+MRA_INLINE void convert8(Float16* to, const float* from) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+float bits_to_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+std::uint32_t float_to_bits(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+MRA_INLINE void convert8(float* to, const Float16* from) {
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t half = from[i].bits;
+    const std::uint32_t sign = (half & 0x8000) << 16;
+    const std::uint32_t magnitude = half & 0x7fff;
+    float value;
+    if (magnitude >= 0x7c00) {
+      value = bits_to_float(0x7f800000 | (magnitude & 0x3ff) << 13);
+    } else if (magnitude >= 0x400) {
+      value = bits_to_float((magnitude << 13) + (112u << 23));
+    } else {
+      value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // subnormal: 2^-24 each
+    }
+    to[i] = bits_to_float(float_to_bits(value) | sign);
+  }
+}
+MRA_INLINE void convert8(Float16* to, const float* from) {
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t bits = float_to_bits(from[i]);
+    const std::uint32_t sign = bits >> 16 & 0x8000;
+    const std::uint32_t magnitude = bits & 0x7fffffff;
+    std::uint32_t half;
+    if (magnitude > 0x7f800000) {
+      half = 0x7e00 | (magnitude >> 13 & 0x3ff);
+    } else if (magnitude >= 0x477ff000) {  // 65520 and above round to infinity
+      half = 0x7c00;
+    } else if (magnitude >= 0x38800000) {  // 2^-14: normal; to nearest, ties to even
+      half = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
+    } else {  // adding 0.5 leaves the subnormal's bits, rounded, at the end of the mantissa
+      half = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000;
+    }
+    to[i].bits = static_cast<std::uint16_t>(half | sign);
+  }
+}
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The one matrix kernel.
+
+// acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
+template <int R, int N>
+MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
+                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N]) {
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Vec right[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) right[n] = load(b + n * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec left = broadcast(a[r * row_step]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
+    }
+    a += k_step;
+    b += ldb;
+  }
+}
+
+// One tile of c = c * row_scale + a·b; row_scale null: c = a·b.
+template <int R, int N>
+MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
+                            std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth) {
+  Vec acc[R][N];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+      acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
+  multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) store(c + r * ldc + n * kLanes, acc[r][n]);
+}
+
+template <int N>
+void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
+                    std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows) {
+  constexpr int kRows = kLanes == 16 && N <= 2 ? 8 : 4;
+  std::int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    update_tile<kRows, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step,
+                          k_step, b, ldb, depth);
+  for (; r < rows; ++r)
+    update_tile<1, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step,
+                      b, ldb, depth);
+}
+
+// c [rows, width] = c * row_scale + a·b, where a is [rows, depth] with the given steps and b is [depth, width]. `width` is a
+// multiple of the vector.
+void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
+                   std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows,
+                   std::int64_t width) {
+  std::int64_t column = 0;
+  for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
+    update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+  if (kTileVecs > 2 && column + 2 * kLanes <= width) {
+    update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+    column += 2 * kLanes;
+  }
+  if (column < width) update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1. Pool
+
+// Adds up to four rows into sum [count]; count is a multiple of 8.
+template <typename T>
+void add_rows(float* sum, const T* const* rows, int n, std::int64_t count) {
+  alignas(64) float part[4][8];
+  for (std::int64_t i = 0; i < count; i += 8) {
+    for (int r = 0; r < n; ++r) convert8(part[r], rows[r] + i);
+    for (int lane = 0; lane < 8; ++lane) {
+      float s = part[0][lane];
+      for (int r = 1; r < n; ++r) s += part[r][lane];
+      sum[i + lane] += s;
+    }
+  }
+}
+
+constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their sums stay in the first-level cache
+
+template <typename T>
+void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t block, std::uint32_t bits,
+                 float count, float* pooled, bool transposed) {
+  const std::int64_t hidden = plan.params.hidden_size;
+  const std::int64_t dim = plan.head_dim;
+  const T* rows[kB];
+  int n = 0;
+  const T* first = static_cast<const T*>(tensor) + (example * plan.params.seq_len + block * kB) * hidden;
+  for (int i = 0; i < kB; ++i)
+    if (bits >> i & 1) rows[n++] = first + i * hidden;
+
+  const float divisor = count + kPoolEpsilon;
+  alignas(64) float sum[kPoolWidth];
+  const std::int64_t heads_at_once = kPoolWidth / dim;
+  for (std::int64_t head = 0; head < plan.params.num_heads; head += heads_at_once) {
+    const std::int64_t left = plan.params.num_heads - head;
+    const std::int64_t width = (left < heads_at_once ? left : heads_at_once) * dim;
+    std::memset(sum, 0, static_cast<std::size_t>(width) * sizeof(float));
+    for (int i = 0; i < n; i += 4) {
+      const T* four[4];
+      const int m = n - i < 4 ? n - i : 4;
+      for (int r = 0; r < m; ++r) four[r] = rows[i + r] + head * dim;
+      if (m == 4)
+        add_rows(sum, four, 4, width);
+      else
+        add_rows(sum, four, m, width);
+    }
+    for (std::int64_t j = 0; j < width / dim; ++j) {
+      const std::int64_t pair = example * plan.params.num_heads + head + j;
+      if (transposed) {
+        float* to = pooled + pair * dim * plan.padded_nb + block;
+        for (std::int64_t d = 0; d < dim; ++d) to[d * plan.padded_nb] = sum[j * dim + d] / divisor;
+      } else {
+        float* to = pooled + (pair * plan.nb + block) * plan.padded_dim;
+        for (std::int64_t d = 0; d < dim; ++d) to[d] = sum[j * dim + d] / divisor;
+        for (std::int64_t d = dim; d < plan.padded_dim; ++d) to[d] = 0.0f;
+      }
+    }
+  }
+}
+
+template <typename T>
+void pool_block(void* argument, std::size_t task) {
+  const CpuPlan& plan = *static_cast<const CpuPlan*>(argument);
+  const std::int64_t example = static_cast<std::int64_t>(task) / plan.nb;
+  const std::int64_t block = static_cast<std::int64_t>(task) % plan.nb;
+  const std::int32_t* mask = plan.params.attention_mask + example * plan.params.seq_len;
+  std::uint32_t bits = 0;
+  int count = 0;
+  for (int i = 0; i < kB; ++i) {
+    if (block * kB + i < plan.params.seq_len && mask[block * kB + i] != 0) {
+      bits |= std::uint32_t{1} << i;
+      ++count;
+    }
+  }
+  plan.token_bits[example * plan.nb + block] = bits;
+  plan.token_counts[example * plan.padded_nb + block] = static_cast<float>(count);
+  const float c = static_cast<float>(count);
+  pool_tensor<T>(plan, plan.params.query, example, block, bits, c, plan.pooled_query, false);
+  pool_tensor<T>(plan, plan.params.key, example, block, bits, c, plan.pooled_key, true);
+  pool_tensor<T>(plan, plan.params.value, example, block, bits, c, plan.pooled_value, false);
+  if (block == plan.nb - 1) {  // the columns that round nb up
+    for (std::int64_t pad = plan.nb; pad < plan.padded_nb; ++pad) {
+      plan.token_counts[example * plan.padded_nb + pad] = 0.0f;
+      for (std::int64_t row = 0; row < plan.params.num_heads * plan.head_dim; ++row)
+        plan.pooled_key[(example * plan.params.num_heads * plan.head_dim + row) * plan.padded_nb + pad] = 0.0f;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2. Select
+
+// What the functions of this stage see of one head.
+struct Head {
+  std::int64_t index;
+  const float* counts;  // [padded_nb]
+  std::int64_t used;    // blocks up to the last one with a token
+  float* scores;        // [nb, padded_nb]
+};
+
+Head get_head(const CpuPlan& plan, std::int64_t index, std::int64_t slot) {
+  Head head;
+  head.index = index;
+  head.counts = plan.token_counts + index / plan.params.num_heads * plan.padded_nb;
+  head.used = plan.nb;
+  while (head.used > 0 && head.counts[head.used - 1] == 0.0f) --head.used;
+  head.scores = plan.scores + slot * plan.nb * plan.padded_nb;
+  return head;
+}
+
+// Scores L - r of the rows [begin, end), and r itself (steps 3 to 6, without the priors).
+void score_rows(const CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
+  const std::int64_t width = (head.used + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t padded_nb = plan.padded_nb;
+  const float* query = plan.pooled_query + head.index * plan.nb * plan.padded_dim;
+  const float* key = plan.pooled_key + head.index * plan.head_dim * padded_nb;
+  update_matrix(head.scores + begin * padded_nb, padded_nb, nullptr, query + begin * plan.padded_dim, plan.padded_dim, 1, key,
+                padded_nb, plan.head_dim, end - begin, width);
+  const float infinity = __builtin_inff();
+  for (std::int64_t a = begin; a < end; ++a) {
+    float* row = head.scores + a * padded_nb;
+    for (std::int64_t b = 0; b < width; b += kLanes) store(row + b, load(row + b) * plan.params.scale);
+    for (std::int64_t b = width; b < plan.nb; ++b) row[b] = 0.0f;
+    for (std::int64_t b = plan.nb; b < padded_nb; ++b) row[b] = -infinity;
+    Vec largest = broadcast(-infinity);
+    for (std::int64_t b = 0; b < padded_nb; b += kLanes) largest = vmax(largest, load(row + b));
+    float r = -infinity;
+    for (int lane = 0; lane < kLanes; ++lane) r = largest[lane] > r ? largest[lane] : r;
+    plan.row_max[head.index * plan.nb + a] = r;
+    const Vec row_penalty = broadcast(head.counts[a] == 0.0f ? kMaskedBlockPenalty : 0.0f);
+    for (std::int64_t b = 0; b < padded_nb; b += kLanes) {
+      const Vec penalty = load(head.counts + b) == 0.0f ? broadcast(kMaskedBlockPenalty) : row_penalty;
+      store(row + b, (load(row + b) - penalty) - r);
+    }
+  }
+}
+
+constexpr int kKeyChunk = 256;
+
+// Maps scores [begin, end) of row a, at most kKeyChunk, to integers in the same order: equal scores to equal integers, NaN
+// above all (as torch.topk has it).
+void order_keys(const CpuPlan& plan, const float* row, std::int64_t a, std::int64_t begin, std::int64_t end,
+                std::uint32_t* keys) {
+  const std::int64_t first_n = plan.params.initial_prior_first_n_blocks;
+  const std::int64_t diagonal_n = plan.params.initial_prior_diagonal_n_blocks;
+  float scores[kKeyChunk];
+  const std::int64_t n = end - begin;
+  // Adding +0 turns -0 into +0.
+  for (std::int64_t i = 0; i < n; ++i) scores[i] = row[begin + i] + 0.0f;
+  if (diagonal_n > 0) {
+    const std::int64_t reach = diagonal_n / 2;
+    const std::int64_t from = reach > a - begin ? 0 : a - reach - begin;
+    const std::int64_t to = reach >= end - a ? n : a + reach + 1 - begin;
+    for (std::int64_t i = from; i < to && i < n; ++i) scores[i] += kPriorBonus;
+  }
+  if (a < first_n)
+    for (std::int64_t i = 0; i < n; ++i) scores[i] += kPriorBonus;
+  if (begin < first_n) {
+    const std::int64_t to = first_n < end ? first_n - begin : n;
+    for (std::int64_t i = 0; i < to; ++i) scores[i] += kPriorBonus;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &scores[i], 4);
+    const std::uint32_t ordered = bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+    keys[i] = (bits & 0x7fffffffu) > 0x7f800000u ? 0xffffffffu : ordered;
+  }
+}
+
+// The T-th largest key of the head, and how many keys equal to it are selected. A radix select: three passes over the scores.
+void find_threshold(const CpuPlan& plan, const Head& head, std::uint32_t* threshold, std::int64_t* ties) {
+  constexpr int kBits[] = {12, 10, 10};
+  constexpr int kTables = 4;  // neighbouring scores often fall into one bucket: separate tables avoid waiting for its counter
+  std::int64_t wanted = plan.selected;  // the wanted-th largest of the keys that share `prefix`
+  std::uint32_t prefix = 0;
+  int shift = 32;
+  for (const int bits : kBits) {
+    std::uint32_t counts[kTables][1 << 12];
+    std::memset(counts, 0, sizeof(counts));
+    const int low = shift - bits;
+    const std::uint32_t bucket_mask = (1u << bits) - 1;
+    for (std::int64_t a = 0; a < plan.nb; ++a) {
+      const float* row = head.scores + a * plan.padded_nb;
+      for (std::int64_t begin = 0; begin < plan.nb; begin += kKeyChunk) {
+        const std::int64_t end = begin + kKeyChunk < plan.nb ? begin + kKeyChunk : plan.nb;
+        std::uint32_t keys[kKeyChunk];
+        order_keys(plan, row, a, begin, end, keys);
+        const std::int64_t n = end - begin;
+        if (shift == 32) {
+          for (std::int64_t i = 0; i < n; ++i) ++counts[i % kTables][keys[i] >> low];
+        } else {
+          for (std::int64_t i = 0; i < n; ++i)
+            if (keys[i] >> shift == prefix) ++counts[0][keys[i] >> low & bucket_mask];
+        }
+      }
+    }
+    std::uint32_t bucket = bucket_mask;
+    for (;; --bucket) {
+      const std::int64_t in_bucket = static_cast<std::int64_t>(counts[0][bucket]) + counts[1][bucket] + counts[2][bucket] + counts[3][bucket];
+      if (wanted <= in_bucket) break;
+      wanted -= in_bucket;
+    }
+    prefix = shift == 32 ? bucket : prefix << bits | bucket;
+    shift = low;
+  }
+  *threshold = prefix;
+  *ties = wanted;
+}
+
+// Step 7: lists the selected key blocks row by row. Pairs without tokens are dropped, for they add nothing but the zeros of
+// their padded keys, which the row's flags remember.
+void select_blocks(const CpuPlan& plan, const Head& head) {
+  std::uint32_t threshold = 0;
+  std::int64_t ties = plan.selected;
+  if (plan.selected < plan.nb * plan.nb) find_threshold(plan, head, &threshold, &ties);
+  std::int32_t* columns = plan.columns + head.index * plan.selected;
+  std::int32_t* starts = plan.row_starts + head.index * (plan.nb + 1);
+  std::int32_t used = 0;
+  for (std::int64_t a = 0; a < plan.nb; ++a) {
+    const float* row = head.scores + a * plan.padded_nb;
+    std::int32_t flags = 0;
+    starts[a] = used;
+    for (std::int64_t begin = 0; begin < plan.nb; begin += kKeyChunk) {
+      const std::int64_t end = begin + kKeyChunk < plan.nb ? begin + kKeyChunk : plan.nb;
+      std::uint32_t keys[kKeyChunk];
+      order_keys(plan, row, a, begin, end, keys);
+      for (std::int64_t i = 0; i < end - begin; ++i) {
+        if (keys[i] < threshold) continue;
+        if (keys[i] == threshold && --ties < 0) continue;
+        flags |= kRowHasBlock;
+        if (head.counts[begin + i] == 0.0f)
+          flags |= kRowHasPadding;
+        else if (head.counts[a] != 0.0f)
+          columns[used++] = static_cast<std::int32_t>(begin + i);
+      }
+    }
+    plan.row_flags[head.index * plan.nb + a] = flags;
+  }
+  starts[plan.nb] = used;
+}
+
+// Step 10 for the rows [begin, end): Σ W·v̂ and Σ W over the blocks that are not selected, shifted by r.
+void sum_low_resolution(const CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
+  const std::int64_t width = (head.used + kLanes - 1) / kLanes * kLanes;
+  const std::int32_t* columns = plan.columns + head.index * plan.selected;
+  const std::int32_t* starts = plan.row_starts + head.index * (plan.nb + 1);
+  for (std::int64_t a = begin; a < end; ++a) {
+    if (head.counts[a] == 0.0f) continue;
+    float* row = head.scores + a * plan.padded_nb;
+    for (std::int64_t b = 0; b < width; b += kLanes)
+      store(row + b, load(head.counts + b) * exp2_nonpositive(load(row + b) * kLog2E));
+    for (std::int32_t i = starts[a]; i < starts[a + 1]; ++i) row[columns[i]] = 0.0f;
+    Vec total = Vec{};
+    for (std::int64_t b = 0; b < width; b += kLanes) total += load(row + b);
+    float sum = 0.0f;
+    for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    plan.low_weight[head.index * plan.nb + a] = sum;
+  }
+  const std::int64_t first = head.index * plan.nb;
+  update_matrix(plan.pooled_query + (first + begin) * plan.padded_dim, plan.padded_dim, nullptr,
+                head.scores + begin * plan.padded_nb, plan.padded_nb, 1, plan.pooled_value + first * plan.padded_dim,
+                plan.padded_dim, head.used, end - begin, plan.padded_dim);
+}
+
+// A group of heads whose scores are in memory at once, and the rows that one task of a large head takes.
+struct SelectJob {
+  const CpuPlan* plan;
+  std::int64_t first_head;
+  std::int64_t tiles;  // per head
+};
+
+constexpr std::int64_t kSelectRows = 64;
+
+void for_tile(void* argument, std::size_t task, void (*compute)(const CpuPlan&, const Head&, std::int64_t, std::int64_t)) {
+  const SelectJob& job = *static_cast<const SelectJob*>(argument);
+  const std::int64_t slot = static_cast<std::int64_t>(task) / job.tiles;
+  const std::int64_t begin = static_cast<std::int64_t>(task) % job.tiles * kSelectRows;
+  const std::int64_t end = begin + kSelectRows < job.plan->nb ? begin + kSelectRows : job.plan->nb;
+  compute(*job.plan, get_head(*job.plan, job.first_head + slot, slot), begin, end);
+}
+
+void score_tile(void* argument, std::size_t task) { for_tile(argument, task, score_rows); }
+void sum_tile(void* argument, std::size_t task) { for_tile(argument, task, sum_low_resolution); }
+
+void select_head(void* argument, std::size_t task) {
+  const SelectJob& job = *static_cast<const SelectJob*>(argument);
+  const std::int64_t slot = static_cast<std::int64_t>(task);
+  select_blocks(*job.plan, get_head(*job.plan, job.first_head + slot, slot));
+}
+
+void do_head(void* argument, std::size_t task) {
+  const SelectJob& job = *static_cast<const SelectJob*>(argument);
+  const CpuPlan& plan = *job.plan;
+  const std::int64_t slot = static_cast<std::int64_t>(task);
+  const Head head = get_head(plan, job.first_head + slot, slot);
+  score_rows(plan, head, 0, plan.nb);
+  select_blocks(plan, head);
+  if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull)) sum_low_resolution(plan, head, 0, plan.nb);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3. Attend
+
+// One task's working memory, on its stack: 132 KiB, of which it touches what head_dim needs.
+struct AttendScratch {
+  alignas(64) float query[kMaxHeadDim * kB];    // [head_dim, 32 queries], times scale·log2(e)
+  alignas(64) float rows[kB * kMaxHeadDim];     // [32, head_dim]: query rows, then key rows, as float
+  alignas(64) float value[kB * kMaxHeadDim];    // [32 keys, padded_dim]
+  alignas(64) float weights[kB * kB];           // [32 keys, 32 queries]: G·log2(e), then e^(G - M)
+  alignas(64) float context[kB * kMaxHeadDim];  // [32 queries, padded_dim]
+  alignas(64) float correction[kB];             // [32 queries]
+};
+
+template <typename T>
+MRA_INLINE void load_row(float* to, const T* from, std::int64_t dim) {
+  for (std::int64_t d = 0; d < dim; d += 8) convert8(to + d, from + d);
+}
+
+// to [dim, 32] = from [n, dim] transposed and scaled; the columns from n on are 0.
+void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float scale) {
+  for (int row = 0; row < kB; row += 4) {
+    for (std::int64_t d = 0; d < dim; d += 4) {
+      Vec4 r[4];
+      for (int i = 0; i < 4; ++i) r[i] = row + i < n ? *reinterpret_cast<const Vec4*>(from + (row + i) * dim + d) * scale : Vec4{};
+      const Vec4 low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+      const Vec4 low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+      float* out = to + d * kB + row;
+      *reinterpret_cast<Vec4*>(out) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+      *reinterpret_cast<Vec4*>(out + kB) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+      *reinterpret_cast<Vec4*>(out + 2 * kB) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+      *reinterpret_cast<Vec4*>(out + 3 * kB) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+    }
+  }
+}
+
+// weights [keys, 32] = key rows · query, and the largest of each column. `keys` is a multiple of kKeyRows.
+void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, const float* query, std::int64_t dim, int keys,
+                   Vec (&largest)[kQueryVecs]) {
+  constexpr int N = 2;
+  for (int j = 0; j < keys; j += kKeyRows) {
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueryVecs; q += N) {
+      Vec acc[kKeyRows][N] = {};
+      multiply_tile<kKeyRows, N>(key + j * key_step, key_step, 1, query + q * kLanes, kB, dim, acc);
+#pragma GCC unroll 16
+      for (int r = 0; r < kKeyRows; ++r)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          store(weights + (j + r) * kB + (q + n) * kLanes, acc[r][n]);
+          largest[q + n] = vmax(largest[q + n], acc[r][n]);
+        }
+    }
+  }
+}
+
+// The numbers of the set bits.
+int list_bits(std::uint32_t bits, int (&list)[kB]) {
+  int n = 0;
+  for (; bits != 0; bits &= bits - 1) list[n++] = __builtin_ctz(bits);
+  return n;
+}
+
+MRA_INLINE void prefetch_rows(const char* first, std::int64_t step, std::int64_t bytes) {
+  for (int i = 0; i < kB; ++i)
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(first + i * step + at);
+}
+
+template <typename T>
+const float* as_float(const T*) {
+  return nullptr;
+}
+const float* as_float(const float* p) { return p; }
+
+template <typename T>
+void attend_block(void* argument, std::size_t task) {
+  const CpuPlan& plan = *static_cast<const CpuPlan*>(argument);
+  const Mra2AttentionParams& params = plan.params;
+  const std::int64_t index = static_cast<std::int64_t>(task) / plan.nb;  // example * num_heads + head
+  const std::int64_t a = static_cast<std::int64_t>(task) % plan.nb;
+  const std::int64_t example = index / params.num_heads;
+  const std::int64_t hidden = params.hidden_size;
+  const std::int64_t dim = plan.head_dim;
+  const std::int64_t padded_dim = plan.padded_dim;
+  // The element of this head at the example's first token.
+  const std::int64_t origin = example * params.seq_len * hidden + index % params.num_heads * dim;
+  const T* query = static_cast<const T*>(params.query) + origin + a * kB * hidden;
+  const T* key = static_cast<const T*>(params.key) + origin;
+  const T* value = static_cast<const T*>(params.value) + origin;
+  T* context = static_cast<T*>(params.context) + origin + a * kB * hidden;
+  const std::uint32_t* token_bits = plan.token_bits + example * plan.nb;
+
+  const std::int64_t tokens_left = params.seq_len - a * kB;
+  const int rows = static_cast<int>(tokens_left < kB ? tokens_left : kB);
+  const std::uint32_t bits = token_bits[a];
+  for (int i = 0; i < rows; ++i)
+    if (!(bits >> i & 1)) std::memset(static_cast<void*>(context + i * hidden), 0, static_cast<std::size_t>(dim) * sizeof(T));
+  if (bits == 0) return;
+
+  AttendScratch scratch;
+  int queries[kB];
+  const int n_queries = list_bits(bits, queries);
+  for (int i = 0; i < n_queries; ++i) load_row(scratch.rows + i * dim, query + queries[i] * hidden, dim);
+  transpose_rows(scratch.query, scratch.rows, n_queries, dim, params.scale * kLog2E);
+
+  // The low-resolution part starts the online softmax: all queries of the block share it.
+  const bool full = params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);
+  const std::int64_t block_row = index * plan.nb + a;
+  const std::int32_t flags = plan.row_flags[block_row];
+  Vec maximum[kQueryVecs], total[kQueryVecs];
+  for (int q = 0; q < kQueryVecs; ++q) {
+    maximum[q] = broadcast(full ? plan.row_max[block_row] * kLog2E : kLowest);
+    total[q] = broadcast(full ? plan.low_weight[block_row] : 0.0f);
+  }
+  if (full) {
+    const float* low = plan.pooled_query + block_row * padded_dim;
+    for (int i = 0; i < kB; ++i) std::memcpy(scratch.context + i * padded_dim, low, static_cast<std::size_t>(padded_dim) * sizeof(float));
+  } else {
+    std::memset(scratch.context, 0, static_cast<std::size_t>(kB * padded_dim) * sizeof(float));
+  }
+  // What enters the maximum besides the keys below: zeros of blocks without tokens, or the constant of step 9.
+  float floor = kLowest;
+  if (flags & kRowHasPadding) floor = 0.0f;
+  if (!(flags & kRowHasBlock)) floor = kNoBlockMax * kLog2E;
+
+  const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
+  const std::int32_t* columns = plan.columns + index * plan.selected;
+  const std::int32_t end = starts[a + 1];
+  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t row_step = hidden * static_cast<std::int64_t>(sizeof(T));
+  const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
+    for (int q = 0; q < kQueryVecs; ++q) {
+      const Vec larger = vmax(maximum[q], candidate[q]);
+      const Vec factor = exp2_nonpositive(maximum[q] - larger);
+      store(scratch.correction + q * kLanes, factor);
+      total[q] *= factor;
+      maximum[q] = larger;
+    }
+  };
+  for (std::int32_t at = starts[a]; at < end; ++at) {
+    const std::int64_t b = columns[at];
+    const T* key_block = key + b * kB * hidden;
+    const T* value_block = value + b * kB * hidden;
+    const bool complete = token_bits[b] == 0xffffffffu;
+    if (complete) prefetch_rows(reinterpret_cast<const char*>(value_block), row_step, row_bytes);
+
+    int keys[kB];
+    const int n_keys = list_bits(token_bits[b], keys);
+    const int padded_keys = (n_keys + kKeyRows - 1) / kKeyRows * kKeyRows;
+    Vec largest[kQueryVecs];
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] = broadcast(complete ? floor : (floor > 0.0f ? floor : 0.0f));
+    const float* key_rows = as_float(key_block);
+    std::ptrdiff_t key_step = hidden;
+    if (key_rows == nullptr || !complete) {
+      for (int j = 0; j < n_keys; ++j) load_row(scratch.rows + j * dim, key_block + keys[j] * hidden, dim);
+      // Padded keys give 0, and there are some if rows have to be filled up.
+      std::memset(scratch.rows + n_keys * dim, 0, static_cast<std::size_t>((padded_keys - n_keys) * dim) * sizeof(float));
+      key_rows = scratch.rows;
+      key_step = dim;
+    }
+    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest);
+    if (at + 1 < end && columns[at + 1] * kB + kB <= params.seq_len)
+      prefetch_rows(reinterpret_cast<const char*>(key + columns[at + 1] * kB * hidden), row_step, row_bytes);
+
+    update_maximum(largest);
+    for (int j = 0; j < n_keys; ++j) {
+      for (int q = 0; q < kQueryVecs; ++q) {
+        const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - maximum[q]);
+        store(scratch.weights + j * kB + q * kLanes, weight);
+        total[q] += weight;
+      }
+      float* to = scratch.value + j * padded_dim;
+      load_row(to, value_block + keys[j] * hidden, dim);
+      if (padded_dim != dim) std::memset(to + dim, 0, 32);
+    }
+    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim, n_keys,
+                  (n_queries + 3) / 4 * 4, padded_dim);
+  }
+  if (starts[a] == end) {  // no keys, but the maximum may still rise above r
+    Vec none[kQueryVecs];
+    for (int q = 0; q < kQueryVecs; ++q) none[q] = broadcast(floor);
+    update_maximum(none);
+    for (int i = 0; i < n_queries; ++i)
+      for (std::int64_t d = 0; d < padded_dim; d += kLanes) {
+        float* at = scratch.context + i * padded_dim + d;
+        store(at, load(at) * scratch.correction[i]);
+      }
+  }
+
+  for (int q = 0; q < kQueryVecs; ++q) store(scratch.correction + q * kLanes, 1.0f / (total[q] + kNormalizerEpsilon));
+  for (int i = 0; i < n_queries; ++i) {
+    float* row = scratch.context + i * padded_dim;
+    for (std::int64_t d = 0; d < padded_dim; d += kLanes) store(row + d, load(row + d) * scratch.correction[i]);
+    T* to = context + queries[i] * hidden;
+    for (std::int64_t d = 0; d < dim; d += 8) convert8(to + d, row + d);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+void parallel_for(const CpuPlan& plan, void (*task)(void*, std::size_t), const void* argument, std::int64_t count) {
+  void* mutable_argument = const_cast<void*>(argument);  // every task reads it only
+  if (plan.parallel_for.run != nullptr && count > 1) {
+    plan.parallel_for.run(plan.parallel_for.pool, task, mutable_argument, static_cast<std::size_t>(count));
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) task(mutable_argument, static_cast<std::size_t>(i));
+  }
+}
+
+template <typename T>
+void run_typed(const CpuPlan& plan) {
+  parallel_for(plan, pool_block<T>, &plan, plan.params.batch * plan.nb);
+  const std::int64_t tiles = (plan.nb + kSelectRows - 1) / kSelectRows;
+  for (std::int64_t first = 0; first < plan.heads; first += plan.group_heads) {
+    const std::int64_t n = plan.heads - first < plan.group_heads ? plan.heads - first : plan.group_heads;
+    const SelectJob job{&plan, first, tiles};
+    if (tiles <= 2) {  // small heads: one task each, without waiting between the steps
+      parallel_for(plan, do_head, &job, n);
+      continue;
+    }
+    parallel_for(plan, score_tile, &job, n * tiles);
+    parallel_for(plan, select_head, &job, n);
+    if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull)) parallel_for(plan, sum_tile, &job, n * tiles);
+  }
+  parallel_for(plan, attend_block<T>, &plan, plan.heads * plan.nb);
+}
+
+}  // namespace
+
+void run(const CpuPlan& plan) noexcept {
+  switch (plan.params.dtype) {
+    case DType::kFloat32:
+      return run_typed<float>(plan);
+    case DType::kFloat16:
+      return run_typed<Float16>(plan);
+    case DType::kBFloat16:
+      return run_typed<BFloat16>(plan);
+  }
+}
+
+}  // namespace MRA_CPU_NAMESPACE
+}  // namespace mra
