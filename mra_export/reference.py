@@ -38,12 +38,14 @@ class Selection(NamedTuple):
         selected: bool [batch, num_heads, blocks, blocks], query block by key block.
         gap: float [batch, num_heads], the lowest chosen score minus the highest rejected one; inf where all are chosen,
             0 where the cut falls among equal scores.
+        score: float [batch, num_heads, blocks, blocks], what the blocks are chosen by.
         tied_tokens: bool [batch, num_heads], whether a cut among equal scores separates blocks that both hold tokens, which
             is where transformers' own result is not well defined.
     """
 
     selected: Tensor
     gap: Tensor
+    score: Tensor
     tied_tokens: Tensor
 
 
@@ -109,7 +111,13 @@ def validate(
 
 
 def mra2_attention(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, attributes: Mra2AttentionAttributes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    attributes: Mra2AttentionAttributes,
+    *,
+    selected: Tensor | None = None,
 ) -> Tensor:
     """MRA-2 self-attention (Zeng et al., 2022, section 4; `mra2_attention` in transformers' `modeling_mra.py`).
 
@@ -119,6 +127,8 @@ def mra2_attention(
         value: as query.
         attention_mask: [batch, seq_len], 0 = padding, anything else = token.
         attributes: the node's attributes.
+        selected: bool [batch, num_heads, blocks, blocks], equally many in every head of an example, to be used in the place
+            of step 7: that is how a parity check tells a difference of selection from one of arithmetic.
 
     Returns:
         context, of the shape and type of query; 0 at padding.
@@ -131,7 +141,10 @@ def mra2_attention(
     context = torch.zeros_like(query)
     for example in range(batch):
         blocks = _cut(query[example], key[example], value[example], attention_mask[example], attributes)
-        order = _ranking(blocks, attributes)
+        if selected is None:
+            order = _ranking(blocks, attributes)
+        else:
+            order = selected[example].flatten(1).nonzero()[:, 1].reshape(attributes.num_heads, -1)
         rows = _attend(blocks, order, attributes)  # [blocks * 32, hidden_size]
         context[example] = rows[:seq_len].to(context.dtype)
     return context
@@ -155,7 +168,7 @@ def select_blocks(
         InputError: a size or an attribute is outside the limits.
     """
     validate(query, key, query, attention_mask, attributes)
-    chosen, gaps, ties = [], [], []
+    chosen, gaps, scores, ties = [], [], [], []
     for example in range(query.shape[0]):
         blocks = _cut(query[example], key[example], query[example], attention_mask[example], attributes)
         heads, rows, _ = blocks.score.shape
@@ -171,11 +184,14 @@ def select_blocks(
         tied = (at_cut & selected).any(1) & (at_cut & ~selected).any(1)
         chosen.append(selected.reshape(heads, rows, rows))
         gaps.append(gap)
+        scores.append(blocks.score)
         ties.append(tied)
     if not chosen:
         empty = query.new_zeros((0, attributes.num_heads))
-        return Selection(empty[:, :, None, None].bool(), empty, empty.bool())
-    return Selection(torch.stack(chosen), torch.stack(gaps), torch.stack(ties))
+        rows = -(-query.shape[1] // BLOCK_SIZE)
+        pairs = empty[:, :, None, None].expand(0, attributes.num_heads, rows, rows)
+        return Selection(pairs.bool(), empty, pairs, empty.bool())
+    return Selection(torch.stack(chosen), torch.stack(gaps), torch.stack(scores), torch.stack(ties))
 
 
 def _cut(

@@ -1,0 +1,387 @@
+"""Checkpoint -> ONNX directory, with one custom node per attention layer and its function body."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mra_export import __version__
+from mra_export.checkpoint import SIDE_FILES, Checkpoint
+from mra_export.errors import InputError, MraExportError
+from mra_export.function_body import MIN_OPSET
+from mra_export.op_spec import OP_VERSION
+from mra_export.outputs import staged_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import onnx_ir
+    import torch
+    from torch import Tensor, nn
+
+__all__ = [
+    "DEFAULT_OPSET",
+    "DTYPES",
+    "MODEL_FILE",
+    "POOLINGS",
+    "ExportResult",
+    "Pooling",
+    "export_onnx",
+    "input_names",
+    "pool",
+    "pooling_of",
+    "share_weights",
+]
+
+DEFAULT_OPSET = 20
+MAX_OPSET = 25
+"""The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
+DTYPES = ("fp32", "fp16", "bf16")
+POOLINGS = ("none", "cls", "mean")
+MODEL_FILE = Path("onnx") / "model.onnx"
+EXTERNAL_DATA_THRESHOLD = 2_000_000_000
+"""Bytes of weights from which they go to a file of their own: a protobuf message ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How token vectors become one vector.
+
+    Attributes:
+        mode: "none", "cls" (the first token) or "mean" (over tokens that are not padding).
+        normalize: whether the vector is scaled to length 1.
+    """
+
+    mode: str = "none"
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        directory: the ONNX directory.
+        model: the model file.
+        task: its task.
+        dtype: type of weights and activations, one of `DTYPES`.
+        opset: of the standard operators.
+        attention_nodes: number of custom nodes.
+        inputs: names.
+        outputs: names.
+        size_bytes: of the model file and its external data.
+    """
+
+    directory: Path
+    model: Path
+    task: str
+    dtype: str
+    opset: int
+    attention_nodes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    size_bytes: int
+
+
+def pooling_of(directory: Path) -> Pooling:
+    """The pooling that a checkpoint's sentence-transformers files ask for.
+
+    Args:
+        directory: the checkpoint.
+
+    Returns:
+        "none" where there are no such files.
+
+    Raises:
+        InputError: they ask for a pooling that the export does not offer.
+    """
+    modules = directory / "modules.json"
+    if not modules.is_file():
+        return Pooling()
+    try:
+        kinds = [(str(m["type"]).rsplit(".", 1)[-1], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))]
+        settings = [
+            json.loads((directory / path / "config.json").read_text(encoding="utf-8"))
+            for kind, path in kinds
+            if kind == "Pooling"
+        ]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"{modules} or its 1_Pooling/config.json cannot be read: {error}.") from error
+    if not settings:
+        return Pooling()
+    modes = [key.removeprefix("pooling_mode_") for key, on in settings[0].items() if key.startswith("pooling_mode_") and on]
+    if isinstance(settings[0].get("pooling_mode"), str):
+        modes = [settings[0]["pooling_mode"]]
+    known = {"cls_token": "cls", "mean_tokens": "mean", "cls": "cls", "mean": "mean"}
+    if len(modes) != 1 or modes[0] not in known:
+        raise InputError(
+            f"The checkpoint asks for pooling {' + '.join(modes) or 'none'}, which the export does not offer. "
+            f"Choose one with --pooling ({', '.join(POOLINGS)})."
+        )
+    return Pooling(known[modes[0]], any(kind == "Normalize" for kind, _ in kinds))
+
+
+def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """Token vectors to sentence vectors, as sentence-transformers' `Pooling` and `Normalize` do it.
+
+    Args:
+        last_hidden_state: float32 [batch, seq_len, hidden_size].
+        attention_mask: [batch, seq_len].
+        pooling: mode "cls" or "mean".
+
+    Returns:
+        [batch, hidden_size].
+    """
+    import torch
+
+    if pooling.mode == "cls":
+        vector = last_hidden_state[:, 0]
+    else:
+        weight = attention_mask.to(last_hidden_state.dtype).unsqueeze(-1)
+        vector = (last_hidden_state * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(vector, dim=-1) if pooling.normalize else vector
+
+
+def input_names(config: Any) -> tuple[str, ...]:
+    """The inputs of the exported model, in order."""
+    names = ("input_ids", "attention_mask")
+    return (*names, "token_type_ids") if getattr(config, "type_vocab_size", 1) > 1 else names
+
+
+def share_weights(model: Any) -> Any:
+    """A copy of a model's modules over the same weights, so that modules of the copy can be replaced."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    dtype: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+    pooling: Pooling | None = None,
+    force: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> ExportResult:
+    """Writes the ONNX directory of a checkpoint.
+
+    Args:
+        checkpoint: the model.
+        output: the directory to write.
+        dtype: one of `DTYPES`; inputs are int64 and outputs float32 with each of them.
+        opset: of the standard operators.
+        pooling: None to go by the checkpoint's sentence-transformers files.
+        force: whether an existing output is replaced.
+        finish: called with the directory before it gets its name; if it raises, nothing is left behind.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: an option or the output path is wrong.
+    """
+    import onnx
+    import torch
+
+    newest = min(onnx.defs.onnx_opset_version(), MAX_OPSET)
+    if not MIN_OPSET <= opset <= newest:
+        raise InputError(f"opset={opset} must be between {MIN_OPSET} and {newest} with the versions installed here.")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    if pooling is None:
+        pooling = pooling_of(checkpoint.directory) if checkpoint.task.name == "feature-extraction" else Pooling()
+    if pooling.mode not in POOLINGS:
+        raise InputError(f"pooling={pooling.mode!r} must be one of {', '.join(POOLINGS)}.")
+    if pooling.mode != "none" and checkpoint.task.name != "feature-extraction":
+        raise InputError(f"pooling={pooling.mode} needs the task feature-extraction; this is {checkpoint.task.name}.")
+    if pooling.normalize and pooling.mode == "none":
+        raise InputError("--normalize scales a sentence embedding: it needs --pooling cls or mean.")
+
+    inputs = input_names(checkpoint.config)
+    outputs = checkpoint.task.outputs + (("sentence_embedding",) if pooling.mode != "none" else ())
+    torch_dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    with staged_directory(output, force=force) as stage:
+        program = _trace(checkpoint, inputs, outputs, torch_dtype, opset, pooling)
+        nodes = _finish_model(program, checkpoint, opset, dtype)
+        (stage / MODEL_FILE).parent.mkdir()
+        _save(program, stage / MODEL_FILE)
+        del program
+        onnx.checker.check_model(str(stage / MODEL_FILE), full_check=True)
+        _copy_side_files(checkpoint, stage, pooling)
+        if finish is not None:
+            finish(stage)
+        size = sum(file.stat().st_size for file in (stage / "onnx").iterdir())
+    return ExportResult(
+        output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size
+    )
+
+
+def _trace(
+    checkpoint: Checkpoint,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    dtype: torch.dtype,
+    opset: int,
+    pooling: Pooling,
+) -> onnx_ir.Model:
+    """Runs torch's exporter over the model with its attention replaced by the custom node."""
+    import torch
+
+    module = _wrapped(checkpoint, outputs, dtype, pooling)
+    leading = {0: "batch", 1: "choices", 2: "sequence"} if checkpoint.task.name == "multiple-choice" else None
+    axes = leading or {0: "batch", 1: "sequence"}
+    limits = {"sequence": {"max": checkpoint.config.max_position_embeddings}}
+    dims = {axis: torch.export.Dim(name, **limits.get(name, {})) for axis, name in axes.items()}
+    # Sizes other than 0 and 1, which the exporter takes for constants, and different from each other.
+    shape = [{"batch": 2, "choices": 3, "sequence": min(40, checkpoint.config.max_position_embeddings)}[n] for n in axes.values()]
+    example = tuple(
+        torch.ones(shape, dtype=torch.int64) if name == "attention_mask" else torch.zeros(shape, dtype=torch.int64)
+        for name in inputs
+    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            dynamic_shapes=tuple(dims for _ in inputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=opset,
+            verbose=False,
+        )
+    if program is None:
+        raise MraExportError("torch.onnx.export returned nothing.")
+    return program.model
+
+
+def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtype, pooling: Pooling) -> nn.Module:
+    """The model as the exporter sees it: int64 inputs, float32 outputs, the mask cast once for all layers."""
+    import torch
+
+    attributes = checkpoint.family.attributes(checkpoint.config).as_dict()
+    operator = "::".join(checkpoint.family.operator)
+    # Module.to changes the parameters in place: only a model of the same type may share them.
+    model = share_weights(checkpoint.model) if dtype == torch.float32 else copy.deepcopy(checkpoint.model).to(dtype)
+    shared: dict[str, Tensor] = {}
+
+    def node(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            operator,
+            (query, key, value, shared["attention_mask"]),
+            attrs=attributes,
+            dtype=query.dtype,
+            shape=query.shape,
+            version=OP_VERSION,
+        )
+
+    checkpoint.family.replace_attention(model, node)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
+            shared["attention_mask"] = attention_mask.to(torch.int32).flatten(0, -2)
+            extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+            result = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+            values = [result[name].float() for name in outputs if name != "sentence_embedding"]
+            if pooling.mode != "none":
+                values.append(pool(values[0], attention_mask, pooling))
+            return tuple(values)
+
+    return Wrapped().eval()
+
+
+def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str) -> int:
+    """Names the attention nodes, adds the function bodies, and drops whatever tells of this machine; counts the nodes."""
+    import onnx_ir
+
+    names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
+    nodes = [node for node in model.graph if (node.domain, node.op_type) == checkpoint.family.operator]
+    if len(nodes) != len(names):
+        raise MraExportError(f"The export has {len(nodes)} attention nodes for {len(names)} layers.")
+    for node, name in zip(nodes, names, strict=True):
+        node.name = f"{name}.{node.op_type}"
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    model.graph.name = checkpoint.config.model_type
+    model.doc_string = None
+    model.producer_name = "mra-export"
+    model.producer_version = __version__
+    model.metadata_props.clear()
+    model.metadata_props.update({"task": checkpoint.task.name, "dtype": dtype, "family": checkpoint.family.model_type})
+    for function in checkpoint.family.functions(opset):
+        converted = onnx_ir.serde.deserialize_function(function)
+        model.functions[converted.identifier()] = converted
+    return len(nodes)
+
+
+def _save(model: onnx_ir.Model, path: Path) -> None:
+    """Writes the model, with its weights in a file beside it if they do not fit into a protobuf message."""
+    import onnx_ir
+
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}_data" if weights > EXTERNAL_DATA_THRESHOLD else None
+    onnx_ir.save(model, path, external_data=external)
+
+
+def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:
+    """Puts beside the model what stock clients look for: configuration, tokenizer, sentence-transformers' files."""
+    for name in ("config.json", *SIDE_FILES):
+        if (checkpoint.directory / name).is_file():
+            (stage / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint.directory / name, stage / name)
+    if pooling.mode == "none":
+        for name in ("modules.json", "1_Pooling", "2_Normalize"):
+            target = stage / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            target.unlink(missing_ok=True)
+        return
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * pooling.normalize
+    listing = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    settings: dict[str, Any] = {"word_embedding_dimension": checkpoint.config.hidden_size}
+    for key, mode in (("cls_token", "cls"), ("mean_tokens", "mean"), ("max_tokens", ""), ("mean_sqrt_len_tokens", "")):
+        settings[f"pooling_mode_{key}"] = mode == pooling.mode
+    (stage / "1_Pooling").mkdir(exist_ok=True)
+    (stage / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (stage / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    if not pooling.normalize and (stage / "2_Normalize").is_dir():
+        shutil.rmtree(stage / "2_Normalize")
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter's notes off the terminal: they are about torch, not about the user's model."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
