@@ -1,0 +1,68 @@
+// The operator for ONNX Runtime's CPU provider: scratch memory from the session's allocator, threads from its intra-op pool.
+#include <cstdlib>
+#include <new>
+
+#include "mra2_attention_op.h"
+
+namespace mra::ort {
+namespace {
+
+struct CpuKernel {
+  Mra2AttentionParams attributes;
+  CpuIsa isa = CpuIsa::kPortable;
+  OrtAllocator* allocator = nullptr;
+
+  ~CpuKernel() {
+    if (allocator != nullptr) api->ReleaseAllocator(allocator);
+  }
+};
+
+OrtStatusPtr ORT_API_CALL create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+  auto* created = new (std::nothrow) CpuKernel;
+  if (created == nullptr) return api->CreateStatus(ORT_FAIL, "Out of memory.");
+  OrtStatus* status = read_attributes(*info, static_cast<const Op*>(op)->dtype, &created->attributes);
+  char message[kMessageSize];
+  if (status == nullptr && !choose_cpu_isa(std::getenv("MRA_CPU_ISA"), &created->isa, message, sizeof(message)))
+    status = invalid_argument(message);
+  if (status == nullptr) status = api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &created->allocator);
+  if (status != nullptr) {
+    delete created;
+    return status;
+  }
+  *kernel = created;
+  return nullptr;
+}
+
+void run_in_pool(void* pool, void (*task)(void*, std::size_t), void* argument, std::size_t count) {
+  // As many batches as tasks: threads take the next one when they are free, for tasks differ in length.
+  OrtStatus* status = api->KernelContext_ParallelFor(static_cast<OrtKernelContext*>(pool), task, count, count, argument);
+  if (status == nullptr) return;
+  // It fails only where the runtime was built without it, before any task has run.
+  api->ReleaseStatus(status);
+  for (std::size_t i = 0; i < count; ++i) task(argument, i);
+}
+
+OrtStatusPtr ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
+  const auto& self = *static_cast<const CpuKernel*>(kernel);
+  Mra2AttentionParams params = self.attributes;
+  MRA_RETURN_IF_ERROR(read_tensors(*context, &params));
+  if (params.batch == 0) return nullptr;
+  void* workspace = self.allocator->Alloc(self.allocator, cpu_workspace_size(params));
+  if (workspace == nullptr) return api->CreateStatus(ORT_FAIL, "No memory for the operator's workspace.");
+  mra2_attention_cpu(params, workspace, self.isa, {run_in_pool, context});
+  self.allocator->Free(self.allocator, workspace);
+  return nullptr;
+}
+
+void ORT_API_CALL destroy(void* kernel) { delete static_cast<CpuKernel*>(kernel); }
+
+}  // namespace
+
+const Op (&cpu_ops())[3] {
+  static const Op ops[] = {{nullptr, DType::kFloat32, create, compute, destroy},
+                           {nullptr, DType::kFloat16, create, compute, destroy},
+                           {nullptr, DType::kBFloat16, create, compute, destroy}};
+  return ops;
+}
+
+}  // namespace mra::ort
