@@ -1,0 +1,401 @@
+"""The command line. Translates options to calls and results to output; no logic of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mra_export import __version__
+from mra_export.errors import MraExportError, ParityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mra_export.export import Pooling
+
+__all__ = ["cli", "main"]
+
+TASK_NAMES = (
+    "auto",
+    "feature-extraction",
+    "fill-mask",
+    "text-classification",
+    "multiple-choice",
+    "token-classification",
+    "question-answering",
+)
+
+
+class Group(click.Group):
+    """Lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, as declared."""
+        return list(self.commands)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mra-export")
+def cli() -> None:
+    """Puts MRA encoders into production: ONNX files and engines that are proven to be the PyTorch model.
+
+    \b
+    Example, from a dense model to a checked ONNX directory:
+      mra-export from-dense ./all-MiniLM-L6-v2 -o ./minilm-mra
+      mra-export onnx ./minilm-mra -o ./minilm-onnx
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several option decorators as one, in the order in which help shows them."""
+    return lambda function: functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+
+_output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+)
+_model_options = _options(
+    click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help="The model's head."),
+    click.option("--random-init", type=int, metavar="SEED", help="Random weights; MODEL needs only a config.json."),
+)
+_force = click.option("--force", is_flag=True, help="Replace an existing output.")
+
+
+def _output(what: str) -> Callable[[Any], Any]:
+    return click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help=what)
+
+
+def _dtype_options(function: Any) -> Any:
+    """`--dtype` with its short forms; the command gets `dtype`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, dtype: str | None, fp16: bool, bf16: bool, **kwargs: Any) -> Any:
+        asked = {name for name, on in ((dtype, dtype), ("fp16", fp16), ("bf16", bf16)) if on}
+        if len(asked) > 1:
+            raise click.UsageError(f"{' and '.join(sorted(map(str, asked)))} exclude each other; give one type.")
+        return function(*args, dtype=asked.pop() if asked else "fp32", **kwargs)
+
+    return _options(
+        click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of the weights.  [default: fp32]"),
+        click.option("--fp16", is_flag=True, help="Short for --dtype fp16."),
+        click.option("--bf16", is_flag=True, help="Short for --dtype bf16."),
+    )(wrapper)
+
+
+@cli.command("from-dense")
+@click.argument("source", metavar="SRC")
+@_output("The checkpoint directory to write.")
+@click.option("--block-per-row", type=int, default=4, show_default=True, help="Full-resolution blocks per 32 tokens.")
+@click.option("--max-position", type=int, help="Longest sequence, in tokens.  [default: as SRC]")
+@_force
+@_output_options
+def from_dense_command(
+    source: str, output: Path, block_per_row: int, max_position: int | None, force: bool, **shown: Any
+) -> None:
+    """A BERT, RoBERTa or XLM-R checkpoint with its attention replaced by MRA: same weights, same names.
+
+    \b
+    Example:
+      mra-export from-dense ./all-MiniLM-L6-v2 -o ./minilm-mra --block-per-row 8
+    """
+    from mra_export.console import progress
+    from mra_export.from_dense import from_dense
+
+    with progress(quiet=shown["quiet"]) as report:
+        report(f"converting {source}")
+        result = from_dense(source, output, block_per_row=block_per_row, max_position=max_position, force=force)
+    text = f"{output}: {result.architecture}, {result.num_layers} layers, {result.num_blocks} blocks per head"
+    notes = "".join(f"\n  note: {note}" for note in result.notes)
+    _print_result("from-dense", text + notes, shown["as_json"], outputs=[str(output)], notes=list(result.notes))
+
+
+@cli.command("onnx")
+@click.argument("model")
+@_output("The ONNX directory to write.")
+@_model_options
+@_dtype_options
+@click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20]")
+@click.option("--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]")
+@click.option("--normalize/--no-normalize", default=None, help="Scales it to length 1.  [default: as MODEL]")
+@click.option("--no-check", is_flag=True, help="Skip the parity check.")
+@click.option("--plugin-lib", type=click.Path(path_type=Path), help="The native library to check with.")
+@_force
+@_output_options
+def onnx_command(
+    model: str,
+    output: Path,
+    task: str,
+    random_init: int | None,
+    dtype: str,
+    opset: int | None,
+    pooling: str | None,
+    normalize: bool | None,
+    no_check: bool,
+    plugin_lib: Path | None,
+    force: bool,
+    **shown: Any,
+) -> None:
+    """Exports a checkpoint to an ONNX directory and proves that it is the same model.
+
+    MODEL is a checkpoint directory or a hub id. The directory loads in ONNX Runtime, optimum and sentence-transformers as it
+    is. If the check fails, nothing is written.
+
+    \b
+    Example:
+      mra-export onnx ./minilm-mra -o ./minilm-onnx --pooling mean --normalize
+    """
+    from mra_export.outputs import check_target
+
+    check_target(output, force=force)
+    from mra_export.check import check
+    from mra_export.checkpoint import load_checkpoint
+    from mra_export.console import print_comparisons, progress
+    from mra_export.export import DEFAULT_OPSET, MODEL_FILE, export_onnx
+
+    comparisons = []
+    with progress(quiet=shown["quiet"]) as report:
+        report(f"loading {model}")
+        checkpoint = load_checkpoint(model, task=task, random_init=random_init)
+
+        def prove(stage: Path) -> None:
+            comparisons.extend(check(checkpoint, [stage / MODEL_FILE], library=_library(plugin_lib), progress=report))
+            if any(c.ok is False for c in comparisons):
+                raise ParityError(_failures(comparisons) + "\nNothing was written; --no-check writes it nevertheless.")
+
+        report(f"exporting {type(checkpoint.model).__name__}")
+        try:
+            result = export_onnx(
+                checkpoint,
+                output,
+                dtype=dtype,
+                opset=DEFAULT_OPSET if opset is None else opset,
+                pooling=_pooling(pooling, normalize, checkpoint.directory),
+                force=force,
+                finish=None if no_check else prove,
+            )
+        except ParityError as error:
+            _fail_parity("onnx", error, comparisons, shown["as_json"])
+    if not shown["as_json"]:
+        print_comparisons(comparisons)
+    _print_result(
+        "onnx",
+        f"{result.model}: {result.task}, {result.dtype}, opset {result.opset}, {result.attention_nodes} attention nodes, "
+        f"{result.size_bytes / 2**20:.1f} MiB" + (" (not checked)" if no_check else ""),
+        shown["as_json"],
+        outputs=[str(result.directory)],
+        model=str(result.model),
+        task=result.task,
+        dtype=result.dtype,
+        opset=result.opset,
+        attention_nodes=result.attention_nodes,
+        model_inputs=list(result.inputs),
+        model_outputs=list(result.outputs),
+        size_bytes=result.size_bytes,
+        comparisons=_plain(comparisons),
+    )
+
+
+@cli.command("check")
+@click.argument("source")
+@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
+@_model_options
+@click.option("--max-seq-len", type=click.IntRange(min=1), help="Longest length to run.  [default: the model's]")
+@click.option("--plugin-lib", type=click.Path(path_type=Path), help="The native library to check with.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with plots.")
+@_force
+@_output_options
+def check_command(
+    source: str,
+    artifacts: tuple[Path, ...],
+    task: str,
+    random_init: int | None,
+    max_seq_len: int | None,
+    plugin_lib: Path | None,
+    report: Path | None,
+    force: bool,
+    **shown: Any,
+) -> None:
+    """Compares the PyTorch model SOURCE with exported files: .onnx files or directories that hold them.
+
+    Selection of blocks and arithmetic are judged apart, layer by layer. Ends with exit code 3 if they differ.
+
+    \b
+    Example:
+      mra-export check ./minilm-mra ./minilm-onnx --report parity.html
+    """
+    from mra_export.outputs import check_target
+
+    if report is not None:
+        check_target(report, force=force)
+    from mra_export.check import check, find_artifacts
+    from mra_export.checkpoint import load_checkpoint, locate
+    from mra_export.console import print_comparisons, progress
+
+    found = find_artifacts(list(artifacts) or [locate(source)])
+    with progress(quiet=shown["quiet"]) as step:
+        step(f"loading {source}")
+        checkpoint = load_checkpoint(source, task=_task_of(task, found), random_init=random_init)
+        comparisons = check(checkpoint, found, library=_library(plugin_lib), max_seq_len=max_seq_len, progress=step)
+    outputs = []
+    if report is not None:
+        from mra_export.report import write_report
+
+        write_report(report, comparisons, title=f"Parity of {source}", force=force)
+        outputs.append(str(report))
+    if any(c.ok is False for c in comparisons):
+        if not shown["as_json"]:
+            print_comparisons(comparisons)
+        _fail_parity("check", ParityError(_failures(comparisons)), comparisons, shown["as_json"], outputs)
+    if not shown["as_json"]:
+        print_comparisons(comparisons)
+    passed = sum(c.ok is True for c in comparisons)
+    undecided = len(comparisons) - passed
+    text = f"PASSED {passed} comparison(s)" + (f", {undecided} not judged" if undecided else "")
+    _print_result("check", text, shown["as_json"], outputs=outputs, comparisons=_plain(comparisons))
+
+
+@cli.command("doctor")
+@_output_options
+def doctor_command(**shown: Any) -> None:
+    """Says what this machine has, what is missing, and the command that mends it.
+
+    \b
+    Example:
+      mra-export doctor
+    """
+    from dataclasses import asdict
+
+    from mra_export.console import print_diagnosis
+    from mra_export.doctor import diagnose
+    from mra_export.errors import DependencyError
+
+    diagnosis = diagnose()
+    missing = [problem.text for problem in diagnosis.problems if problem.essential]
+    if shown["as_json"]:
+        error = {"error": " ".join(missing)} if missing else {}
+        _print_json(ok=not missing, command="doctor", outputs=[], **asdict(diagnosis), **error)
+    else:
+        print_diagnosis(diagnosis)
+    if missing:
+        sys.exit(DependencyError.exit_code)
+
+
+def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooling | None:
+    """The pooling that options ask for; None leaves it to the checkpoint."""
+    from mra_export.export import Pooling, pooling_of
+
+    if mode is None and normalize is None:
+        return None
+    own = pooling_of(directory) if mode is None or normalize is None else Pooling()
+    chosen = own.mode if mode is None else mode
+    if normalize is None:
+        normalize = own.normalize and chosen != "none"
+    return Pooling(chosen, normalize)
+
+
+def _library(plugin_lib: Path | None) -> Path | None:
+    """The ONNX Runtime library to check with: the one named, or the one that is found."""
+    from mra_export.libraries import find_library
+
+    return find_library("onnxruntime", plugin_lib)
+
+
+def _task_of(task: str, files: list[Path]) -> str:
+    """The task that the exported files were made for, where the user leaves it open."""
+    from mra_export.runners import read_onnx
+
+    return (read_onnx(files[0]).task or task) if task == "auto" else task
+
+
+def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:
+    from mra_export.parity import as_json
+
+    return [as_json(comparison) for comparison in comparisons]
+
+
+def _failures(comparisons: list[Any]) -> str:
+    lines = [f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}" for c in comparisons if c.ok is False]
+    return "FAILED " + "\n".join(lines)
+
+
+def _fail_parity(
+    command: str, error: ParityError, comparisons: list[Any], as_json: bool, outputs: list[str] | None = None
+) -> None:
+    """Ends the command with the comparisons in its JSON; without --json the caller shows them."""
+    if as_json:
+        _print_json(ok=False, command=command, outputs=outputs or [], error=str(error), comparisons=_plain(comparisons))
+        sys.exit(error.exit_code)
+    raise error
+
+
+def _print_result(command: str, text: str, as_json: bool, **fields: Any) -> None:
+    if as_json:
+        _print_json(ok=True, command=command, **fields)
+    else:
+        click.echo(text)
+
+
+def _print_json(**fields: Any) -> None:
+    click.echo(json.dumps(fields, ensure_ascii=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the process with the exit code of `errors`.
+
+    Args:
+        arguments: instead of `sys.argv[1:]`.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    verbose = "-v" in arguments or "--verbose" in arguments
+    # A plain `kill` gets the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as error:
+        code = 2
+        if as_json:
+            _print_error(arguments, error.format_message())
+        else:
+            error.show()
+    except MraExportError as error:
+        code = error.exit_code
+        if verbose:
+            raise
+        if as_json:
+            _print_error(arguments, str(error))
+        else:
+            click.echo(f"Error: {error}", err=True)
+    except (KeyboardInterrupt, click.Abort):
+        code = 1
+        message = "Interrupted; no output was written."
+        if as_json:
+            _print_error(arguments, message)
+        else:
+            click.echo(message, err=True)
+    except Exception as error:
+        if verbose:
+            raise
+        code = 1
+        text = f"{type(error).__name__}: {error}"
+        message = f"This is a bug in mra-export. {text.splitlines()[0]} Run it again with -v for the traceback."
+        if as_json:
+            _print_error(arguments, message)
+        else:
+            click.echo(f"Error: {message}", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_error(arguments: list[str], message: str) -> None:
+    command = next((a for a in arguments if a in cli.commands), None)
+    _print_json(ok=False, command=command, outputs=[], error=message)

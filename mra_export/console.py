@@ -1,0 +1,98 @@
+"""What people see: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mra_export.doctor import Diagnosis
+    from mra_export.parity import Comparison
+
+__all__ = ["print_comparisons", "print_diagnosis", "progress"]
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, on standard error: a moving line on a terminal, one line a step elsewhere.
+
+    Args:
+        quiet: show nothing.
+
+    Yields:
+        A function that takes the text of the step that begins.
+    """
+    if quiet:
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda text: status.update(text)
+    else:
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+
+
+def print_comparisons(comparisons: list[Comparison]) -> None:
+    """A verdict a comparison, then its numbers; layers and cases only where something failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for comparison in comparisons:
+        verdict = {True: "[green]PASSED[/]", False: "[bold red]FAILED[/]", None: "[yellow]NOT JUDGED[/]"}[comparison.ok]
+        console.print(f"{verdict} {comparison.candidate} [dim]against[/] {comparison.reference}", soft_wrap=True)
+        shown = []
+        for name, value in comparison.metrics.items():
+            if value is None or name in ("judged_rows", "rows"):
+                continue
+            limit = comparison.tolerance.get(name)
+            sign = ">=" if name.startswith("cosine") else "<="
+            bound = f" ({sign} {limit:g})" if limit is not None else ""
+            shown.append(f"{name.replace('_', ' ')} {_number(name, value)}{bound}")
+        console.print("  " + ", ".join(shown), soft_wrap=True)
+        for note in comparison.notes:
+            console.print(f"  note: {note}", soft_wrap=True)
+        if comparison.ok is False and comparison.layers:
+            table = Table("layer", "input error", "operator error", "same blocks", "largest gap swapped", "problem")
+            for layer in comparison.layers:
+                table.add_row(
+                    layer.name,
+                    f"{layer.input_error:.1e}",
+                    f"{layer.operator_error:.1e}",
+                    f"{layer.selection_agreement:.2%}",
+                    f"{layer.swapped_gap:.1e}",
+                    layer.problem or "",
+                )
+            console.print(table)
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """What `doctor` found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("", "found", box=None, pad_edge=False)
+    for name, version in diagnosis.versions.items():
+        table.add_row(name, version or "[dim]not installed[/]")
+    for name, path in diagnosis.libraries.items():
+        table.add_row(f"library for {name}", path or "[dim]not built[/]")
+    table.add_row("GPU", ", ".join(diagnosis.gpus) or "[dim]none[/]")
+    console.print(table)
+    for problem in diagnosis.problems:
+        kind = "[bold red]missing[/]" if problem.essential else "[yellow]optional[/]"
+        console.print(f"{kind} {problem.text}\n  fix: {problem.fix}", soft_wrap=True)
+    if not diagnosis.problems:
+        console.print("[green]Nothing is missing.[/]")
+
+
+def _number(name: str, value: float) -> str:
+    if name.startswith("cosine"):
+        return f"{value:.6f}"
+    return f"{value:.2%}" if name.endswith("agreement") else f"{value:.1e}"
