@@ -1,0 +1,153 @@
+// What both attention kernels share (launch 3, steps 8-12): masked tile loads, the softmax's final shift, and the combination of chunks.
+#pragma once
+
+#include "problem.cuh"
+
+namespace mra::cuda {
+
+// Where a thread block works: its chunk and the tensors' offsets. False if there is no such chunk.
+struct Work {
+  Chunk chunk;
+  std::int64_t head;     // batch * num_heads + head
+  std::int64_t example;
+  std::int64_t origin;   // element offset of (example, token 0, head, channel 0)
+  const std::uint32_t* bits;   // [nb]
+  const std::uint16_t* list;   // [chunk.length]
+
+  __device__ __forceinline__ bool find(const Problem& p) {
+    head = blockIdx.x / p.chunk_bound;
+    const int rank = static_cast<int>(blockIdx.x - head * p.chunk_bound);
+    const int count = p.chunk_counts[head];
+    chunk = p.chunks[head * p.chunk_bound + rank];  // read at once with the count; without meaning past it
+    if (rank >= count) return false;
+    example = head / p.num_heads;
+    origin = example * p.seq_len * p.hidden + (head - example * p.num_heads) * p.head_dim;
+    bits = p.token_bits + example * p.nb;
+    list = p.lists + (head * p.nb + chunk.row) * p.list_stride + chunk.begin;
+    return true;
+  }
+};
+
+// Starts copying 32 rows of head_dim elements into shared memory [32, kStride]; zeros at padded tokens and from head_dim to kDim.
+template <typename T, int kDim, int kStride, int kThreads>
+__device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block, std::uint32_t token_bits, const Problem& p) {
+  constexpr int kSize = 16 / sizeof(T);
+  constexpr int kVectors = kDim / kSize;
+  const T* source = tensor + static_cast<std::int64_t>(block) * kBlockSize * p.hidden;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kBlockSize * kVectors; i += kThreads) {
+    const int row = i / kVectors;
+    const int channel = i % kVectors * kSize;
+    const bool valid = (token_bits >> row & 1u) != 0 && channel < p.head_dim;
+    copy_async_16(shared + row * kStride + channel, valid ? source + static_cast<std::int64_t>(row) * p.hidden + channel : tensor,
+                  valid);
+  }
+}
+
+// Base-e and base-2 arithmetic of the softmax: float32 wants expf, half types the hardware's exponential.
+struct NaturalExponent {
+  static constexpr float kLog = 1.0f;
+  static __device__ __forceinline__ float exp(float x) { return expf(x); }
+};
+struct BinaryExponent {
+  static constexpr float kLog = 1.4426950408889634f;  // log2(e): logits are held times this
+  static __device__ __forceinline__ float exp(float x) { return exp2_fast(x); }
+};
+
+// Where a running maximum starts: below any logit, and finite, so that it can be subtracted from itself.
+constexpr float kLowest = -1e30f;
+
+// Steps 9 and 11 for one query: context = (high_sum * high + low_sum * low) / denominator.
+struct FinalFactors {
+  float high;
+  float low;
+  float denominator;
+};
+
+// `max` and `weight` are those of the included keys, in units of Exponent; `padded` says whether a selected block holds padding, whose
+// logits of 0 belong to the shift although nothing else of them counts. Summing relative to `max` keeps half types from underflow.
+template <typename Exponent>
+__device__ __forceinline__ FinalFactors final_factors(const Problem& p, float row_max, float low_weight, float max, float weight,
+                                                      bool padded, bool none_selected) {
+  const float high_max = none_selected ? kNoBlockMax * Exponent::kLog : padded ? fmaxf(max, 0.0f) : max;
+  if (p.sparse) {
+    const float high = Exponent::exp(max - high_max);
+    return {high, 0.0f, weight * high + kNormalizerEpsilon};
+  }
+  const float row = row_max * Exponent::kLog;
+  const float shift = fmaxf(row, high_max);
+  const float high = Exponent::exp(max - shift);
+  const float low = Exponent::exp(row - shift);
+  return {high, low, weight * high + low_weight * low + kNormalizerEpsilon};
+}
+
+template <typename T>
+__device__ __forceinline__ std::uint32_t pack(float low, float high);
+template <>
+__device__ __forceinline__ std::uint32_t pack<__half>(float low, float high) {
+  return static_cast<std::uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16 | __half_as_ushort(__float2half_rn(low));
+}
+template <>
+__device__ __forceinline__ std::uint32_t pack<__nv_bfloat16>(float low, float high) {
+  return static_cast<std::uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16 |
+         __bfloat16_as_ushort(__float2bfloat16_rn(low));
+}
+
+__device__ __forceinline__ void store4(float* target, float4 v) { *reinterpret_cast<float4*>(target) = v; }
+template <typename T>
+__device__ __forceinline__ void store4(T* target, float4 v) {
+  *reinterpret_cast<uint2*>(target) = make_uint2(pack<T>(v.x, v.y), pack<T>(v.z, v.w));
+}
+
+// Of the chunks of a row, the one that arrives last combines all, in the order of the list.
+template <typename T, typename Exponent, int kThreads>
+__device__ __forceinline__ void combine_chunks(const Problem& p, const Work& work, std::uint32_t* shared_flag) {
+  const std::int64_t row = work.head * p.nb + work.chunk.row;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *shared_flag = atomicAdd(p.row_arrivals + row, 1u) + 1u == work.chunk.parts;
+  __syncthreads();
+  if (*shared_flag == 0) return;
+  __threadfence();
+
+  const std::int64_t slot0 = work.head * p.slots + p.row_slots[row];
+  const float row_max = p.row_max[row];
+  const float low_weight = p.sparse ? 0.0f : p.low_weight[row];
+  const int vectors = p.head_dim / 4;
+  const std::uint32_t token_bits = work.bits[work.chunk.row];
+  for (int i = static_cast<int>(threadIdx.x); i < kBlockSize * vectors; i += kThreads) {
+    const int token = i / vectors;
+    const int channel = i % vectors * 4;
+    const std::int64_t position = static_cast<std::int64_t>(work.chunk.row) * kBlockSize + token;
+    if (position >= p.seq_len) continue;
+    float4 result = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if ((token_bits >> token & 1u) != 0) {
+      float max = kLowest;
+      bool padded = false;
+      for (int part = 0; part < work.chunk.parts; ++part) {
+        max = fmaxf(max, load_coherent(p.partial_max + (slot0 + part) * kBlockSize + token));
+        padded |= load_coherent(p.partial_padded + slot0 + part) != 0;
+      }
+      float weight = 0.0f;
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int part = 0; part < work.chunk.parts; ++part) {
+        const std::int64_t at = (slot0 + part) * kBlockSize + token;
+        const float factor = Exponent::exp(load_coherent(p.partial_max + at) - max);
+        const float4 v = load_coherent(reinterpret_cast<const float4*>(p.partial_sum + at * p.head_dim + channel));
+        weight = fmaf(factor, load_coherent(p.partial_weight + at), weight);
+        sum.x = fmaf(factor, v.x, sum.x);
+        sum.y = fmaf(factor, v.y, sum.y);
+        sum.z = fmaf(factor, v.z, sum.z);
+        sum.w = fmaf(factor, v.w, sum.w);
+      }
+      const FinalFactors f = final_factors<Exponent>(p, row_max, low_weight, max, weight, padded, false);
+      float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (!p.sparse) low = *reinterpret_cast<const float4*>(p.low_sum + row * p.head_dim + channel);
+      result = make_float4((sum.x * f.high + low.x * f.low) / f.denominator, (sum.y * f.high + low.y * f.low) / f.denominator,
+                           (sum.z * f.high + low.z * f.low) / f.denominator, (sum.w * f.high + low.w * f.low) / f.denominator);
+    }
+    store4(static_cast<T*>(p.context) + work.origin + position * p.hidden + channel, result);
+  }
+}
+
+}  // namespace mra::cuda

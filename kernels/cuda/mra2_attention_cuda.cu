@@ -1,0 +1,83 @@
+// The operator on a CUDA device: lays out the workspace and launches the three kernels.
+#include "mra2_attention_cuda.h"
+
+#include <cmath>
+#include <cstdint>
+
+#include "attention_ffma.cuh"
+#include "attention_mma.cuh"
+#include "pool.cuh"
+#include "problem.cuh"
+#include "select.cuh"
+#include "workspace.cuh"
+
+namespace mra {
+namespace cuda {
+namespace {
+
+// Launches `kernel` on `blocks` thread blocks, or says that there are too many for a grid.
+template <typename... Parameters>
+cudaError_t launch_checked(void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
+                           cudaStream_t stream, std::common_type_t<Parameters>... arguments) {
+  if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
+  return launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream, arguments...);
+}
+
+template <typename T, int kDim>
+cudaError_t launch_attention(const Problem& p, cudaStream_t stream) {
+  const std::int64_t blocks = p.heads * p.chunk_bound;
+  if constexpr (sizeof(T) == 4)
+    return launch_checked(attention_ffma_kernel<kDim>, blocks, kFfmaThreads, FfmaShape<kDim>::kSharedBytes, stream, p);
+  else
+    return launch_checked(attention_mma_kernel<T, kDim>, blocks, kMmaThreads, MmaShape<kDim>::kSharedBytes, stream, p);
+}
+
+template <typename T>
+cudaError_t launch_all(const Problem& p, cudaStream_t stream) {
+  const std::int64_t slices = blocks_for(3 * p.hidden / Vector<T>::kSize, kPoolThreads);
+  cudaError_t error = launch_checked(pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
+                                     static_cast<int>(slices));
+  if (error != cudaSuccess) return error;
+  const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
+  error = launch_checked(select_kernel, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
+                         static_cast<int>(row_tiles));
+  if (error != cudaSuccess) return error;
+  // The one place where head_dim becomes a constant.
+  if (p.head_dim <= 32) return launch_attention<T, 32>(p, stream);
+  if (p.head_dim <= 64) return launch_attention<T, 64>(p, stream);
+  if (p.head_dim <= 128) return launch_attention<T, 128>(p, stream);
+  return launch_attention<T, 256>(p, stream);
+}
+
+bool usable(const void* pointer) {
+  return pointer != nullptr && reinterpret_cast<std::uintptr_t>(pointer) % kCudaAlignment == 0;
+}
+
+}  // namespace
+}  // namespace cuda
+
+std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept {
+  if (!validate(params, nullptr, 0)) return 0;
+  cuda::Problem p = cuda::make_problem(params);
+  cuda::Arena arena(nullptr);
+  cuda::lay_out(p, arena);
+  return arena.bytes();
+}
+
+cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspace, std::size_t workspace_bytes,
+                                cudaStream_t stream) noexcept {
+  if (!validate(params, nullptr, 0)) return cudaErrorInvalidValue;
+  if (params.batch == 0) return cudaSuccess;
+  if (!cuda::usable(params.query) || !cuda::usable(params.key) || !cuda::usable(params.value) || !cuda::usable(params.context) ||
+      !cuda::usable(workspace) || params.attention_mask == nullptr)
+    return cudaErrorInvalidValue;
+  cuda::Problem p = cuda::make_problem(params);
+  cuda::Arena arena(workspace);
+  cuda::lay_out(p, arena);
+  if (workspace_bytes < arena.bytes()) return cudaErrorInvalidValue;
+  if (params.dtype == DType::kFloat16) return cuda::launch_all<__half>(p, stream);
+  if (params.dtype == DType::kBFloat16) return cuda::launch_all<__nv_bfloat16>(p, stream);
+  return cuda::launch_all<float>(p, stream);
+}
+
+}  // namespace mra

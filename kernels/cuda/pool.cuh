@@ -1,0 +1,106 @@
+// Launch 1: step 2, the mean query, key and value of every block; the mask as bits; and the counters set to zero.
+#pragma once
+
+#include "problem.cuh"
+
+namespace mra::cuda {
+
+constexpr int kPoolThreads = 128;
+
+// 16 bytes of T as floats.
+template <typename T>
+struct Vector;
+
+template <>
+struct Vector<float> {
+  static constexpr int kSize = 4;
+  __device__ static void add(float (&sum)[kSize], const uint4& raw) {
+    sum[0] += __uint_as_float(raw.x);
+    sum[1] += __uint_as_float(raw.y);
+    sum[2] += __uint_as_float(raw.z);
+    sum[3] += __uint_as_float(raw.w);
+  }
+};
+
+__device__ __forceinline__ float2 unpack(std::uint32_t raw, __half) {
+  return make_float2(__half2float(__ushort_as_half(static_cast<unsigned short>(raw & 0xffffu))),
+                     __half2float(__ushort_as_half(static_cast<unsigned short>(raw >> 16))));
+}
+__device__ __forceinline__ float2 unpack(std::uint32_t raw, __nv_bfloat16) {
+  return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
+}
+
+template <typename T>
+struct Vector {
+  static constexpr int kSize = 8;
+  __device__ static void add(float (&sum)[kSize], const uint4& raw) {
+    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack(words[i], T{});
+      sum[2 * i] += pair.x;
+      sum[2 * i + 1] += pair.y;
+    }
+  }
+};
+
+// Block (batch example, block of tokens, slice of columns); a thread owns 16 bytes of one of the three tensors' rows.
+template <typename T>
+__global__ void __launch_bounds__(kPoolThreads) pool_kernel(Problem p, int slices) {
+  constexpr int kSize = Vector<T>::kSize;
+  const std::int64_t block = blockIdx.x / slices;  // example * nb + block of tokens
+  const int slice = static_cast<int>(blockIdx.x % slices);
+  const std::int64_t example = block / p.nb;
+  const int row = static_cast<int>(block % p.nb);
+  const std::int64_t first_token = static_cast<std::int64_t>(row) * kBlockSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+
+  const bool token = first_token + lane < p.seq_len && p.mask[example * p.seq_len + first_token + lane] != 0;
+  const std::uint32_t bits = __ballot_sync(0xffffffffu, token);
+
+  if (slice == 0) {
+    if (threadIdx.x == 0) p.token_bits[block] = bits;
+    for (int head = static_cast<int>(threadIdx.x); head < p.num_heads; head += kPoolThreads) {
+      const std::int64_t n = example * p.num_heads + head;
+      p.row_arrivals[n * p.nb + row] = 0;
+      if (row == 0) p.head_arrivals[n] = 0;
+    }
+    if (row == 0) {
+      const std::int64_t entries = static_cast<std::int64_t>(p.num_heads) * 256;
+      for (std::int64_t i = threadIdx.x; i < entries; i += kPoolThreads) p.histogram[example * entries + i] = 0;
+    }
+  }
+
+  const int columns = p.hidden / kSize;
+  const int column = slice * kPoolThreads + static_cast<int>(threadIdx.x);
+  if (column >= 3 * columns) return;
+  const int tensor = column / columns;
+  const int channel = (column - tensor * columns) * kSize;
+  const T* source = static_cast<const T*>(tensor == 0 ? p.query : tensor == 1 ? p.key : p.value) +
+                    (example * p.seq_len + first_token) * p.hidden + channel;
+
+  float sum[kSize] = {};
+  constexpr int kInFlight = 8;
+  for (int first = 0; first < kBlockSize; first += kInFlight) {
+    uint4 raw[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      raw[i] = make_uint4(0, 0, 0, 0);
+      if (bits >> (first + i) & 1u)
+        raw[i] = *reinterpret_cast<const uint4*>(source + static_cast<std::int64_t>(first + i) * p.hidden);
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) Vector<T>::add(sum, raw[i]);
+  }
+
+  const float count = static_cast<float>(__popc(bits)) + kPoolEpsilon;
+  const int head = channel / p.head_dim;
+  float* target = (tensor == 0 ? p.pooled_query : tensor == 1 ? p.pooled_key : p.pooled_value) +
+                  ((example * p.num_heads + head) * p.nb + row) * p.head_dim + (channel - head * p.head_dim);
+#pragma unroll
+  for (int i = 0; i < kSize; i += 4)
+    *reinterpret_cast<float4*>(target + i) =
+        make_float4(sum[i] / count, sum[i + 1] / count, sum[i + 2] / count, sum[i + 3] / count);
+}
+
+}  // namespace mra::cuda

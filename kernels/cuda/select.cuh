@@ -1,0 +1,479 @@
+// Launch 2: low-resolution logits, the selection of the T best block pairs, and the low-resolution part of the softmax (steps 3-7, 10).
+//
+// A thread block computes 64 rows of a head's logits. The one that finishes a head last goes on to select: a radix select over
+// order-preserving keys, 8 + 12 + 12 bits, the first byte's histogram gathered by all blocks of the head. Everything is float32.
+#pragma once
+
+#include "problem.cuh"
+
+namespace mra::cuda {
+
+constexpr int kSelectThreads = 512;
+constexpr int kSelectWarps = kSelectThreads / kWarp;
+constexpr int kRowTile = 64;      // rows of logits per thread block
+constexpr int kColumnTile = 128;  // columns per step
+constexpr int kDepthTile = 32;    // channels per step
+constexpr int kDepthStride = kDepthTile + 4;
+constexpr int kFirstBins = 256;
+constexpr int kBins = 4096;
+constexpr int kLowRows = 256;  // rows per step of the low-resolution sum, at most
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Shared memory: a few words that outlive the steps, then each step's own use of the rest.
+struct SelectShared {
+  std::uint32_t warp_totals[kSelectWarps];
+  std::uint32_t found_bin;
+  std::uint32_t found_rank;
+  std::uint32_t last;
+  std::int32_t cutoff;
+  std::uint32_t slot_count;
+  std::uint32_t class_offset[9];
+};
+constexpr std::size_t kSelectHeader = 128;
+static_assert(sizeof(SelectShared) <= kSelectHeader);
+
+// Groups of 4 rows in a step of the low-resolution sum: one thread per group and 4 channels.
+__host__ __device__ inline int low_groups(int head_dim) {
+  const int groups = kSelectThreads / (head_dim / 4);
+  return groups < kLowRows / 4 ? groups : kLowRows / 4;
+}
+
+inline std::size_t select_shared_bytes(int head_dim) {
+  const std::size_t needs[] = {
+      (kRowTile + kColumnTile) * kDepthStride * sizeof(float),
+      kFirstBins * kWarp * sizeof(std::uint32_t),
+      kBins * sizeof(std::uint32_t),
+      (static_cast<std::size_t>(low_groups(head_dim)) * 4 * kDepthStride + static_cast<std::size_t>(kWarp) * head_dim) * sizeof(float),
+  };
+  std::size_t most = 0;
+  for (const std::size_t bytes : needs) most = bytes > most ? bytes : most;
+  return kSelectHeader + most;
+}
+
+// Whether pair `index` (row-major) with `key` is among the selected.
+struct Threshold {
+  std::uint32_t key;
+  std::int32_t cutoff;  // of pairs that equal the key, those up to this index are selected
+  __device__ __forceinline__ bool selects(std::uint32_t other, std::int32_t index) const {
+    return other > key || (other == key && index <= cutoff);
+  }
+};
+
+// True in every thread of the block that arrives last of `expected`; what the others wrote before is then visible to it.
+__device__ __forceinline__ bool arrives_last(std::uint32_t* counter, std::uint32_t expected, std::uint32_t* shared_flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *shared_flag = atomicAdd(counter, 1u) + 1u == expected;
+  __syncthreads();
+  const bool last = *shared_flag != 0;
+  if (last) __threadfence();
+  return last;
+}
+
+// Steps 3-5 for rows [row0, row0 + 64) of `head`. A warp owns 4 rows (warp + 16 i), a lane 4 columns (lane + 32 j) per step.
+__device__ __forceinline__ void logits_tile(const Problem& p, std::int64_t head, int row0, float* shared) {
+  float* a_tile = shared;                             // [64, 36]
+  float* b_tile = shared + kRowTile * kDepthStride;   // [128, 36]
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const float* query = p.pooled_query + head * p.nb * p.head_dim;
+  const float* key = p.pooled_key + head * p.nb * p.head_dim;
+  const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
+  float* logits = p.logits + head * p.nb * p.nb;
+
+  float row_max[4];
+  bool row_empty[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = row0 + warp + kSelectWarps * i;
+    row_max[i] = -INFINITY;
+    row_empty[i] = row < p.nb && bits[row] == 0;
+  }
+
+  for (int column0 = 0; column0 < p.nb; column0 += kColumnTile) {
+    float acc[4][4] = {};
+    for (int depth0 = 0; depth0 < p.head_dim; depth0 += kDepthTile) {
+      __syncthreads();
+      constexpr int kVectors = kDepthTile / 4;
+      for (int i = static_cast<int>(threadIdx.x); i < (kRowTile + kColumnTile) * kVectors; i += kSelectThreads) {
+        const int line = i / kVectors;
+        const int depth = depth0 + i % kVectors * 4;
+        const bool is_a = line < kRowTile;
+        const int block = is_a ? row0 + line : column0 + line - kRowTile;
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (block < p.nb && depth < p.head_dim)
+          value = *reinterpret_cast<const float4*>((is_a ? query : key) + static_cast<std::int64_t>(block) * p.head_dim + depth);
+        *reinterpret_cast<float4*>(shared + line * kDepthStride + i % kVectors * 4) = value;
+      }
+      __syncthreads();
+#pragma unroll
+      for (int depth = 0; depth < kDepthTile; depth += 4) {
+        float4 a[4];
+        float4 b[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          a[i] = *reinterpret_cast<const float4*>(a_tile + (warp + kSelectWarps * i) * kDepthStride + depth);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          b[j] = *reinterpret_cast<const float4*>(b_tile + (lane + kWarp * j) * kDepthStride + depth);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            acc[i][j] = fmaf(a[i].x, b[j].x, acc[i][j]);
+            acc[i][j] = fmaf(a[i].y, b[j].y, acc[i][j]);
+            acc[i][j] = fmaf(a[i].z, b[j].z, acc[i][j]);
+            acc[i][j] = fmaf(a[i].w, b[j].w, acc[i][j]);
+          }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int column = column0 + lane + kWarp * j;
+      if (column >= p.nb) continue;
+      const bool column_empty = bits[column] == 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = row0 + warp + kSelectWarps * i;
+        if (row >= p.nb) continue;
+        float logit = __fmul_rn(p.scale, acc[i][j]);  // not fused with what follows: the row's best must score exactly 0
+        row_max[i] = fmaxf(row_max[i], logit);
+        if (row_empty[i] || column_empty) logit = __fsub_rn(logit, kMaskedBlockPenalty);
+        logits[static_cast<std::int64_t>(row) * p.nb + column] = logit;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = row0 + warp + kSelectWarps * i;
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2)
+      row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(kAllLanes, row_max[i], offset));
+    if (lane == 0 && row < p.nb) p.row_max[head * p.nb + row] = row_max[i];
+  }
+}
+
+// Adds the leading bytes of rows [row0, row0 + 64) to the head's histogram. Each lane counts in a bank of its own.
+__device__ __forceinline__ void first_histogram(const Problem& p, std::int64_t head, int row0, std::uint32_t* counts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  for (int i = static_cast<int>(threadIdx.x); i < kFirstBins * kWarp; i += kSelectThreads) counts[i] = 0;
+  __syncthreads();
+  for (int row = row0 + warp; row < min(row0 + kRowTile, p.nb); row += kSelectWarps) {
+    const float* logits = p.logits + (head * p.nb + row) * p.nb;
+    const float row_max = p.row_max[head * p.nb + row];
+#pragma unroll 4
+    for (int column = lane; column < p.nb; column += kWarp)
+      atomicAdd(&counts[(score_key(p, logits[column], row_max, row, column) >> 24) * kWarp + lane], 1u);
+  }
+  __syncthreads();
+  const int bin = static_cast<int>(threadIdx.x);
+  if (bin < kFirstBins) {
+    std::uint32_t total = 0;
+    for (int i = 0; i < kWarp; ++i) total += counts[bin * kWarp + (i + bin) % kWarp];
+    if (total != 0) atomicAdd(&p.histogram[head * kFirstBins + bin], total);
+  }
+}
+
+// Finds the bin that holds the `rank`-th largest element (from 1): header.found_bin, and its rank in it, header.found_rank.
+// Thread t owns the t-th group of bins from the top.
+__device__ __forceinline__ void find_bin(const std::uint32_t* counts, int bins, std::uint32_t rank, SelectShared& header) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int per_thread = bins > kSelectThreads ? bins / kSelectThreads : 1;
+  const int top = bins - 1 - static_cast<int>(threadIdx.x) * per_thread;
+  std::uint32_t own = 0;
+  if (top >= 0)
+    for (int i = 0; i < per_thread; ++i) own += counts[top - i];
+  std::uint32_t up_to = own;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const std::uint32_t other = __shfl_up_sync(kAllLanes, up_to, offset);
+    if (lane >= offset) up_to += other;
+  }
+  if (lane == kWarp - 1) header.warp_totals[warp] = up_to;
+  __syncthreads();
+  for (int i = 0; i < warp; ++i) up_to += header.warp_totals[i];
+  std::uint32_t above = up_to - own;
+  if (above < rank && rank <= up_to) {
+    int bin = top;
+    while (above + counts[bin] < rank) above += counts[bin--];
+    header.found_bin = static_cast<std::uint32_t>(bin);
+    header.found_rank = rank - above;
+  }
+  __syncthreads();
+}
+
+// Counts, over all pairs whose key starts with `prefix` (the bits from `shift + 12` up), the 12 bits from `shift`.
+__device__ __forceinline__ void next_histogram(const Problem& p, std::int64_t head, std::uint32_t prefix, int shift,
+                                               std::uint32_t* counts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSelectThreads) counts[i] = 0;
+  __syncthreads();
+  for (int row = warp; row < p.nb; row += kSelectWarps) {
+    const float* logits = p.logits + (head * p.nb + row) * p.nb;
+    const float row_max = load_coherent(p.row_max + head * p.nb + row);
+#pragma unroll 4
+    for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
+      const int column = column0 + lane;
+      const std::uint32_t key = column < p.nb ? score_key(p, load_coherent(logits + column), row_max, row, column) : 0u;
+      const bool counted = column < p.nb && key >> (shift + 12) == prefix;
+      const unsigned lanes = __ballot_sync(kAllLanes, counted);
+      if (lanes == 0) continue;
+      // Ties are ordinary here: one addition for all lanes that agree with the first.
+      const int bin = static_cast<int>(key >> shift & (kBins - 1));
+      const int leader = __ffs(static_cast<int>(lanes)) - 1;
+      const int leader_bin = __shfl_sync(kAllLanes, bin, leader);
+      const unsigned same = __ballot_sync(kAllLanes, counted && bin == leader_bin);
+      if (lane == leader)
+        atomicAdd(&counts[bin], static_cast<std::uint32_t>(__popc(same)));
+      else if (counted && bin != leader_bin)
+        atomicAdd(&counts[bin], 1u);
+    }
+  }
+  __syncthreads();
+}
+
+// Index of the `rank`-th pair (from 1, row-major) whose key equals `key`.
+__device__ __forceinline__ std::int32_t tie_cutoff(const Problem& p, std::int64_t head, std::uint32_t key, std::uint32_t rank,
+                                                   SelectShared& header) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  std::int32_t* row_ties = p.row_counts + head * p.nb;  // the counts proper are written later
+  for (int row = warp; row < p.nb; row += kSelectWarps) {
+    const float* logits = p.logits + (head * p.nb + row) * p.nb;
+    const float row_max = load_coherent(p.row_max + head * p.nb + row);
+    int ties = 0;
+    for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
+      const int column = column0 + lane;
+      const bool tie = column < p.nb && score_key(p, load_coherent(logits + column), row_max, row, column) == key;
+      ties += __popc(__ballot_sync(kAllLanes, tie));
+    }
+    if (lane == 0) row_ties[row] = ties;
+  }
+  __syncthreads();
+  if (warp == 0) {
+    // The row that holds it, 32 rows at a time; then the column in it.
+    std::uint32_t before = 0;
+    int row = p.nb - 1;
+    for (int row0 = 0; row0 < p.nb; row0 += kWarp) {
+      const std::uint32_t own = row0 + lane < p.nb ? static_cast<std::uint32_t>(row_ties[row0 + lane]) : 0u;
+      std::uint32_t up_to = own;
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const std::uint32_t other = __shfl_up_sync(kAllLanes, up_to, offset);
+        if (lane >= offset) up_to += other;
+      }
+      const unsigned reached = __ballot_sync(kAllLanes, before + up_to >= rank);
+      if (reached != 0) {
+        const int first = __ffs(static_cast<int>(reached)) - 1;
+        row = row0 + first;
+        before += __shfl_sync(kAllLanes, up_to - own, first);
+        break;
+      }
+      before += __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    }
+    const float* logits = p.logits + (head * p.nb + row) * p.nb;
+    const float row_max = load_coherent(p.row_max + head * p.nb + row);
+    for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
+      const int column = column0 + lane;
+      const bool tie = column < p.nb && score_key(p, load_coherent(logits + column), row_max, row, column) == key;
+      const unsigned lanes = __ballot_sync(kAllLanes, tie);
+      const std::uint32_t own_rank = before + static_cast<std::uint32_t>(__popc(lanes & ((2u << lane) - 1u)));
+      if (tie && own_rank == rank) header.cutoff = row * p.nb + column;
+      before += static_cast<std::uint32_t>(__popc(lanes));
+      if (before >= rank) break;
+    }
+  }
+  __syncthreads();
+  return header.cutoff;
+}
+
+// Step 7: the key of the T-th largest score, and where its ties are cut.
+__device__ __forceinline__ Threshold find_threshold(const Problem& p, std::int64_t head, SelectShared& header, std::uint32_t* counts) {
+  Threshold threshold{0u, 0x7fffffff};
+  if (p.selected == p.nb * p.nb) return threshold;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kFirstBins) counts[thread] = load_coherent(p.histogram + head * kFirstBins + thread);
+  __syncthreads();
+  std::uint32_t rank = static_cast<std::uint32_t>(p.selected);
+  int shift = 24;
+  find_bin(counts, kFirstBins, rank, header);
+  while (true) {
+    const std::uint32_t bin = header.found_bin;
+    rank = header.found_rank;
+    threshold.key |= bin << shift;
+    const std::uint32_t in_bin = counts[bin];
+    __syncthreads();
+    if (rank == in_bin) return threshold;  // the whole bin is selected: its lowest key is the threshold
+    if (shift == 0) break;
+    shift -= 12;
+    next_histogram(p, head, threshold.key >> (shift + 12), shift, counts);
+    find_bin(counts, kBins, rank, header);
+  }
+  threshold.cutoff = tie_cutoff(p, head, threshold.key, rank, header);
+  return threshold;
+}
+
+// The selected blocks of every row, ascending, and the chunks that the attention kernel takes them in.
+__device__ __forceinline__ void build_lists(const Problem& p, std::int64_t head, const Threshold& threshold, SelectShared& header) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  std::int32_t* row_counts = p.row_counts + head * p.nb;
+  if (threadIdx.x < 9) header.class_offset[threadIdx.x] = 0;
+  if (threadIdx.x == 0) header.slot_count = 0;
+  for (int row = warp; row < p.nb; row += kSelectWarps) {
+    const float* logits = p.logits + (head * p.nb + row) * p.nb;
+    const float row_max = load_coherent(p.row_max + head * p.nb + row);
+    std::uint16_t* list = p.lists + (head * p.nb + row) * p.list_stride;
+    int count = 0;
+#pragma unroll 4
+    for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
+      const int column = column0 + lane;
+      const bool selected =
+          column < p.nb &&
+          threshold.selects(score_key(p, load_coherent(logits + column), row_max, row, column), row * p.nb + column);
+      const unsigned lanes = __ballot_sync(kAllLanes, selected);
+      if (selected) list[count + __popc(lanes & ((1u << lane) - 1u))] = static_cast<std::uint16_t>(column);
+      count += __popc(lanes);
+    }
+    if (lane == 0) row_counts[row] = count;
+  }
+  __syncthreads();
+
+  // Chunks sorted by length in nine classes: full ones, then by eighths of a full one, empty ones last.
+  const int full = p.chunk_tiles;
+  for (int row = static_cast<int>(threadIdx.x); row < p.nb; row += kSelectThreads) {
+    const int count = row_counts[row];
+    if (count >= full) atomicAdd(&header.class_offset[0], static_cast<std::uint32_t>(count / full));
+    if (count % full != 0 || count == 0) atomicAdd(&header.class_offset[8 - count % full * 8 / full], 1u);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    std::uint32_t total = 0;
+    for (int i = 0; i < 9; ++i) {
+      const std::uint32_t in_class = header.class_offset[i];
+      header.class_offset[i] = total;
+      total += in_class;
+    }
+    p.chunk_counts[head] = static_cast<std::int32_t>(total);
+  }
+  __syncthreads();
+  // The order within a class and the slots may differ from run to run; no result depends on them.
+  Chunk* chunks = p.chunks + head * p.chunk_bound;
+  for (int row = static_cast<int>(threadIdx.x); row < p.nb; row += kSelectThreads) {
+    const int count = row_counts[row];
+    const int parts = count == 0 ? 1 : (count + full - 1) / full;
+    if (parts > 1)
+      p.row_slots[head * p.nb + row] = static_cast<std::int32_t>(atomicAdd(&header.slot_count, static_cast<std::uint32_t>(parts)));
+    for (int part = 0; part < parts; ++part) {
+      const int length = min(full, count - part * full);
+      const std::uint32_t position = atomicAdd(&header.class_offset[8 - length * 8 / full], 1u);
+      chunks[position] = Chunk{static_cast<std::uint16_t>(row), static_cast<std::uint16_t>(part * full),
+                               static_cast<std::uint16_t>(length), static_cast<std::uint16_t>(parts)};
+    }
+  }
+}
+
+// Step 10, relative to each row's r: sums over the columns that are not selected. A thread owns 4 rows and 4 channels.
+__device__ __forceinline__ void low_resolution(const Problem& p, std::int64_t head, const Threshold& threshold, float* shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int vectors = p.head_dim / 4;
+  const int groups = low_groups(p.head_dim);
+  const int rows = groups * 4;
+  float* weights = shared;                       // [rows, 36]
+  float* values = shared + rows * kDepthStride;  // [32, head_dim]
+  const int vector = static_cast<int>(threadIdx.x) % vectors;
+  const int group = static_cast<int>(threadIdx.x) / vectors;
+  const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
+  const float* pooled = p.pooled_value + head * p.nb * p.head_dim;
+
+  for (int row0 = 0; row0 < p.nb; row0 += rows) {
+    float acc[4][4] = {};
+    constexpr int kOwnRows = kLowRows / kSelectWarps;
+    float weight_sum[kOwnRows] = {};
+    for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
+      __syncthreads();
+      const int column = column0 + lane;
+      const float count = column < p.nb ? static_cast<float>(__popc(bits[column])) : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kOwnRows; ++i) {
+        const int row = warp + kSelectWarps * i;
+        if (row >= rows) break;
+        float weight = 0.0f;
+        if (row0 + row < p.nb && count > 0.0f) {
+          const float logit = load_coherent(p.logits + (head * p.nb + row0 + row) * p.nb + column);
+          const float row_max = load_coherent(p.row_max + head * p.nb + row0 + row);
+          if (!threshold.selects(score_key(p, logit, row_max, row0 + row, column), (row0 + row) * p.nb + column))
+            weight = count * expf(logit - row_max);
+        }
+        weights[row * kDepthStride + lane] = weight;
+        weight_sum[i] += weight;
+      }
+      for (int i = static_cast<int>(threadIdx.x); i < kWarp * vectors; i += kSelectThreads) {
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (column0 + i / vectors < p.nb)
+          value = *reinterpret_cast<const float4*>(pooled + static_cast<std::int64_t>(column0) * p.head_dim + i * 4);
+        *reinterpret_cast<float4*>(values + i * 4) = value;
+      }
+      __syncthreads();
+      if (group < groups) {
+#pragma unroll
+        for (int k = 0; k < kWarp; k += 4) {
+          float4 w[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) w[i] = *reinterpret_cast<const float4*>(weights + (group * 4 + i) * kDepthStride + k);
+#pragma unroll
+          for (int kk = 0; kk < 4; ++kk) {
+            const float4 v = *reinterpret_cast<const float4*>(values + (k + kk) * p.head_dim + vector * 4);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float weight = kk == 0 ? w[i].x : kk == 1 ? w[i].y : kk == 2 ? w[i].z : w[i].w;
+              acc[i][0] = fmaf(weight, v.x, acc[i][0]);
+              acc[i][1] = fmaf(weight, v.y, acc[i][1]);
+              acc[i][2] = fmaf(weight, v.z, acc[i][2]);
+              acc[i][3] = fmaf(weight, v.w, acc[i][3]);
+            }
+          }
+        }
+      }
+    }
+    if (group < groups) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = row0 + group * 4 + i;
+        if (row < p.nb)
+          *reinterpret_cast<float4*>(p.low_sum + (head * p.nb + row) * p.head_dim + vector * 4) =
+              make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kOwnRows; ++i) {
+      const int row = warp + kSelectWarps * i;
+      if (row >= rows) break;
+#pragma unroll
+      for (int offset = kWarp / 2; offset > 0; offset /= 2) weight_sum[i] += __shfl_xor_sync(kAllLanes, weight_sum[i], offset);
+      if (lane == 0 && row0 + row < p.nb) p.low_weight[head * p.nb + row0 + row] = weight_sum[i];
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kSelectThreads) select_kernel(Problem p, int row_tiles) {
+  SelectShared& header = *reinterpret_cast<SelectShared*>(dynamic_shared());
+  unsigned char* scratch = dynamic_shared() + kSelectHeader;
+  const std::int64_t head = blockIdx.x / row_tiles;
+  const int row0 = static_cast<int>(blockIdx.x % row_tiles) * kRowTile;
+
+  logits_tile(p, head, row0, reinterpret_cast<float*>(scratch));
+  __syncthreads();
+  if (p.selected != p.nb * p.nb) first_histogram(p, head, row0, reinterpret_cast<std::uint32_t*>(scratch));
+  if (!arrives_last(p.head_arrivals + head, static_cast<std::uint32_t>(row_tiles), &header.last)) return;
+
+  const Threshold threshold = find_threshold(p, head, header, reinterpret_cast<std::uint32_t*>(scratch));
+  build_lists(p, head, threshold, header);
+  if (!p.sparse) low_resolution(p, head, threshold, reinterpret_cast<float*>(scratch));
+}
+
+}  // namespace mra::cuda

@@ -1,0 +1,209 @@
+"""Builds the CUDA kernels for the host and calls them through ctypes, outputs and workspace pre-filled and guarded.
+
+With MRA_CUDA_TEST_LIBRARY naming a build of device_api.cu, the same tests run on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from mra_export.op_spec import Mra2AttentionAttributes
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+CUDA_SOURCES = REPO / "kernels" / "cuda"
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+GUARD = 256  # bytes of sentinel before and after context and workspace; kGuard in kernel_api.h
+ALIGNMENT = 16
+INVALID_VALUE = 1  # cudaErrorInvalidValue
+ON_DEVICE = bool(os.environ.get("MRA_CUDA_TEST_LIBRARY"))
+
+
+class Call(ctypes.Structure):
+    """`MraCall` of kernel_api.h, field by field."""
+
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("attention_mask", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("seq_len", ctypes.c_int64),
+        ("hidden_size", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("num_blocks", ctypes.c_int64),
+        ("approx_mode", ctypes.c_int64),
+        ("first_n", ctypes.c_int64),
+        ("diagonal_n", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+    )
+
+
+class Result(NamedTuple):
+    context: Tensor  # of the type and shape of query
+    selected: Tensor  # bool [batch, num_heads, blocks, blocks]
+    chunks: int  # of all heads together
+    most_parts: int  # chunks of one row, at most
+
+
+def cuda_include() -> Path:
+    """The directory of cuda_fp16.h; skips the test where there is none."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    roots = [Path(named)] if named else []
+    if nvcc:
+        roots.append(Path(nvcc).resolve().parents[1])
+    roots.append(Path("/usr/local/cuda"))
+    for root in roots:
+        for include in (root / "include", root / "targets" / "x86_64-linux" / "include"):
+            if (include / "cuda_fp16.h").is_file() and (include / "cuda_runtime_api.h").is_file():
+                return include
+    pytest.skip("CUDA's headers (cuda_fp16.h) were not found; set CUDA_HOME")
+
+
+def build_root() -> Path:
+    """Where build results are kept between runs: MRA_TEST_BUILD_DIR, or the user's cache."""
+    if named := os.environ.get("MRA_TEST_BUILD_DIR"):
+        return Path(named) / "cuda_host"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "mra-export" / "test-build" / hashlib.sha256(str(REPO).encode()).hexdigest()[:12] / "cuda_host"
+
+
+SANITIZERS = {
+    "": ["-O2"],
+    "address": ["-O1", "-DMRA_HOST_ASAN", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-DMRA_HOST_TSAN", "-fsanitize=thread"],
+}
+
+
+@functools.cache
+def build(sanitize: str = "", *extra: str) -> Path:
+    """Compiles the kernels, the shim and the interface with g++; a shared library, or with a sanitizer the runner.
+
+    Args:
+        sanitize: "", "address" or "thread".
+        extra: preprocessor options, for tests that plant a fault.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ was not found")
+    # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
+    common = ["-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    common += ["-isystem", str(cuda_include()), f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *extra]
+    api = HERE / ("cuda_host_runner.cc" if sanitize else "cuda_host_api.cc")
+    sources = [CUDA_SOURCES / "mra2_attention_cuda.cu", CUDA_SOURCES.parent / "mra2_attention.cc", api]
+    runtime = HERE / "cuda_host_runtime.cc"
+    flags = SANITIZERS[sanitize]
+    inputs = [*CUDA_SOURCES.glob("*"), *CUDA_SOURCES.parent.glob("*.*"), *HERE.glob("*.[chi]*")]
+    key = hashlib.sha256(repr((compiler, common, flags)).encode())
+    for path in sorted(inputs):
+        if path.is_file():
+            key.update(path.name.encode() + path.read_bytes())
+    target = build_root() / f"{sanitize or 'plain'}-{key.hexdigest()[:16]}" / ("runner" if sanitize else "libmra_cuda_host.so")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_file():
+            return target
+        objects = []
+        for source in (*sources, runtime):
+            objects.append(target.parent / f"{source.stem}.o")
+            # The runtime switches stacks: it tells the sanitizers what it does, and is not instrumented itself.
+            own = [flag for flag in flags if not flag.startswith("-fsanitize")] if source == runtime else flags
+            _run([compiler, *common, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
+        partial = target.with_suffix(".partial")
+        link = ["-shared"] if not sanitize else []
+        _run([compiler, *flags, *link, *map(str, objects), "-o", str(partial)])
+        partial.rename(target)
+    return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels behind kernel_api.h."""
+    lib = ctypes.CDLL(os.environ.get("MRA_CUDA_TEST_LIBRARY") or str(build()))
+    call = ctypes.POINTER(Call)
+    lib.mra_cuda_workspace_size.argtypes = [call]
+    lib.mra_cuda_workspace_size.restype = ctypes.c_uint64
+    lib.mra_cuda_run.argtypes = [call, ctypes.c_void_p, ctypes.c_uint64]
+    lib.mra_cuda_selection.argtypes = [call, ctypes.c_void_p, ctypes.c_void_p]
+    pointer = ctypes.POINTER(ctypes.c_int64)
+    lib.mra_cuda_chunks.argtypes = [call, ctypes.c_void_p, pointer, pointer]
+    lib.mra_cuda_chunks.restype = None
+    return lib
+
+
+def guarded(size: int, fill: int) -> tuple[Tensor, int]:
+    """A buffer of `fill` bytes and the offset of its `size` usable bytes, which are aligned and lie between guards."""
+    buffer = torch.full((size + 2 * GUARD + ALIGNMENT,), fill, dtype=torch.uint8)
+    return buffer, GUARD + -(buffer.data_ptr() + GUARD) % ALIGNMENT
+
+
+def make_call(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, context: int, attributes: Mra2AttentionAttributes
+) -> Call:
+    return Call(
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        mask.data_ptr(),
+        context,
+        *query.shape,
+        DTYPES[query.dtype],
+        *attributes.as_dict().values(),
+    )
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    attributes: Mra2AttentionAttributes,
+    *,
+    fill: int = 0xFF,
+) -> Result:
+    """Runs the operator; context and workspace hold `fill` bytes before (0xFF: NaN in every type), as do their guards."""
+    lib = library()
+    query, key, value = (tensor.contiguous() for tensor in (query, key, value))
+    mask = mask.to(torch.int32).contiguous()
+    size = query.numel() * query.element_size()
+    context, context_at = guarded(size, fill)
+    call = make_call(query, key, value, mask, context.data_ptr() + context_at, attributes)
+    needed = lib.mra_cuda_workspace_size(ctypes.byref(call))
+    workspace, workspace_at = guarded(needed, fill)
+    error = lib.mra_cuda_run(ctypes.byref(call), workspace.data_ptr() + workspace_at, needed)
+    assert error == 0, f"cudaError_t {error}"
+    for name, buffer, at, length in (("context", context, context_at, size), ("workspace", workspace, workspace_at, needed)):
+        assert bool((buffer[:at] == fill).all()), f"{name}: written before its start"
+        assert bool((buffer[at + length :] == fill).all()), f"{name}: written after its end"
+
+    batch, seq_len, _ = query.shape
+    blocks = -(-seq_len // 32)
+    selected = torch.zeros((batch, attributes.num_heads, blocks, blocks), dtype=torch.uint8)
+    chunks, parts = ctypes.c_int64(0), ctypes.c_int64(0)
+    if batch:
+        pointer = workspace.data_ptr() + workspace_at
+        assert lib.mra_cuda_selection(ctypes.byref(call), pointer, selected.data_ptr()) == 0, "a list is out of order"
+        lib.mra_cuda_chunks(ctypes.byref(call), pointer, ctypes.byref(chunks), ctypes.byref(parts))
+    result = context[context_at : context_at + size].clone().view(query.dtype).view(query.shape)
+    return Result(result, selected.bool(), chunks.value, parts.value)

@@ -1,0 +1,6 @@
+// kernel_api.h on the host: the pointers are used as they are.
+#include "kernel_api.inc"
+
+int mra_cuda_run(const MraCall* call, void* workspace, std::uint64_t workspace_bytes) {
+  return static_cast<int>(mra::mra2_attention_cuda(call->params(), workspace, workspace_bytes, nullptr));
+}
