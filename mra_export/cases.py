@@ -31,7 +31,8 @@ class Case:
     Attributes:
         name: what is particular to it.
         inputs: as the exported model takes them.
-        alone: for a padded batch, each row without its padding and without the others; else empty.
+        alone: for a padded batch, each row without the others, at the same width: the number of blocks is part of what the
+            operator computes; else empty.
     """
 
     name: str
@@ -109,11 +110,7 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
 
 
 def _alone(batch: Inputs) -> list[Inputs]:
-    rows = []
-    for row in range(batch["input_ids"].shape[0]):
-        length = int(batch["attention_mask"][row].sum(-1).max())
-        rows.append({name: value[row : row + 1, ..., :length] for name, value in batch.items()})
-    return rows
+    return [{name: value[row : row + 1] for name, value in batch.items()} for row in range(batch["input_ids"].shape[0])]
 
 
 def _text_ids(tokenizer: Any, rng: np.random.Generator) -> Callable[[int], Array]:

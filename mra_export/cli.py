@@ -95,10 +95,11 @@ def _dtype_options(function: Any) -> Any:
 @_output("The checkpoint directory to write.")
 @click.option("--block-per-row", type=int, default=4, show_default=True, help="Full-resolution blocks per 32 tokens.")
 @click.option("--max-position", type=int, help="Longest sequence, in tokens.  [default: as SRC]")
+@click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help="The head to convert.")
 @_force
 @_output_options
 def from_dense_command(
-    source: str, output: Path, block_per_row: int, max_position: int | None, force: bool, **shown: Any
+    source: str, output: Path, block_per_row: int, max_position: int | None, task: str, force: bool, **shown: Any
 ) -> None:
     """A BERT, RoBERTa or XLM-R checkpoint with its attention replaced by MRA: same weights, same names.
 
@@ -111,7 +112,9 @@ def from_dense_command(
 
     with progress(quiet=shown["quiet"]) as report:
         report(f"converting {source}")
-        result = from_dense(source, output, block_per_row=block_per_row, max_position=max_position, force=force)
+        result = from_dense(
+            source, output, task=task, block_per_row=block_per_row, max_position=max_position, force=force
+        )
     text = f"{output}: {result.architecture}, {result.num_layers} layers, {result.num_blocks} blocks per head"
     notes = "".join(f"\n  note: {note}" for note in result.notes)
     _print_result("from-dense", text + notes, shown["as_json"], outputs=[str(output)], notes=list(result.notes))

@@ -114,6 +114,12 @@ def pooling_of(directory: Path) -> Pooling:
         ]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{modules} or its 1_Pooling/config.json cannot be read: {error}.") from error
+    unknown = sorted({kind for kind, _ in kinds} - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise InputError(
+            f"The checkpoint's sentence-transformers module {', '.join(unknown)} is not one that the export offers. "
+            "Export the bare encoder with --pooling none."
+        )
     if not settings:
         return Pooling()
     modes = [key.removeprefix("pooling_mode_") for key, on in settings[0].items() if key.startswith("pooling_mode_") and on]

