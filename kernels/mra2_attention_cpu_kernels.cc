@@ -33,8 +33,11 @@ using Vec = float __attribute__((vector_size(kLanes * 4)));
 using IntVec = std::int32_t __attribute__((vector_size(kLanes * 4)));
 using VecUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 using Vec4 = float __attribute__((vector_size(16), aligned(4), may_alias));
-using Half8 = std::uint16_t __attribute__((vector_size(16), aligned(2), may_alias));
-using UInt8 = std::uint32_t __attribute__((vector_size(32), aligned(4), may_alias));
+// Rows are read and written eight elements at a time, whatever the vector: head_dim is a multiple of 8.
+using Float8 = float __attribute__((vector_size(32)));
+using Float8Unaligned = float __attribute__((vector_size(32), aligned(4), may_alias));
+using UInt8 = std::uint32_t __attribute__((vector_size(32)));
+using Half8 = std::uint16_t __attribute__((vector_size(16)));
 
 #define MRA_INLINE inline __attribute__((always_inline))
 
@@ -48,7 +51,7 @@ constexpr float kLowest = -1e30f;  // an online maximum before its first entry
 
 MRA_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 MRA_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
-MRA_INLINE Vec broadcast(float x) { return Vec{} + x; }
+MRA_INLINE Vec broadcast(float x) { return x - Vec{}; }  // subtracting +0 changes nothing, and the compiler knows
 
 // The larger; b where either is NaN.
 MRA_INLINE Vec vmax(Vec a, Vec b) {
@@ -89,73 +92,57 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-MRA_INLINE void convert8(float* to, const float* from) { std::memcpy(to, from, 32); }
-MRA_INLINE void convert8(BFloat16* to, const float* from) {
-  UInt8 bits;
-  std::memcpy(&bits, from, 32);
+MRA_INLINE Float8 load8(const float* from) { return *reinterpret_cast<const Float8Unaligned*>(from); }
+MRA_INLINE void store8(float* to, Float8 values) { *reinterpret_cast<Float8Unaligned*>(to) = values; }
+
+MRA_INLINE Float8 load8(const BFloat16* from) {
+  Half8 half;
+  std::memcpy(&half, from, 16);
+  return (Float8)(__builtin_convertvector(half, UInt8) << 16);
+}
+MRA_INLINE void store8(BFloat16* to, Float8 values) {
+  const UInt8 bits = (UInt8)values;
   const UInt8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const UInt8 nan = (bits >> 16) | 0x40;
-  const UInt8 result = (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
+  const UInt8 quiet_nan = (bits >> 16) | 0x40;
+  const UInt8 result = (bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
   const Half8 half = __builtin_convertvector(result, Half8);
   std::memcpy(to, &half, 16);
 }
-MRA_INLINE void convert8(float* to, const BFloat16* from) {
-  Half8 half;
-  std::memcpy(&half, from, 16);
-  const UInt8 bits = __builtin_convertvector(half, UInt8) << 16;
-  std::memcpy(to, &bits, 32);
-}
+
 #if defined(__F16C__)
-MRA_INLINE void convert8(float* to, const Float16* from) {
-  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+MRA_INLINE Float8 load8(const Float16* from) {
+  return (Float8)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-MRA_INLINE void convert8(Float16* to, const float* from) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+MRA_INLINE void store8(Float16* to, Float8 values) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-float bits_to_float(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
+// The vectors' selections compute both sides: neither may trap or depend on the other.
+MRA_INLINE Float8 load8(const Float16* from) {
+  Half8 raw;
+  std::memcpy(&raw, from, 16);
+  const UInt8 half = __builtin_convertvector(raw, UInt8);
+  const UInt8 magnitude = half & 0x7fff;
+  // Exponents move from bias 15 to 127; that of infinity and NaN (31) to 255.
+  const UInt8 normal = (magnitude << 13) + (magnitude >= 0x7c00 ? UInt8{} + (224u << 23) : UInt8{} + (112u << 23));
+  // A subnormal is an integer of 2^-24 each: put behind 2^-14's exponent, it is that much more than 2^-14.
+  const UInt8 offset = UInt8{} + (113u << 23);
+  const Float8 subnormal = (Float8)(offset + (magnitude << 13)) - (Float8)offset;
+  const UInt8 bits = magnitude < 0x400 ? (UInt8)subnormal : normal;
+  return (Float8)(bits | (half & 0x8000) << 16);
 }
-std::uint32_t float_to_bits(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-MRA_INLINE void convert8(float* to, const Float16* from) {
-  for (int i = 0; i < 8; ++i) {
-    const std::uint32_t half = from[i].bits;
-    const std::uint32_t sign = (half & 0x8000) << 16;
-    const std::uint32_t magnitude = half & 0x7fff;
-    float value;
-    if (magnitude >= 0x7c00) {
-      value = bits_to_float(0x7f800000 | (magnitude & 0x3ff) << 13);
-    } else if (magnitude >= 0x400) {
-      value = bits_to_float((magnitude << 13) + (112u << 23));
-    } else {
-      value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // subnormal: 2^-24 each
-    }
-    to[i] = bits_to_float(float_to_bits(value) | sign);
-  }
-}
-MRA_INLINE void convert8(Float16* to, const float* from) {
-  for (int i = 0; i < 8; ++i) {
-    const std::uint32_t bits = float_to_bits(from[i]);
-    const std::uint32_t sign = bits >> 16 & 0x8000;
-    const std::uint32_t magnitude = bits & 0x7fffffff;
-    std::uint32_t half;
-    if (magnitude > 0x7f800000) {
-      half = 0x7e00 | (magnitude >> 13 & 0x3ff);
-    } else if (magnitude >= 0x477ff000) {  // 65520 and above round to infinity
-      half = 0x7c00;
-    } else if (magnitude >= 0x38800000) {  // 2^-14: normal; to nearest, ties to even
-      half = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
-    } else {  // adding 0.5 leaves the subnormal's bits, rounded, at the end of the mantissa
-      half = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000;
-    }
-    to[i].bits = static_cast<std::uint16_t>(half | sign);
-  }
+MRA_INLINE void store8(Float16* to, Float8 values) {
+  const UInt8 bits = (UInt8)values;
+  const UInt8 magnitude = bits & 0x7fffffff;
+  const UInt8 normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;  // to nearest, ties to even
+  // Below 2^-14: adding 0.5 leaves the subnormal's bits, rounded, at the end of the mantissa.
+  const UInt8 subnormal = (UInt8)((Float8)(magnitude < 0x38800000 ? magnitude : UInt8{}) + 0.5f) - 0x3f000000;
+  const UInt8 quiet_nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
+  UInt8 half = magnitude < 0x38800000 ? subnormal : normal;
+  half = magnitude >= 0x477ff000 ? UInt8{} + 0x7c00 : half;  // 65520 and above round to infinity
+  half = magnitude > 0x7f800000 ? quiet_nan : half;
+  const Half8 result = __builtin_convertvector(half | (bits >> 16 & 0x8000), Half8);
+  std::memcpy(to, &result, 16);
 }
 #endif
 
@@ -229,17 +216,17 @@ void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const f
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. Pool
 
-// Adds up to four rows into sum [count]; count is a multiple of 8.
-template <typename T>
-void add_rows(float* sum, const T* const* rows, int n, std::int64_t count) {
-  alignas(64) float part[4][8];
+// Adds N rows into sum [count]; count is a multiple of 8.
+template <int N, typename T>
+void add_rows(float* sum, const T* const* rows, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += 8) {
-    for (int r = 0; r < n; ++r) convert8(part[r], rows[r] + i);
-    for (int lane = 0; lane < 8; ++lane) {
-      float s = part[0][lane];
-      for (int r = 1; r < n; ++r) s += part[r][lane];
-      sum[i + lane] += s;
-    }
+    Float8 parts[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) parts[r] = load8(rows[r] + i);
+    if constexpr (N == 4)
+      store8(sum + i, load8(sum + i) + ((parts[0] + parts[1]) + (parts[2] + parts[3])));
+    else
+      store8(sum + i, load8(sum + i) + parts[0]);
   }
 }
 
@@ -263,14 +250,14 @@ void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, 
     const std::int64_t left = plan.params.num_heads - head;
     const std::int64_t width = (left < heads_at_once ? left : heads_at_once) * dim;
     std::memset(sum, 0, static_cast<std::size_t>(width) * sizeof(float));
-    for (int i = 0; i < n; i += 4) {
-      const T* four[4];
-      const int m = n - i < 4 ? n - i : 4;
-      for (int r = 0; r < m; ++r) four[r] = rows[i + r] + head * dim;
-      if (m == 4)
-        add_rows(sum, four, 4, width);
-      else
-        add_rows(sum, four, m, width);
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+      const T* four[] = {rows[i] + head * dim, rows[i + 1] + head * dim, rows[i + 2] + head * dim, rows[i + 3] + head * dim};
+      add_rows<4>(sum, four, width);
+    }
+    for (; i < n; ++i) {
+      const T* one[] = {rows[i] + head * dim};
+      add_rows<1>(sum, one, width);
     }
     for (std::int64_t j = 0; j < width / dim; ++j) {
       const std::int64_t pair = example * plan.params.num_heads + head + j;
@@ -541,7 +528,7 @@ struct AttendScratch {
 
 template <typename T>
 MRA_INLINE void load_row(float* to, const T* from, std::int64_t dim) {
-  for (std::int64_t d = 0; d < dim; d += 8) convert8(to + d, from + d);
+  for (std::int64_t d = 0; d < dim; d += 8) store8(to + d, load8(from + d));
 }
 
 // to [dim, 32] = from [n, dim] transposed and scaled; the columns from n on are 0.
@@ -561,15 +548,37 @@ void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float
   }
 }
 
+// Rows that will be read soon, or written. The rows of a block lie far apart, where no hardware prefetcher follows, so they
+// are fetched while the block before is computed: a few at a time, for more would fill the queue of misses.
+struct Rows {
+  const char* first;  // null: nothing to fetch
+  std::int64_t step;  // bytes from row to row
+  std::int64_t size;  // bytes of each
+};
+
+// Fetches the cache lines [begin_line, end_line) of `count` rows.
+template <bool kWrite = false>
+MRA_INLINE void prefetch(const Rows& rows, int begin, int count, std::int64_t begin_line, std::int64_t end_line) {
+  if (rows.first == nullptr) return;
+  for (int i = begin; i < begin + count; ++i)
+    for (std::int64_t at = begin_line * 64; at < end_line * 64 && at < rows.size; at += 64)
+      __builtin_prefetch(rows.first + i * rows.step + at, kWrite ? 1 : 0);
+}
+
 // weights [keys, 32] = key rows · query, and the largest of each column. `keys` is a multiple of kKeyRows.
 void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, const float* query, std::int64_t dim, int keys,
-                   Vec (&largest)[kQueryVecs]) {
+                   Vec (&largest)[kQueryVecs], const Rows& next) {
   constexpr int N = 2;
+  constexpr std::int64_t kChunk = 16;  // of float, one cache line
   for (int j = 0; j < keys; j += kKeyRows) {
 #pragma GCC unroll 4
     for (int q = 0; q < kQueryVecs; q += N) {
       Vec acc[kKeyRows][N] = {};
-      multiply_tile<kKeyRows, N>(key + j * key_step, key_step, 1, query + q * kLanes, kB, dim, acc);
+      for (std::int64_t d = 0; d < dim; d += kChunk) {
+        const std::int64_t depth = dim - d < kChunk ? dim - d : kChunk;
+        if (q == 0) prefetch(next, j, kKeyRows, d / kChunk, d / kChunk + 1);
+        multiply_tile<kKeyRows, N>(key + j * key_step + d, key_step, 1, query + d * kB + q * kLanes, kB, depth, acc);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < kKeyRows; ++r)
 #pragma GCC unroll 8
@@ -586,11 +595,6 @@ int list_bits(std::uint32_t bits, int (&list)[kB]) {
   int n = 0;
   for (; bits != 0; bits &= bits - 1) list[n++] = __builtin_ctz(bits);
   return n;
-}
-
-MRA_INLINE void prefetch_rows(const char* first, std::int64_t step, std::int64_t bytes) {
-  for (int i = 0; i < kB; ++i)
-    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(first + i * step + at);
 }
 
 template <typename T>
@@ -611,10 +615,12 @@ void attend_block(void* argument, std::size_t task) {
   const std::int64_t padded_dim = plan.padded_dim;
   // The element of this head at the example's first token.
   const std::int64_t origin = example * params.seq_len * hidden + index % params.num_heads * dim;
-  const T* query = static_cast<const T*>(params.query) + origin + a * kB * hidden;
+  const T* query_tensor = static_cast<const T*>(params.query) + origin;
+  const T* query = query_tensor + a * kB * hidden;
   const T* key = static_cast<const T*>(params.key) + origin;
   const T* value = static_cast<const T*>(params.value) + origin;
-  T* context = static_cast<T*>(params.context) + origin + a * kB * hidden;
+  T* context_tensor = static_cast<T*>(params.context) + origin;
+  T* context = context_tensor + a * kB * hidden;
   const std::uint32_t* token_bits = plan.token_bits + example * plan.nb;
 
   const std::int64_t tokens_left = params.seq_len - a * kB;
@@ -653,8 +659,11 @@ void attend_block(void* argument, std::size_t task) {
   const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
   const std::int32_t* columns = plan.columns + index * plan.selected;
   const std::int32_t end = starts[a + 1];
-  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t row_step = hidden * static_cast<std::int64_t>(sizeof(T));
+  const auto block_rows = [&](const T* tensor, std::int64_t b) {
+    const bool whole = b * kB + kB <= params.seq_len;
+    const auto* first = reinterpret_cast<const char*>(tensor + b * kB * hidden);
+    return Rows{whole ? first : nullptr, hidden * static_cast<std::int64_t>(sizeof(T)), dim * static_cast<std::int64_t>(sizeof(T))};
+  };
   const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
     for (int q = 0; q < kQueryVecs; ++q) {
       const Vec larger = vmax(maximum[q], candidate[q]);
@@ -669,8 +678,6 @@ void attend_block(void* argument, std::size_t task) {
     const T* key_block = key + b * kB * hidden;
     const T* value_block = value + b * kB * hidden;
     const bool complete = token_bits[b] == 0xffffffffu;
-    if (complete) prefetch_rows(reinterpret_cast<const char*>(value_block), row_step, row_bytes);
-
     int keys[kB];
     const int n_keys = list_bits(token_bits[b], keys);
     const int padded_keys = (n_keys + kKeyRows - 1) / kKeyRows * kKeyRows;
@@ -685,10 +692,7 @@ void attend_block(void* argument, std::size_t task) {
       key_rows = scratch.rows;
       key_step = dim;
     }
-    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest);
-    if (at + 1 < end && columns[at + 1] * kB + kB <= params.seq_len)
-      prefetch_rows(reinterpret_cast<const char*>(key + columns[at + 1] * kB * hidden), row_step, row_bytes);
-
+    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest, block_rows(value, b));
     update_maximum(largest);
     for (int j = 0; j < n_keys; ++j) {
       for (int q = 0; q < kQueryVecs; ++q) {
@@ -700,8 +704,17 @@ void attend_block(void* argument, std::size_t task) {
       load_row(to, value_block + keys[j] * hidden, dim);
       if (padded_dim != dim) std::memset(to + dim, 0, 32);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim, n_keys,
-                  (n_queries + 3) / 4 * 4, padded_dim);
+    const bool last = at + 1 == end;
+    // After the last block comes the next query block, which is most often this thread's too.
+    const Rows next = last ? (a + 1 < plan.nb ? block_rows(query_tensor, a + 1) : Rows{}) : block_rows(key, columns[at + 1]);
+    const Rows output = last ? block_rows(context_tensor, a) : Rows{};
+    constexpr int kRows = 4;
+    for (int i = 0; i < n_queries; i += kRows) {
+      prefetch(next, i, kRows, 0, kMaxHeadDim);
+      prefetch<true>(output, i, kRows, 0, kMaxHeadDim);
+      update_matrix(scratch.context + i * padded_dim, padded_dim, scratch.correction + i, scratch.weights + i, 1, kB,
+                    scratch.value, padded_dim, n_keys, kRows, padded_dim);
+    }
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];
@@ -717,9 +730,9 @@ void attend_block(void* argument, std::size_t task) {
   for (int q = 0; q < kQueryVecs; ++q) store(scratch.correction + q * kLanes, 1.0f / (total[q] + kNormalizerEpsilon));
   for (int i = 0; i < n_queries; ++i) {
     float* row = scratch.context + i * padded_dim;
-    for (std::int64_t d = 0; d < padded_dim; d += kLanes) store(row + d, load(row + d) * scratch.correction[i]);
+    const float factor = scratch.correction[i];
     T* to = context + queries[i] * hidden;
-    for (std::int64_t d = 0; d < dim; d += 8) convert8(to + d, row + d);
+    for (std::int64_t d = 0; d < dim; d += 8) store8(to + d, load8(row + d) * factor);
   }
 }
 
