@@ -106,7 +106,7 @@ class FromDenseResult:
         max_position_embeddings: the longest input, in tokens.
         block_per_row: high-resolution blocks per row of blocks at that length.
         num_blocks: the same per head, as the operator's attribute.
-        full_budget: whether every block is computed at high resolution at every length, that is, attention is exact.
+        exact_up_to: tokens up to which every block fits into the budget, so that the result is the dense model's.
         files: what the directory holds, sorted.
         notes: what a user should know of the conversion, one sentence each.
     """
@@ -119,7 +119,7 @@ class FromDenseResult:
     max_position_embeddings: int
     block_per_row: int
     num_blocks: int
-    full_budget: bool
+    exact_up_to: int
     files: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -137,8 +137,12 @@ def from_dense(
 ) -> FromDenseResult:
     """Writes a BERT, RoBERTa or XLM-R checkpoint as an MRA checkpoint.
 
-    With the full budget (`block_per_row` at least `ceil(max_position / 32)`) the result computes what the dense model
-    computes. Weights are float32; the same input gives the same bytes.
+    Where the budget holds every block of an input, the result computes what the dense model computes; with
+    `block_per_row` at least `max_position / 32` that is every input. One difference is MRA's own: to the softmax
+    denominator it adds 1e-6 relative to a maximum that counts padding as 0, so a token in a block with padding whose
+    logits all lie below about -8 gets less than its share.
+
+    Weights are float32; the same input gives the same bytes.
 
     Args:
         source: a checkpoint directory or a hub id.
@@ -186,7 +190,7 @@ def from_dense(
     if length % BLOCK_SIZE:
         notes.append(
             f"max_position {length} is not a multiple of {BLOCK_SIZE}: the budget counts its {length // BLOCK_SIZE} "
-            f"whole blocks, while the longest inputs take {-(-length // BLOCK_SIZE)}."
+            f"whole blocks, so no block_per_row makes the last {length % BLOCK_SIZE} positions exact."
         )
     if family.fairseq_positions:
         notes.append("Positions count from the start of a row: padding belongs on the right, as the tokenizer has it.")
@@ -202,7 +206,6 @@ def from_dense(
         _write_model_card(directory, stage, summary)
         _save_weights(converted, stage / "model.safetensors")
         files = tuple(sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file()))
-    rows = -(-length // BLOCK_SIZE)
     return FromDenseResult(
         output=output,
         source_architecture=source_architecture,
@@ -212,7 +215,7 @@ def from_dense(
         max_position_embeddings=length,
         block_per_row=block_per_row,
         num_blocks=attributes.num_blocks,
-        full_budget=attributes.num_blocks >= rows * rows,
+        exact_up_to=min(math.isqrt(attributes.num_blocks) * BLOCK_SIZE, length),
         files=files,
         notes=tuple(notes),
     )
@@ -526,12 +529,12 @@ def _decoder(weights: _Weights, config: Any, family: DenseFamily) -> dict[str, T
     target = "cls.predictions"
     vocab, hidden = config.vocab_size, config.hidden_size
     tied = getattr(config, "tie_word_embeddings", True) is not False
-    # transformers keeps one bias under two names; files may have either.
+    # One parameter under two names; only an untied decoder has a bias of its own, and then the other is not used.
     names = [name for name in (f"{head}.decoder.bias", f"{head}.bias") if name in weights] or [f"{head}.bias"]
     biases = [weights.take(name, vocab) for name in names]
-    if len(biases) == 2 and not torch.equal(*biases):
+    if tied and not torch.equal(biases[0], biases[-1]):
         raise InputError(
-            f"The weights {names[0]} and {names[1]} are one parameter but differ. The checkpoint is damaged."
+            f"The weights {names[0]} and {names[-1]} are one parameter but differ. The checkpoint is damaged."
         )
     result = {f"{target}.bias": biases[0]}
     name = f"{head}.decoder.weight"
