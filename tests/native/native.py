@@ -124,7 +124,7 @@ def make_params(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, context: int, attributes: Mra2AttentionAttributes
 ) -> Params:
     """The params struct of contiguous tensors; the caller keeps them alive."""
-    assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous() and mask.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in (query, key, value, mask))
     return Params(
         query.data_ptr(),
         key.data_ptr(),

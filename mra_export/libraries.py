@@ -1,0 +1,108 @@
+"""Finds the native libraries: the ONNX Runtime custom-op library and the TensorRT plugin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mra_export import __version__
+from mra_export.errors import DependencyError, InputError
+
+__all__ = [
+    "LIBRARY_FILES",
+    "find_library",
+    "library_dirs",
+    "onnxruntime_library",
+    "package_library_dir",
+    "tensorrt_library",
+    "user_library_dir",
+]
+
+LIBRARY_FILES = {"onnxruntime": "libmra_onnxruntime.so", "tensorrt": "libmra_tensorrt.so"}
+"""Kind of library -> its file name."""
+
+_USE = {
+    "onnxruntime": "ONNX Runtime runs the exported files without it too, by their slower function body.",
+    "tensorrt": "TensorRT cannot run the exported files without it.",
+}
+
+
+def package_library_dir() -> Path:
+    """The directory inside the package, where a wheel carries the libraries and `mra-export build` puts them."""
+    return Path(__file__).resolve().parent / "lib"
+
+
+def user_library_dir() -> Path:
+    """The directory for libraries where the package is not writable; one per version of the package.
+
+    `MRA_EXPORT_CACHE_DIR` names the cache of this package; otherwise it is `mra-export` under XDG_CACHE_HOME or
+    ~/.cache.
+    """
+    if configured := os.environ.get("MRA_EXPORT_CACHE_DIR"):
+        return Path(configured) / "lib" / __version__
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mra-export" / "lib" / __version__
+
+
+def library_dirs() -> list[Path]:
+    """Where libraries are looked for, in this order: MRA_EXPORT_LIB_DIR, the package, the user's cache."""
+    configured = os.environ.get("MRA_EXPORT_LIB_DIR")
+    return [*([Path(configured)] if configured else []), package_library_dir(), user_library_dir()]
+
+
+def find_library(kind: str, path: Path | None = None) -> Path | None:
+    """The path of a native library.
+
+    Args:
+        kind: "onnxruntime" or "tensorrt".
+        path: a library that the caller names, or its directory; nothing else is then looked at.
+
+    Returns:
+        The absolute path, or None where there is no library.
+
+    Raises:
+        InputError: `path` was given and is not there.
+    """
+    name = LIBRARY_FILES[kind]
+    if path is not None:
+        named = path / name if path.is_dir() else path
+        if not named.is_file():
+            raise InputError(f"{named} does not exist. Give the path of {name}, or leave it out to have it found.")
+        return named.resolve()
+    return next((directory.resolve() / name for directory in library_dirs() if (directory / name).is_file()), None)
+
+
+def onnxruntime_library(path: Path | None = None) -> Path:
+    """The library for `onnxruntime.SessionOptions.register_custom_ops_library`.
+
+    Args:
+        path: as for `find_library`.
+
+    Raises:
+        InputError: `path` was given and is not there.
+        DependencyError: the library was not built; the message names the command that builds it.
+    """
+    return _require("onnxruntime", path)
+
+
+def tensorrt_library(path: Path | None = None) -> Path:
+    """The library for TensorRT's `IPluginRegistry.load_library`.
+
+    Args:
+        path: as for `find_library`.
+
+    Raises:
+        InputError: `path` was given and is not there.
+        DependencyError: the library was not built; the message names the command that builds it.
+    """
+    return _require("tensorrt", path)
+
+
+def _require(kind: str, path: Path | None) -> Path:
+    found = find_library(kind, path)
+    if found is None:
+        places = ", ".join(str(directory) for directory in library_dirs())
+        raise DependencyError(
+            f"{LIBRARY_FILES[kind]} was not found in {places}. Run `mra-export build` to compile it. {_USE[kind]}"
+        )
+    return found

@@ -1,0 +1,61 @@
+"""Hatchling's build hook: `pip install .` compiles the native libraries that this machine can compile.
+
+It never fails the installation: what it cannot build it names, with the reason, and `mra-export build` builds it later.
+MRA_EXPORT_NO_NATIVE=1 leaves the compiler alone, for a pure wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class NativeLibrariesHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the libraries to a wheel, or puts them into the checkout for an editable installation."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Builds the libraries and adds them; hatchling calls it before it collects files."""
+        if self.target_name != "wheel":
+            return
+        if os.environ.get("MRA_EXPORT_NO_NATIVE"):
+            self.app.display_warning("mra-export: no native library is built, as MRA_EXPORT_NO_NATIVE asks.")
+            return
+        # The checkout, not an installed mra_export: its build tools are what this builds.
+        sys.path.insert(0, self.root)
+        try:
+            from mra_export.build import build_libraries
+
+            if version == "editable":
+                output = Path(self.root, "mra_export", "lib")
+            else:
+                self._stage = tempfile.TemporaryDirectory(prefix="mra-export-wheel-")
+                output = Path(self._stage.name)
+            results = build_libraries(output_dir=output, fetch=False)
+        except Exception as error:  # whatever it is, the package works without native libraries
+            self.app.display_warning(f"mra-export: no native library was built: {error!r}")
+            return
+        finally:
+            sys.path.remove(self.root)
+        for result in results:
+            if result.path is None:
+                self.app.display_warning(f"mra-export: SKIPPED the {result.kind} library: {result.detail}")
+                continue
+            self.app.display_info(f"mra-export: built the {result.kind} library with {result.detail}")
+            if version != "editable":
+                build_data["force_include"][str(result.path)] = f"mra_export/lib/{result.path.name}"
+                build_data["pure_python"] = False
+                platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+                build_data["tag"] = f"py3-none-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Removes the built libraries once they are in the wheel."""
+        if hasattr(self, "_stage"):
+            self._stage.cleanup()
