@@ -1,6 +1,8 @@
 // From the contract's params to the kernels' Problem, and where the intermediates lie in the workspace.
 #pragma once
 
+#include <algorithm>
+
 #include "problem.cuh"
 
 namespace mra::cuda {
@@ -51,8 +53,10 @@ inline Problem make_problem(const Mra2AttentionParams& params) {
   p.selected = static_cast<int>(selected);
   p.list_stride = static_cast<int>(selected < nb ? selected : nb);
   p.chunk_tiles = static_cast<int>(tiles);
-  p.chunk_bound = static_cast<int>(nb + selected / tiles);
-  p.slots = static_cast<int>(2 * selected / (tiles + 1));  // rows of n > tiles entries have at most 2 n / (tiles + 1) chunks
+  // A row of n entries has 1 + (n - 1) / tiles chunks, and one of n > tiles at most 2 n / (tiles + 1). With tiles >= 2 selected / nb
+  // these sums are bounded by what follows, which never shrinks where seq_len or num_blocks grow.
+  p.chunk_bound = static_cast<int>(nb + std::min(nb / 2, selected / kMinChunkTiles));
+  p.slots = static_cast<int>(std::min(nb, 2 * selected / (kMinChunkTiles + 1)));
   const std::int64_t first_n = params.initial_prior_first_n_blocks;
   p.first_n = static_cast<int>(first_n < nb ? first_n : nb);
   const std::int64_t diagonal_n = params.initial_prior_diagonal_n_blocks;

@@ -1,5 +1,4 @@
 // The fiber runtime under cuda_host_shim.h: scheduling, barriers, warp exchanges. Compiled without instrumentation.
-
 #include <cuda_runtime_api.h>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
@@ -182,6 +181,7 @@ void yield_blocked(bool ends) {
     switch_to(self, m.main, ends);
     return;
   }
+  if (next == m.current) return;
   m.current = next;
   Fiber& to = fiber_of(next);
   g_context = &to.context;
@@ -287,6 +287,14 @@ void fail(const char* format, ...) {
   std::abort();
 }
 
+const float* half_values() {
+  static const std::vector<float> values = [] {
+    std::vector<float> all(65536);
+    for (unsigned i = 0; i < 65536; ++i) all[i] = __half2float(__ushort_as_half(static_cast<unsigned short>(i)));
+    return all;
+  }();
+  return values.data();
+}
 unsigned char* shared_memory() { return g_machine.shared; }
 int lane() { return static_cast<int>(g_context->thread.x % kLanes); }
 bool early_copies() { return g_machine.early; }

@@ -11,15 +11,16 @@
 // Under ThreadSanitizer each fiber is a thread of its own to the sanitizer, and only what synchronises on a GPU synchronises there.
 #pragma once
 
+#include <vector_functions.h>
+
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <cmath>
 #include <functional>
-#include <vector>
 #include <type_traits>
-#include <vector_functions.h>
+#include <vector>
 
 #undef __launch_bounds__
 #define __launch_bounds__(...)
@@ -51,6 +52,8 @@ enum class Collective { kShuffle, kBallot, kSync, kLoadMatrix, kMma };
 using Deposits = std::uint32_t[kLanes][kWords];
 const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* words, int count);
 int lane();
+
+const float* half_values();  // [65536], of every float16
 
 struct Copy {
   void* target;
@@ -185,10 +188,7 @@ template <typename T>
 float element_to_float(std::uint32_t bits);
 template <>
 inline float element_to_float<__half>(std::uint32_t bits) {
-  _Float16 value;  // the same format; the compiler's conversion is much faster than a table of cases
-  const std::uint16_t raw = static_cast<std::uint16_t>(bits);
-  std::memcpy(&value, &raw, 2);
-  return static_cast<float>(value);
+  return ::cuda_host::half_values()[bits & 0xffffu];
 }
 template <>
 inline float element_to_float<__nv_bfloat16>(std::uint32_t bits) {
