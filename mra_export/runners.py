@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -500,7 +501,11 @@ def _traceable(model: OnnxModel) -> Iterator[Path]:
         for location in {
             entry.value for i in proto.graph.initializer for entry in i.external_data if entry.key == "location"
         }:
-            os.symlink((model.path.parent / location).resolve(), Path(folder) / location)
+            # ONNX Runtime refuses external data outside the model's folder, symbolic links included.
+            try:
+                os.link((model.path.parent / location).resolve(), Path(folder) / location)
+            except OSError:
+                shutil.copyfile(model.path.parent / location, Path(folder) / location)
         path = Path(folder) / "traced.onnx"
         onnx.save(proto, str(path))
         yield path
