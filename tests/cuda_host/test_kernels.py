@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+from collections.abc import Iterator
 
 import cuda_host
 import numpy as np
@@ -18,6 +19,15 @@ from mra_export.reference import mra2_attention, select_blocks
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FLOAT32_TOLERANCE = 2e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The references are many small products: threads only get into each other's way, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def attributes(num_heads: int, num_blocks: int, **changes: object) -> Mra2AttentionAttributes:
