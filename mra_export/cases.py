@@ -49,7 +49,9 @@ def load_tokenizer(directory: Path) -> Any | None:
     """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
     from mra_export.checkpoint import quiet_transformers
 
-    if not any((directory / n).is_file() for n in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")):
+    if not any(
+        (directory / n).is_file() for n in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+    ):
         return None
     from transformers import AutoTokenizer
 
@@ -97,8 +99,8 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
             half = np.minimum(np.array(lengths)[:, None] // 2, width)
             tensors["token_type_ids"] = (np.arange(width)[None, :] >= half).astype(np.int64)
         if checkpoint.task.name == "multiple-choice":
-            tensors = {name: value.reshape(-1, choices, width) for name, value in tensors.items()}
-        return tensors
+            return {name: value.reshape(-1, choices, width) for name, value in tensors.items()}
+        return dict(tensors)
 
     names = {1: "one token", 31: "odd", 64: "whole blocks", 101: "odd", 256: "whole blocks", longest: "maximal"}
     cases = [Case(f"{name}, {n}", inputs([n])) for n, name in sorted(names.items()) if n <= longest]

@@ -15,7 +15,16 @@ from mra_export.families import Family, family_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SIDE_FILES", "TASKS", "Checkpoint", "Task", "load_checkpoint", "locate", "quiet_transformers", "resolve_task"]
+__all__ = [
+    "SIDE_FILES",
+    "TASKS",
+    "Checkpoint",
+    "Task",
+    "load_checkpoint",
+    "locate",
+    "quiet_transformers",
+    "resolve_task",
+]
 
 SIDE_FILES = (
     "added_tokens.json",

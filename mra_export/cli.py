@@ -84,7 +84,9 @@ def _dtype_options(function: Any) -> Any:
         return function(*args, dtype=asked.pop() if asked else "fp32", **kwargs)
 
     return _options(
-        click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of the weights.  [default: fp32]"),
+        click.option(
+            "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of the weights.  [default: fp32]"
+        ),
         click.option("--fp16", is_flag=True, help="Short for --dtype fp16."),
         click.option("--bf16", is_flag=True, help="Short for --dtype bf16."),
     )(wrapper)
@@ -126,7 +128,9 @@ def from_dense_command(
 @_model_options
 @_dtype_options
 @click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20]")
-@click.option("--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]")
+@click.option(
+    "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]"
+)
 @click.option("--normalize/--no-normalize", default=None, help="Scales it to length 1.  [default: as MODEL]")
 @click.option("--no-check", is_flag=True, help="Skip the parity check.")
 @click.option("--plugin-lib", type=click.Path(path_type=Path), help="The native library to check with.")
@@ -351,7 +355,11 @@ def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:
 
 
 def _failures(comparisons: list[Any]) -> str:
-    lines = [f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}" for c in comparisons if c.ok is False]
+    lines = [
+        f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
+        for c in comparisons
+        if c.ok is False
+    ]
     return "FAILED " + "\n".join(lines)
 
 

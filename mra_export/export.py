@@ -106,7 +106,9 @@ def pooling_of(directory: Path) -> Pooling:
     if not modules.is_file():
         return Pooling()
     try:
-        kinds = [(str(m["type"]).rsplit(".", 1)[-1], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))]
+        kinds = [
+            (str(m["type"]).rsplit(".", 1)[-1], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))
+        ]
         settings = [
             json.loads((directory / path / "config.json").read_text(encoding="utf-8"))
             for kind, path in kinds
@@ -122,7 +124,9 @@ def pooling_of(directory: Path) -> Pooling:
         )
     if not settings:
         return Pooling()
-    modes = [key.removeprefix("pooling_mode_") for key, on in settings[0].items() if key.startswith("pooling_mode_") and on]
+    modes = [
+        key.removeprefix("pooling_mode_") for key, on in settings[0].items() if key.startswith("pooling_mode_") and on
+    ]
     if isinstance(settings[0].get("pooling_mode"), str):
         modes = [settings[0]["pooling_mode"]]
     known = {"cls_token": "cls", "mean_tokens": "mean", "cls": "cls", "mean": "mean"}
@@ -225,9 +229,7 @@ def export_onnx(
         if finish is not None:
             finish(stage)
         size = sum(file.stat().st_size for file in (stage / "onnx").iterdir())
-    return ExportResult(
-        output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size
-    )
+    return ExportResult(output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size)
 
 
 def _trace(
@@ -247,7 +249,10 @@ def _trace(
     limits = {"sequence": {"max": checkpoint.config.max_position_embeddings}}
     dims = {axis: torch.export.Dim(name, **limits.get(name, {})) for axis, name in axes.items()}
     # Sizes other than 0 and 1, which the exporter takes for constants, and different from each other.
-    shape = [{"batch": 2, "choices": 3, "sequence": min(40, checkpoint.config.max_position_embeddings)}[n] for n in axes.values()]
+    shape = [
+        {"batch": 2, "choices": 3, "sequence": min(40, checkpoint.config.max_position_embeddings)}[n]
+        for n in axes.values()
+    ]
     example = tuple(
         torch.ones(shape, dtype=torch.int64) if name == "attention_mask" else torch.zeros(shape, dtype=torch.int64)
         for name in inputs

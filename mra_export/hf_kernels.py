@@ -253,13 +253,16 @@ def probe_attention(model: Any) -> None:
 
 def _load_from_hub() -> tuple[Any, str]:
     try:
-        from kernels import get_kernel
+        from kernels import get_kernel  # type: ignore[attr-defined]  # the repository's kernels/ shadows it for mypy
 
         return get_kernel("kernels-community/mra", version=1), ""
     except ImportError:
         return None, "the package kernels is not installed"
     except Exception as error:  # the hub's client raises many kinds; none of them is fatal here
-        return None, f"kernels-community/mra could not be loaded: {str(error).splitlines()[0] if str(error) else error!r}"
+        return (
+            None,
+            f"kernels-community/mra could not be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
+        )
 
 
 def _compile(sources: Path) -> Any:

@@ -257,7 +257,9 @@ class _Tally:
                 relative += [_relative(got, want) for want, got in pairs]
                 absolute += [float(np.abs(got - want).max(initial=0.0)) for want, got in pairs]
             cosines.append(_cosine(*_embedding(expected, actual, token_mask, row)))
-            self.top1 += [_top1(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name]
+            self.top1 += [
+                _top1(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name
+            ]
         self.cosines += cosines
         self.cases.append(
             CaseReport(
@@ -288,9 +290,7 @@ class _Tally:
         }
 
 
-def _against_model(
-    reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str]
-) -> Comparison:
+def _against_model(reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str]) -> Comparison:
     metrics = tally.metrics()
     error = metrics["relative_error"]
     judged, rows = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
@@ -324,7 +324,9 @@ def _against_specification(
     if first is not None:
         notes.append(f"the difference starts in {first.name}: {first.problem}.")
     elif not _within(metrics, limits, "relative_error") or not _within(metrics, limits, "cosine_min"):
-        notes.append(f"the difference starts after the last attention layer ({layers[-1].name}): arithmetic of the head.")
+        notes.append(
+            f"the difference starts after the last attention layer ({layers[-1].name}): arithmetic of the head."
+        )
     if not _within(metrics, limits, "batch_invariance_error"):
         notes.append("a row's result depends on the rows beside it.")
     near = sum(layer.near_ties for layer in layers)
@@ -449,7 +451,12 @@ def _same_selection(
 
 
 def _invariance(
-    batch: Trace, single: Trace, row: int, case: Case, attributes: Mra2AttentionAttributes, selections: list[torch.Tensor]
+    batch: Trace,
+    single: Trace,
+    row: int,
+    case: Case,
+    attributes: Mra2AttentionAttributes,
+    selections: list[torch.Tensor],
 ) -> float | None:
     """Error of a row in its batch against the row alone; None where a tie within rounding fell differently."""
     import torch
@@ -525,7 +532,7 @@ def _flat_mask(inputs: Inputs) -> torch.Tensor:
 
 def _by_example(rows: Array, case: Case) -> Array:
     """Rows of the attention to examples: an example counts if all its choices do."""
-    return rows.reshape(case.inputs["input_ids"].shape[0], -1).all(1)
+    return np.asarray(rows.reshape(case.inputs["input_ids"].shape[0], -1).all(axis=1))
 
 
 def _real(expected: Array, actual: Array, token_mask: Array, row: int) -> tuple[Array, Array]:
@@ -536,7 +543,9 @@ def _real(expected: Array, actual: Array, token_mask: Array, row: int) -> tuple[
     return want, got
 
 
-def _embedding(expected: dict[str, Array], actual: dict[str, Array], token_mask: Array, row: int) -> tuple[Array, Array]:
+def _embedding(
+    expected: dict[str, Array], actual: dict[str, Array], token_mask: Array, row: int
+) -> tuple[Array, Array]:
     """One vector for a row: its sentence embedding, the mean of its token vectors, or its logits."""
     name = "sentence_embedding" if "sentence_embedding" in expected else next(iter(expected))
     want, got = _real(expected[name], actual[name], token_mask, row)

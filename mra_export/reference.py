@@ -56,7 +56,7 @@ class _Blocks(NamedTuple):
     key: Tensor
     value: Tensor
     keep: Tensor  # bool [blocks, 32]
-    count: Tensor  # [blocks], tokens
+    tokens: Tensor  # [blocks], how many of a block are not padding
     logit: Tensor  # [heads, blocks, blocks], after step 5
     row_max: Tensor  # [heads, blocks], step 4
     score: Tensor  # [heads, blocks, blocks], step 6
@@ -100,9 +100,7 @@ def validate(
     if not 1 <= seq_len <= MAX_SEQ_LEN:
         raise InputError(f"seq_len={seq_len} must be between 1 and {MAX_SEQ_LEN}.")
     if attributes.num_blocks < 1:
-        raise InputError(
-            f"num_blocks={attributes.num_blocks} must be at least 1. Check block_per_row in config.json."
-        )
+        raise InputError(f"num_blocks={attributes.num_blocks} must be at least 1. Check block_per_row in config.json.")
     if attributes.approx_mode not in APPROX_MODES.values():
         raise InputError(f"approx_mode={attributes.approx_mode} must be one of {APPROX_MODES}.")
     for name in ("initial_prior_first_n_blocks", "initial_prior_diagonal_n_blocks"):
@@ -137,7 +135,7 @@ def mra2_attention(
         InputError: a size or an attribute is outside the limits.
     """
     validate(query, key, value, attention_mask, attributes)
-    batch, seq_len, hidden_size = query.shape
+    batch, seq_len = query.shape[:2]
     context = torch.zeros_like(query)
     for example in range(batch):
         blocks = _cut(query[example], key[example], value[example], attention_mask[example], attributes)
@@ -150,9 +148,7 @@ def mra2_attention(
     return context
 
 
-def select_blocks(
-    query: Tensor, key: Tensor, attention_mask: Tensor, attributes: Mra2AttentionAttributes
-) -> Selection:
+def select_blocks(query: Tensor, key: Tensor, attention_mask: Tensor, attributes: Mra2AttentionAttributes) -> Selection:
     """Steps 1 to 7 alone: the blocks that are computed at full resolution.
 
     Args:
@@ -179,7 +175,7 @@ def select_blocks(
         rejected = flat.masked_fill(selected, float("-inf"))
         lowest = flat.gather(1, order).amin(1)
         gap = lowest - rejected.amax(1) if budget < rows * rows else torch.full_like(lowest, float("inf"))
-        holds_tokens = ((blocks.count[:, None] > 0) & (blocks.count[None, :] > 0)).flatten()
+        holds_tokens = ((blocks.tokens[:, None] > 0) & (blocks.tokens[None, :] > 0)).flatten()
         at_cut = (flat == lowest[:, None]) & holds_tokens
         tied = (at_cut & selected).any(1) & (at_cut & ~selected).any(1)
         chosen.append(selected.reshape(heads, rows, rows))
@@ -262,9 +258,11 @@ def _attend(blocks: _Blocks, order: Tensor, attributes: Mra2AttentionAttributes)
 
     if full:  # step 10
         selected = torch.zeros((heads, rows * rows), dtype=torch.bool, device=order.device).scatter_(1, order, True)
-        low = torch.exp(blocks.logit - blocks.row_max[:, :, None]) * blocks.count  # W e^-r: at most 32, cannot overflow
+        low = (
+            torch.exp(blocks.logit - blocks.row_max[:, :, None]) * blocks.tokens
+        )  # W e^-r: at most 32, cannot overflow
         low = low.masked_fill(selected.reshape(heads, rows, rows), 0.0)
-        pooled = blocks.value.sum(2) / (blocks.count + POOL_EPSILON)[:, None]
+        pooled = blocks.value.sum(2) / (blocks.tokens + POOL_EPSILON)[:, None]
         rescale = torch.exp(blocks.row_max[:, :, None] - shift)  # e^(r - M) <= 1
         normalizer = normalizer + low.sum(2)[:, :, None] * rescale
         total = total + (low @ pooled)[:, :, None, :] * rescale[:, :, :, None]

@@ -59,7 +59,7 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
     from jinja2 import Environment
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3g}" if abs(value) < 0.99 or value > 1.01 else f"{value:.7f}"
+        return "-" if value is None else f"{value:.3g}" if abs(value) < 0.99 or value > 1.01 else f"{value:.7f}"
 
     shown = [
         {
@@ -68,7 +68,8 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
             "verdict": {True: "PASSED", False: "FAILED", None: "NOT JUDGED"}[c.ok],
             "notes": c.notes,
             "metrics": [
-                (name.replace("_", " "), number(value), number(c.tolerance.get(name))) for name, value in c.metrics.items()
+                (name.replace("_", " "), number(value), number(c.tolerance.get(name)))
+                for name, value in c.metrics.items()
             ],
             "plots": _plots(c),
             "cases": [

@@ -109,7 +109,9 @@ class _TorchRunner:
             result = self.model(**tensors, **extra)
             outputs = {name: result[name].float() for name in self.checkpoint.task.outputs}
             if self.pooling.mode != "none":
-                outputs["sentence_embedding"] = pool(outputs["last_hidden_state"], tensors["attention_mask"], self.pooling)
+                outputs["sentence_embedding"] = pool(
+                    outputs["last_hidden_state"], tensors["attention_mask"], self.pooling
+                )
         return {name: value.numpy() for name, value in outputs.items()}
 
 
@@ -276,6 +278,8 @@ class OnnxModel:
         outputs: names.
         dtype: type of the operator's tensors, one of fp32, fp16, bf16.
         task: as the exporter noted it, or None.
+        opset: of the standard operators.
+        functions: the function bodies in the file (`onnx.FunctionProto`).
     """
 
     path: Path
@@ -285,6 +289,8 @@ class OnnxModel:
     outputs: tuple[str, ...]
     dtype: str
     task: str | None
+    opset: int
+    functions: list[Any]
 
 
 def read_onnx(path: Path) -> OnnxModel:
@@ -329,11 +335,25 @@ def read_onnx(path: Path) -> OnnxModel:
     }
     found = [types[i.data_type] for i in graph.initializer if i.data_type in types]
     return OnnxModel(
-        path, nodes, attributes, names, tuple(o.name for o in graph.output), found[0] if found else "fp32", metadata.get("task")
+        path=path,
+        nodes=nodes,
+        attributes=attributes,
+        inputs=names,
+        outputs=tuple(o.name for o in graph.output),
+        dtype=found[0] if found else "fp32",
+        task=metadata.get("task"),
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        functions=list(model.functions),
     )
 
 
-def operator_model(attributes: Mra2AttentionAttributes, hidden_size: int, dtype: str = "fp32", opset: int = 20) -> Any:
+def operator_model(
+    attributes: Mra2AttentionAttributes,
+    hidden_size: int,
+    dtype: str = "fp32",
+    opset: int = 20,
+    functions: list[Any] | None = None,
+) -> Any:
     """An ONNX model of the one node, with its function body.
 
     Args:
@@ -341,6 +361,7 @@ def operator_model(attributes: Mra2AttentionAttributes, hidden_size: int, dtype:
         hidden_size: last dimension of query, key and value.
         dtype: of query, key, value and context; one of fp32, fp16, bf16.
         opset: of the function body.
+        functions: instead of our function body, those of a file that is to be examined.
 
     Returns:
         `onnx.ModelProto`; inputs and output are named as in `op_spec`, batch and sequence are dynamic.
@@ -351,14 +372,17 @@ def operator_model(attributes: Mra2AttentionAttributes, hidden_size: int, dtype:
     from mra_export.op_spec import OP_DOMAIN, OP_TYPE
 
     kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
-    shape = ["batch", "sequence", hidden_size]
-    node = helper.make_node(OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict())
+    shape: list[str | int | None] = ["batch", "sequence", hidden_size]
+    node = helper.make_node(
+        OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()
+    )
     inputs = [helper.make_tensor_value_info(name, kind, shape) for name in INPUTS[:3]]
     inputs.append(helper.make_tensor_value_info(INPUTS[3], TensorProto.INT32, shape[:2]))
     outputs = [helper.make_tensor_value_info(OUTPUTS[0], kind, shape)]
     graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, functions=[function_body(opset)], ir_version=10)
+    bodies = [function_body(opset)] if functions is None else functions
+    return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
 
 
 class OnnxRuntimeRunner:
@@ -374,19 +398,23 @@ class OnnxRuntimeRunner:
         self._traced: Any = None
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
+        """The outputs by name."""
         if self._session is None:
             self._session = self._load(str(self.model.path))
         return _by_name(self._session, inputs)
 
     def trace(self, inputs: Inputs) -> Trace:
+        """The outputs and what the attention layers saw."""
         if self._traced is None:
             with _traceable(self.model) as path:
                 self._traced = self._load(str(path))
         return _split_trace(self.model, _by_name(self._traced, inputs))
 
     def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+        """The operator alone on query, key, value; see `Runner`."""
         dtype = "fp16" if self.model.dtype == "fp16" else "fp32"
-        session = self._load(operator_model(attributes, tensors[0].shape[2], dtype).SerializeToString())
+        model = operator_model(attributes, tensors[0].shape[2], dtype, self.model.opset, self.model.functions)
+        session = self._load(model.SerializeToString())
         kind = np.float16 if dtype == "fp16" else np.float32
         feeds = {name: t.astype(kind) for name, t in zip(INPUTS, tensors, strict=False)}
         return session.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})[0].astype(np.float32)
@@ -418,9 +446,11 @@ class OnnxReferenceRunner:
         self._evaluator: Any = None
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
+        """The outputs by name."""
         return self.trace(inputs).outputs
 
     def trace(self, inputs: Inputs) -> Trace:
+        """The outputs and what the attention layers saw."""
         import onnx
         from onnx.reference import ReferenceEvaluator
 
@@ -433,12 +463,15 @@ class OnnxReferenceRunner:
         return _split_trace(self.model, named)
 
     def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+        """The operator alone on query, key, value; see `Runner`."""
         from onnx.reference import ReferenceEvaluator
 
-        evaluator = ReferenceEvaluator(operator_model(attributes, tensors[0].shape[2]))
+        model = operator_model(attributes, tensors[0].shape[2], "fp32", self.model.opset, self.model.functions)
+        evaluator = ReferenceEvaluator(model)
         with np.errstate(all="ignore"):
             feeds = {name: t.astype(np.float32) for name, t in zip(INPUTS, tensors, strict=False)}
-            return evaluator.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})[0]
+            context: list[Array] = evaluator.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})  # type: ignore[assignment]
+        return context[0]
 
 
 def _float32_accumulation() -> list[Any]:
@@ -478,9 +511,7 @@ def _by_name(session: Any, inputs: Inputs) -> dict[str, Array]:
 
 
 def _split_trace(model: OnnxModel, named: dict[str, Array]) -> Trace:
-    layers = [
-        LayerTrace(*(named[name] for name in (*list(node.input)[:3], node.output[0]))) for node in model.nodes
-    ]
+    layers = [LayerTrace(*(named[name] for name in (*list(node.input)[:3], node.output[0]))) for node in model.nodes]
     return Trace({name: named[name] for name in model.outputs}, layers)
 
 

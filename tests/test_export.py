@@ -73,7 +73,9 @@ def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Pat
     assert {i.type.tensor_type.elem_type for i in model.graph.input} == {onnx.TensorProto.INT64}
     assert {o.type.tensor_type.elem_type for o in model.graph.output} == {onnx.TensorProto.FLOAT}
     half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[dtype]
-    weights = [i.data_type for i in model.graph.initializer if len(i.dims) == 2 and i.data_type != onnx.TensorProto.INT64]
+    weights = [
+        i.data_type for i in model.graph.initializer if len(i.dims) == 2 and i.data_type != onnx.TensorProto.INT64
+    ]
     assert weights
     assert set(weights) == {half}
     described = read_onnx(result.model)
@@ -137,7 +139,9 @@ def test_large_weights_go_to_a_file_of_their_own(
 def test_a_model_without_token_types_has_no_such_input(tmp_path: Path) -> None:
     result = export_onnx(load_checkpoint(save_checkpoint(tmp_path / "c", type_vocab_size=1)), tmp_path / "o")
     assert result.inputs == ("input_ids", "attention_mask")
-    assert set(OnnxRuntimeRunner(read_onnx(result.model)).run(random_inputs((2, 40), types=False))) == {"last_hidden_state"}
+    assert set(OnnxRuntimeRunner(read_onnx(result.model)).run(random_inputs((2, 40), types=False))) == {
+        "last_hidden_state"
+    }
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ def test_the_unmodified_model_agrees_with_the_specification(settings: dict, tmp_
     ours = SpecificationRunner(checkpoint, Pooling("mean", True)).trace(inputs)
     for name, value in ours.outputs.items():
         kept = value[keep] if value.ndim == 3 else value
-        np.testing.assert_allclose(kept, original.outputs[name][keep] if value.ndim == 3 else original.outputs[name], atol=2e-4)
+        np.testing.assert_allclose(
+            kept, original.outputs[name][keep] if value.ndim == 3 else original.outputs[name], atol=2e-4
+        )
     for layer, (theirs, mine) in enumerate(zip(original.layers, ours.layers, strict=True)):
         np.testing.assert_allclose(mine.context[keep], theirs.context[keep], atol=2e-4, err_msg=f"layer {layer}")

@@ -13,7 +13,10 @@ CUDA_HEADERS = re.compile(r"^(cuda|cooperative_groups|mma\.h|cub/|nvtx)")
 
 def test_the_generated_header_is_up_to_date() -> None:
     result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "generate_op_spec.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "scripts" / "generate_op_spec.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
 

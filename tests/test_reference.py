@@ -79,7 +79,12 @@ def draw(case: dict, batch: int) -> tuple[list[torch.Tensor], torch.Tensor, Mra2
     tensors = [2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
     mask = (torch.rand(shape[:2], generator=generator) < case["keep"]).int()
     attributes = Mra2AttentionAttributes(
-        case["heads"], case["num_blocks"], case["approx_mode"], case["first_n"], case["diagonal_n"], case["head_dim"] ** -0.5
+        case["heads"],
+        case["num_blocks"],
+        case["approx_mode"],
+        case["first_n"],
+        case["diagonal_n"],
+        case["head_dim"] ** -0.5,
     )
     return tensors, mask, attributes
 

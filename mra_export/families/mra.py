@@ -65,7 +65,9 @@ class MraFamily:
                 'only "absolute" is supported. Check config.json.'
             )
         if getattr(config, "output_attentions", False):
-            raise InputError("output_attentions=true: MRA computes no attention matrix. Set it to false in config.json.")
+            raise InputError(
+                "output_attentions=true: MRA computes no attention matrix. Set it to false in config.json."
+            )
 
     def attributes(self, config: Any) -> Mra2AttentionAttributes:
         """The attributes of every attention node of the model."""
