@@ -25,6 +25,10 @@ class NativeLibrariesHook(BuildHookInterface):  # type: ignore[type-arg]
         """Builds the libraries and adds them; hatchling calls it before it collects files."""
         if self.target_name != "wheel":
             return
+        if version != "editable":
+            # What `mra-export build` compiles where the package was installed without a compiler.
+            for name in ("CMakeLists.txt", "kernels", "plugins"):
+                build_data["force_include"][str(Path(self.root, name))] = f"mra_export/_native/{name}"
         if os.environ.get("MRA_EXPORT_NO_NATIVE"):
             self.app.display_warning("mra-export: no native library is built, as MRA_EXPORT_NO_NATIVE asks.")
             return
