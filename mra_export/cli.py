@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -408,7 +409,7 @@ def main(arguments: list[str] | None = None) -> None:
     except MraExportError as error:
         code = error.exit_code
         if verbose:
-            raise
+            traceback.print_exc()
         if as_json:
             _print_error(arguments, str(error))
         else:
@@ -422,7 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(message, err=True)
     except Exception as error:
         if verbose:
-            raise
+            traceback.print_exc()
         code = 1
         text = f"{type(error).__name__}: {error}"
         message = f"This is a bug in mra-export. {text.splitlines()[0]} Run it again with -v for the traceback."

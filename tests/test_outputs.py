@@ -1,0 +1,81 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mra_export.errors import InputError
+from mra_export.outputs import check_target, staged_directory, staged_file
+
+
+def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "out"
+    with staged_directory(target) as stage:
+        (stage / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_directory_leaves_nothing_and_keeps_the_old(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(error), staged_directory(target) as stage:
+        (stage / "half").write_text("half")
+        raise error
+    assert not list(tmp_path.iterdir())
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(error), staged_directory(target, force=True) as stage:
+        (stage / "half").write_text("half")
+        raise error
+    assert [p.name for p in target.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(InputError, match="already exists.*--force"), staged_directory(target):
+        pytest.fail("the block must not run")
+    with staged_directory(target, force=True) as stage:
+        (stage / "new").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    with pytest.raises(ValueError, match="stop"), staged_file(target) as stage:
+        stage.write_text("half")
+        raise ValueError("stop")
+    assert not list(tmp_path.iterdir())
+    with staged_file(target) as stage:
+        stage.write_text("whole")
+    assert target.read_text() == "whole"
+    with pytest.raises(InputError, match="already exists"), staged_file(target):
+        pytest.fail("the block must not run")
+    with pytest.raises(InputError, match="is a directory"), staged_file(tmp_path, force=True):
+        pytest.fail("the block must not run")
+
+
+def test_a_full_disk_is_an_error_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No space left on device"), staged_file(tmp_path / "out") as stage:
+        stage.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is not a directory"):
+        check_target(tmp_path / "file" / "out", force=False)
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(InputError, match="no permission"):
+            check_target(tmp_path / "locked" / "out", force=False)
+    with pytest.raises(InputError, match="could not be written|no permission"), staged_directory(Path("/proc/mra-export")):
+        pytest.fail("the block must not run")
