@@ -1,6 +1,9 @@
 // Translates between TensorRT and the operator: fields to attributes, tensor descriptions to sizes, cudaError_t to log messages.
 #include "mra2_attention_plugin.h"
 
+#include <dlfcn.h>
+#include <link.h>
+
 #include <atomic>
 #include <cinttypes>
 #include <cstdio>
@@ -107,23 +110,91 @@ bool counts_match(std::int32_t num_inputs, std::int32_t num_outputs) noexcept {
   return false;
 }
 
+// A TensorRT library of this process. Up to TensorRT 10 and TensorRT-RTX 1.4 ILogger has no versioned base: log() is its first virtual
+// function, and the fifth since. One plugin serves both, so it goes by the library's version and not by the headers of its own build.
+struct TensorRtLibrary {
+  nvinfer1::ILogger* (*get_logger)();
+  bool versioned_logger;
+};
+
+struct LoadedPaths {
+  char path[4][1024];
+  int count;
+};
+
+int collect_path(dl_phdr_info* info, std::size_t, void* data) {
+  auto* paths = static_cast<LoadedPaths*>(data);
+  const char* slash = info->dlpi_name != nullptr ? std::strrchr(info->dlpi_name, '/') : nullptr;
+  if (slash == nullptr || paths->count == 4) return 0;
+  for (const char* name : {"/libnvinfer.so", "/libtensorrt_rtx.so", "/libnvinfer_lean.so", "/libnvinfer_dispatch.so"})
+    if (std::strncmp(slash, name, std::strlen(name)) == 0) {
+      std::snprintf(paths->path[paths->count++], sizeof(paths->path[0]), "%s", info->dlpi_name);
+      return 0;
+    }
+  return 0;
+}
+
+int loaded_libraries(TensorRtLibrary (&libraries)[4]) {
+  LoadedPaths paths{};
+  dl_iterate_phdr(collect_path, &paths);
+  int count = 0;
+  for (int i = 0; i < paths.count; ++i) {
+    void* handle = dlopen(paths.path[i], RTLD_LAZY | RTLD_NOLOAD);
+    if (handle == nullptr) continue;
+    auto* get_logger = reinterpret_cast<nvinfer1::ILogger* (*)()>(dlsym(handle, "getLogger"));
+    auto* get_version = reinterpret_cast<std::int32_t (*)()>(dlsym(handle, "getInferLibVersion"));
+    dlclose(handle);  // it stays loaded for whoever loaded it
+    bool known = get_logger == nullptr || get_version == nullptr;
+    for (int j = 0; j < count; ++j) known |= libraries[j].get_logger == get_logger;  // under another name
+    if (known) continue;
+    const bool rtx = std::strstr(paths.path[i], "/libtensorrt_rtx.so") != nullptr;
+    libraries[count++] = {get_logger, get_version() >= (rtx ? 10500 : 110000)};
+  }
+  return count;
+}
+
+void log_to(nvinfer1::ILogger* logger, bool versioned, const char* message) {
+  using Log = void (*)(nvinfer1::ILogger*, std::int32_t, const char*);
+  const Log* functions = *reinterpret_cast<const Log* const*>(logger);
+  functions[versioned ? 4 : 0](logger, static_cast<std::int32_t>(nvinfer1::ILogger::Severity::kERROR), message);
+}
+
+// True once some logger has the message. TensorRT gives its finder the right logger only for plugins that it unpacks from an engine;
+// for others each loaded library is asked for its own.
+bool log_to_tensorrt(const char* message) {
+  TensorRtLibrary libraries[4];
+  const int count = loaded_libraries(libraries);
+  bool one_layout = true;
+  for (int i = 1; i < count; ++i) one_layout &= libraries[i].versioned_logger == libraries[0].versioned_logger;
+  if (nvinfer1::ILoggerFinder* finder = one_layout ? logger_finder.load() : nullptr)
+    if (nvinfer1::ILogger* logger = finder->findLogger()) {
+      if (count == 0)
+        logger->log(nvinfer1::ILogger::Severity::kERROR, message);  // not TensorRT's: built with these headers
+      else
+        log_to(logger, libraries[0].versioned_logger, message);
+      return true;
+    }
+  bool logged = false;
+  for (int i = 0; i < count; ++i)
+    if (nvinfer1::ILogger* logger = libraries[i].get_logger()) {
+      log_to(logger, libraries[i].versioned_logger, message);
+      logged = true;
+    }
+  return logged;
+}
+
 }  // namespace
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder.store(finder); }
 
 void log_error(const char* message) noexcept {
-  nvinfer1::ILogger* logger = nullptr;
-  if (nvinfer1::ILoggerFinder* finder = logger_finder.load()) {
-    try {
-      logger = finder->findLogger();
-    } catch (...) {
-      logger = nullptr;
-    }
+  bool logged = false;
+  try {
+    logged = log_to_tensorrt(message);
+  } catch (...) {
+    logged = false;
   }
-  if (logger != nullptr)
-    logger->log(nvinfer1::ILogger::Severity::kERROR, message);
-  else
-    std::fprintf(stderr, "%s\n", message);
+  if (!logged) std::fprintf(stderr, "%s\n", message);
 }
 
 Mra2AttentionPlugin::Mra2AttentionPlugin(const Attributes& attributes, const char* name_space) noexcept

@@ -91,45 +91,66 @@ SANITIZERS = {
 
 
 @functools.cache
-def build(sanitize: str = "", *extra: str) -> Path:
-    """Compiles the kernels, the shim and the interface with g++; a shared library, or with a sanitizer the runner.
+def build(sanitize: str = "") -> Path:
+    """The kernels on the shim, behind their C interface; with a sanitizer ("address" or "thread") the runner of case files."""
+    api = HERE / ("cuda_host_runner.cc" if sanitize else "cuda_host_api.cc")
+    return compile_host("runner" if sanitize else "libmra_cuda_host.so", (api,), sanitize=sanitize)
 
-    Args:
-        sanitize: "", "address" or "thread".
-        extra: preprocessor options, for tests that plant a fault.
+
+def compile_host(
+    name: str, sources: tuple[Path, ...], *, sanitize: str = "", options: tuple[str, ...] = (), kernels: bool = True
+) -> Path:
+    """Compiles `sources` with g++ together with the kernels and the shim; a shared library where `name` ends in .so.
+
+    Results are kept under a hash of everything that went in.
     """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ was not found")
     # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
-    common = ["-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    common += ["-isystem", str(cuda_include()), f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *extra]
-    api = HERE / ("cuda_host_runner.cc" if sanitize else "cuda_host_api.cc")
-    sources = [CUDA_SOURCES / "mra2_attention_cuda.cu", CUDA_SOURCES.parent / "mra2_attention.cc", api]
+    common = ["-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    common += ["-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
+    common += [f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *options]
     runtime = HERE / "cuda_host_runtime.cc"
+    if kernels:
+        sources = (
+            *sources,
+            CUDA_SOURCES / "mra2_attention_cuda.cu",
+            CUDA_SOURCES.parent / "mra2_attention.cc",
+            runtime,
+        )
     flags = SANITIZERS[sanitize]
-    inputs = [*CUDA_SOURCES.glob("*"), *CUDA_SOURCES.parent.glob("*.*"), *HERE.glob("*.[chi]*")]
-    key = hashlib.sha256(repr((compiler, common, flags)).encode())
+    inputs = {*CUDA_SOURCES.glob("*"), *CUDA_SOURCES.parent.glob("*.*"), *HERE.glob("*.[chi]*")}
+    inputs |= {path for source in sources for path in source.parent.glob("*.[chi]*")}
+    key = hashlib.sha256(repr((compiler, common, flags, sources)).encode())
     for path in sorted(inputs):
         if path.is_file():
             key.update(path.name.encode() + path.read_bytes())
-    target = build_root() / f"{sanitize or 'plain'}-{key.hexdigest()[:16]}" / ("runner" if sanitize else "libmra_cuda_host.so")
+    target = build_root() / f"{Path(name).stem}-{sanitize or 'plain'}-{key.hexdigest()[:16]}" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_file():
             return target
         objects = []
-        for source in (*sources, runtime):
+        for source in sources:
             objects.append(target.parent / f"{source.stem}.o")
             # The runtime switches stacks: it tells the sanitizers what it does, and is not instrumented itself.
             own = [flag for flag in flags if not flag.startswith("-fsanitize")] if source == runtime else flags
             _run([compiler, *common, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
         partial = target.with_suffix(".partial")
-        link = ["-shared"] if not sanitize else []
-        _run([compiler, *flags, *link, *map(str, objects), "-o", str(partial)])
+        link = ["-shared", "-Wl,--no-undefined"] if name.endswith(".so") else []
+        _run([compiler, *flags, *link, *map(str, objects), "-ldl", "-o", str(partial)])
         partial.rename(target)
     return target
+
+
+def pack_case(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attributes: Mra2AttentionAttributes) -> bytes:
+    """One case of the file that cuda_host_runner and plugin_harness read."""
+    call = make_call(query, key, value, mask, 0, attributes)
+    sizes = bytes(call)[Call.batch.offset :]
+    tensors = [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (query, key, value)]
+    return b"".join((sizes, *tensors, mask.to(torch.int32).contiguous().numpy().tobytes()))
 
 
 def _run(command: list[str]) -> None:
@@ -193,7 +214,10 @@ def run(
     workspace, workspace_at = guarded(needed, fill)
     error = lib.mra_cuda_run(ctypes.byref(call), workspace.data_ptr() + workspace_at, needed)
     assert error == 0, f"cudaError_t {error}"
-    for name, buffer, at, length in (("context", context, context_at, size), ("workspace", workspace, workspace_at, needed)):
+    for name, buffer, at, length in (
+        ("context", context, context_at, size),
+        ("workspace", workspace, workspace_at, needed),
+    ):
         assert bool((buffer[:at] == fill).all()), f"{name}: written before its start"
         assert bool((buffer[at + length :] == fill).all()), f"{name}: written after its end"
 

@@ -108,7 +108,9 @@ def same_maths(
     pooled = [x.float().reshape(batch, heads, blocks, 32, -1).sum(3) / (count + 1e-6)[..., None] for x in (q, k, v)]
     low = attrs.scale * pooled[0] @ pooled[1].transpose(2, 3)
     row_max = low.amax(3)
-    weight = torch.where(selected | (count == 0)[:, :, None], torch.zeros(()), count[:, :, None] * torch.exp(low - row_max[..., None]))
+    weight = torch.where(
+        selected | (count == 0)[:, :, None], torch.zeros(()), count[:, :, None] * torch.exp(low - row_max[..., None])
+    )
 
     fine = selected.repeat_interleave(32, 2).repeat_interleave(32, 3)
     logit = torch.where(fine, (q @ k.transpose(2, 3)).float() * attrs.scale, torch.tensor(-math.inf))
