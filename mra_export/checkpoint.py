@@ -60,27 +60,42 @@ class Task:
         auto_class: the transformers class that loads it.
         suffix: ending of the model class, by which a checkpoint's architecture names the task.
         outputs: the ONNX outputs, in order; attribute names of the model's output.
+        per_token: whether the outputs have a value for each token, [batch, seq_len, ...].
     """
 
     name: str
     auto_class: str
     suffix: str
     outputs: tuple[str, ...]
+    per_token: bool
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("feature-extraction", "AutoModel", "Model", ("last_hidden_state",)),
-        Task("fill-mask", "AutoModelForMaskedLM", "ForMaskedLM", ("logits",)),
-        Task("text-classification", "AutoModelForSequenceClassification", "ForSequenceClassification", ("logits",)),
-        Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", ("logits",)),
-        Task("token-classification", "AutoModelForTokenClassification", "ForTokenClassification", ("logits",)),
+        Task("feature-extraction", "AutoModel", "Model", ("last_hidden_state",), per_token=True),
+        Task("fill-mask", "AutoModelForMaskedLM", "ForMaskedLM", ("logits",), per_token=True),
+        Task(
+            "text-classification",
+            "AutoModelForSequenceClassification",
+            "ForSequenceClassification",
+            ("logits",),
+            per_token=False,
+        ),
+        Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", ("logits",), per_token=False),
+        Task(
+            "token-classification",
+            "AutoModelForTokenClassification",
+            "ForTokenClassification",
+            ("logits",),
+            per_token=True,
+        ),
         Task(
             "question-answering",
             "AutoModelForQuestionAnswering",
             "ForQuestionAnswering",
             ("start_logits", "end_logits"),
+            per_token=True,
         ),
     )
 }

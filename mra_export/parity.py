@@ -149,8 +149,9 @@ def check_candidate(
     attributes = checkpoint.family.attributes(checkpoint.config)
     names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
     tolerance = TOLERANCES[dtype]
-    whole = _Tally()
-    forced = _Tally()
+    token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
+    whole = _Tally(token_outputs)
+    forced = _Tally(token_outputs)
     layers = [LayerReport(name) for name in names]
     alone_error: list[float] = []
     tied = 0
@@ -178,7 +179,7 @@ def check_candidate(
 
         for row, alone in enumerate(case.alone):
             single = candidate.trace(alone)
-            error = _invariance(trace, single, row, case, attributes, selections)
+            error = _invariance(trace, single, row, case, attributes, selections, token_outputs)
             if error is not None:
                 alone_error.append(error)
     notes = []
@@ -240,7 +241,8 @@ def probe_selection(
 class _Tally:
     """Sums the cases of one comparison up."""
 
-    def __init__(self) -> None:
+    def __init__(self, token_outputs: tuple[str, ...]) -> None:
+        self.token_outputs = token_outputs
         self.cases: list[CaseReport] = []
         self.cosines: list[float] = []
         self.top1: list[float] = []
@@ -252,11 +254,14 @@ class _Tally:
         token_mask = case.inputs["attention_mask"].astype(bool)
         relative, absolute, cosines = [], [], []
         for row in range(token_mask.shape[0]):
-            pairs = [_real(expected[name], actual[name], token_mask, row) for name in expected]
+            pairs = [
+                _real(expected[name], actual[name], row, token_mask if name in self.token_outputs else None)
+                for name in expected
+            ]
             if judged[row]:
                 relative += [_relative(got, want) for want, got in pairs]
                 absolute += [float(np.abs(got - want).max(initial=0.0)) for want, got in pairs]
-            cosines.append(_cosine(*_embedding(expected, actual, token_mask, row)))
+            cosines.append(_cosine(*_embedding(dict(zip(expected, pairs, strict=True)))))
             self.top1 += [
                 _top1(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name
             ]
@@ -457,6 +462,7 @@ def _invariance(
     case: Case,
     attributes: Mra2AttentionAttributes,
     selections: list[torch.Tensor],
+    token_outputs: tuple[str, ...],
 ) -> float | None:
     """Error of a row in its batch against the row alone; None where a tie within rounding fell differently."""
     import torch
@@ -475,7 +481,7 @@ def _invariance(
     for name, alone in single.outputs.items():
         whole = np.zeros_like(batch.outputs[name])
         whole[row] = alone[0]
-        want, got = _real(whole, batch.outputs[name], tokens, row)
+        want, got = _real(whole, batch.outputs[name], row, tokens if name in token_outputs else None)
         errors.append(_relative(got, want))
     return _worst(errors)
 
@@ -535,23 +541,17 @@ def _by_example(rows: Array, case: Case) -> Array:
     return np.asarray(rows.reshape(case.inputs["input_ids"].shape[0], -1).all(axis=1))
 
 
-def _real(expected: Array, actual: Array, token_mask: Array, row: int) -> tuple[Array, Array]:
-    """One row of an output in float64, without what stands at padding."""
+def _real(expected: Array, actual: Array, row: int, token_mask: Array | None) -> tuple[Array, Array]:
+    """One row of an output in float64; with `token_mask` [batch, seq_len] without what stands at padding."""
     want, got = expected[row].astype(np.float64), actual[row].astype(np.float64)
-    if want.ndim and token_mask.ndim == 2 and want.shape[0] == token_mask.shape[1]:
-        want, got = want[token_mask[row]], got[token_mask[row]]
-    return want, got
+    return (want, got) if token_mask is None else (want[token_mask[row]], got[token_mask[row]])
 
 
-def _embedding(
-    expected: dict[str, Array], actual: dict[str, Array], token_mask: Array, row: int
-) -> tuple[Array, Array]:
+def _embedding(pairs: dict[str, tuple[Array, Array]]) -> tuple[Array, Array]:
     """One vector for a row: its sentence embedding, the mean of its token vectors, or its logits."""
-    name = "sentence_embedding" if "sentence_embedding" in expected else next(iter(expected))
-    want, got = _real(expected[name], actual[name], token_mask, row)
-    if name == "last_hidden_state":
-        return want.mean(0), got.mean(0)
-    return want.ravel(), got.ravel()
+    name = "sentence_embedding" if "sentence_embedding" in pairs else next(iter(pairs))
+    want, got = pairs[name]
+    return (want.mean(0), got.mean(0)) if name == "last_hidden_state" else (want.ravel(), got.ravel())
 
 
 def _relative(actual: Array, expected: Array) -> float:

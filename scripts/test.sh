@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint, types and tests in a virtual environment of their own; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,dev
+export PATH="$(cd "$venv" && pwd)/bin:$PATH"
+
+ruff check .
+ruff format --check .
+mypy
+# Two test processes share the cores, so each gets one thread for its matrix products.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -q --show-capture=no "$@"
