@@ -30,7 +30,7 @@ constexpr int kLanes = 4;
 #endif
 
 using Vec = float __attribute__((vector_size(kLanes * 4)));
-using IntVec = std::int32_t __attribute__((vector_size(kLanes * 4)));
+using UIntVec = std::uint32_t __attribute__((vector_size(kLanes * 4)));
 using VecUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 using Vec4 = float __attribute__((vector_size(16), aligned(4), may_alias));
 // Rows are read and written eight elements at a time, whatever the vector: head_dim is a multiple of 8.
@@ -79,7 +79,7 @@ MRA_INLINE Vec exp2_nonpositive(Vec x) {
   p = p * r + 0.24022646890634194f;
   p = p * r + 0.6931472057372677f;
   p = p * r + 1.0f;
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+  return (Vec)((UIntVec)p + ((UIntVec)shifted << 23));  // unsigned: what NaN leads to may overflow
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

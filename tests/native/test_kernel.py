@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ from mra_export.reference import mra2_attention, select_blocks
 FLOAT32_TOLERANCE = 2e-5
 MASKS = ("full", "right", "holes", "empty example")
 PRIORS = ((0, 0), (1, 3))  # first_n, diagonal_n
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread() -> Iterator[None]:
+    """The reference works on small tensors here: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])

@@ -1,0 +1,34 @@
+"""Fuzzes the CPU kernel under AddressSanitizer and UndefinedBehaviorSanitizer against its twin in double."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from native import build, machine_isas
+
+
+def fuzz(tree: Path, seed: int, count: int, isa: str) -> dict[str, float]:
+    """The numbers that the fuzzer prints: cases compared, unclear and special, and the worst relative error."""
+    command = [str(tree / "tests" / "native" / "mra_fuzz"), str(seed), str(count), isa]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return {name: float(value) for name, value in re.findall(r"(\w+)=(\S+)", done.stdout)}
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_fuzz(isa: str) -> None:
+    if isa not in machine_isas():
+        pytest.skip(f"this machine has no {isa}")
+    numbers = fuzz(build(), seed=1, count=400, isa=isa)
+    assert numbers["compared"] > 4 * numbers["unclear"]
+    assert numbers["special"] > 30
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_fuzz_with_sanitizers(isa: str) -> None:
+    if isa not in machine_isas():
+        pytest.skip(f"this machine has no {isa}")
+    assert fuzz(build("address,undefined"), seed=2, count=100, isa=isa)["compared"] > 150
