@@ -1,0 +1,48 @@
+"""The package itself works with transformers 4.57: its core tests pass in the clients' environment, which has that."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.interop import ROOT, clients_python
+
+# What meets transformers' models. The published configurations at full size run the same code, only for longer.
+MODULES = ["test_export.py", "test_from_dense.py", "test_hf_kernels.py", "test_parity.py"]
+TOO_LARGE = "published_configurations"
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
+    }
+    return subprocess.run(
+        [clients_python(), *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_environment_has_transformers_457_and_this_source(tmp_path: Path) -> None:
+    done = run(tmp_path, "-c", "import mra_export, transformers; print(transformers.__version__, mra_export.__file__)")
+    version, file = done.stdout.split()
+    assert version.startswith("4.57."), version
+    assert Path(file).resolve().is_relative_to(ROOT)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_core_tests_pass(tmp_path: Path, module: str) -> None:
+    done = run(
+        tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", f"not {TOO_LARGE}", f"tests/{module}"
+    )
+    last = done.stdout.strip().splitlines()[-1:] or [done.stderr]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\d{2,} passed", last[0]), last
+    assert "failed" not in last[0]
+    assert "is not installed" not in done.stdout, "something to test with is missing from the environment"
