@@ -74,23 +74,26 @@ def _output(what: str) -> Callable[[Any], Any]:
     return click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help=what)
 
 
-def _dtype_options(function: Any) -> Any:
+def _dtype_options(default: str | None, shown: str) -> Callable[[Any], Any]:
     """`--dtype` with its short forms; the command gets `dtype`."""
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, dtype: str | None, fp16: bool, bf16: bool, **kwargs: Any) -> Any:
-        asked = {name for name, on in ((dtype, dtype), ("fp16", fp16), ("bf16", bf16)) if on}
-        if len(asked) > 1:
-            raise click.UsageError(f"{' and '.join(sorted(map(str, asked)))} exclude each other; give one type.")
-        return function(*args, dtype=asked.pop() if asked else "fp32", **kwargs)
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, dtype: str | None, fp16: bool, bf16: bool, **kwargs: Any) -> Any:
+            asked = {name for name, on in ((dtype, dtype), ("fp16", fp16), ("bf16", bf16)) if on}
+            if len(asked) > 1:
+                raise click.UsageError(f"{' and '.join(sorted(map(str, asked)))} exclude each other; give one type.")
+            return function(*args, dtype=asked.pop() if asked else default, **kwargs)
 
-    return _options(
-        click.option(
-            "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of the weights.  [default: fp32]"
-        ),
-        click.option("--fp16", is_flag=True, help="Short for --dtype fp16."),
-        click.option("--bf16", is_flag=True, help="Short for --dtype bf16."),
-    )(wrapper)
+        return _options(
+            click.option(
+                "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help=f"Type of the weights.  [default: {shown}]"
+            ),
+            click.option("--fp16", is_flag=True, help="Short for --dtype fp16."),
+            click.option("--bf16", is_flag=True, help="Short for --dtype bf16."),
+        )(wrapper)
+
+    return decorate
 
 
 @cli.command("from-dense")
@@ -127,7 +130,7 @@ def from_dense_command(
 @click.argument("model")
 @_output("The ONNX directory to write.")
 @_model_options
-@_dtype_options
+@_dtype_options("fp32", "fp32")
 @click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20]")
 @click.option(
     "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]"
@@ -207,6 +210,105 @@ def onnx_command(
         model_inputs=list(result.inputs),
         model_outputs=list(result.outputs),
         size_bytes=result.size_bytes,
+        comparisons=_plain(comparisons),
+    )
+
+
+@cli.command("trt")
+@click.argument("source")
+@_output("The engine file to write; its manifest gets the same name with .json appended.")
+@_model_options
+@_dtype_options(None, "as SOURCE, fp32 for a checkpoint")
+@click.option("--backend", type=click.Choice(["auto", "tensorrt", "rtx"]), default="auto", show_default=True)
+@click.option("--batch", metavar="MIN:OPT:MAX", help="Sizes of a batch.  [default: 1:8:32]")
+@click.option("--seq-len", metavar="MIN:OPT:MAX", help="Tokens of a sequence.  [default: 1:128:(the model's maximum)]")
+@click.option("--choices", metavar="MIN:OPT:MAX", help="Choices, for multiple choice.  [default: 1:4:8]")
+@click.option("--plugin-lib", type=click.Path(path_type=Path), help="libmra_tensorrt.so.  [default: found]")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="A file that speeds up later builds.")
+@click.option("--version-compatible", is_flag=True, help="Newer TensorRTs may run the engine. Not with rtx.")
+@click.option("--hardware-compatible", is_flag=True, help="All GPUs from Ampere on may run it. With rtx always so.")
+@click.option("--strip-weights", is_flag=True, help="Leave out the weights, to be refitted from the ONNX file.")
+@click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine.")
+@click.option("--layer-outputs", is_flag=True, help="Make what goes into and out of attention outputs, for check.")
+@click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint.")
+@click.option("--pooling", type=click.Choice(["none", "cls", "mean"]), help="As for onnx; SOURCE is a checkpoint.")
+@click.option("--normalize/--no-normalize", default=None, help="As for onnx; SOURCE is a checkpoint.")
+@click.option("--no-check", is_flag=True, help="Skip the parity check of the ONNX file.")
+@_force
+@_output_options
+def trt_command(
+    source: str,
+    output: Path,
+    task: str,
+    random_init: int | None,
+    dtype: str | None,
+    backend: str,
+    opset: int | None,
+    pooling: str | None,
+    normalize: bool | None,
+    no_check: bool,
+    plugin_lib: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Builds a TensorRT engine with its manifest, and proves that the operator and the precision are in it.
+
+    SOURCE is an ONNX directory, an .onnx file, or a checkpoint that is exported and checked first. The backend rtx
+    (TensorRT-RTX) builds ahead of time, without a GPU.
+
+    \b
+    Example:
+      mra-export trt ./minilm-onnx -o ./minilm.engine --backend rtx --batch 1:8:64
+    """
+    from mra_export.console import print_comparisons, progress
+    from mra_export.engine import RANGES, build_engine, exported, parse_range
+
+    shown = {name: options.pop(name) for name in ("as_json", "verbose", "quiet")}
+    ranges: dict[str, Any] = {
+        name: None if (text := options.pop(name)) is None else parse_range(text, f"--{name.replace('_', '-')}")
+        for name in RANGES
+    }
+    comparisons: list[Any] = []
+    with progress(quiet=shown["quiet"]) as report:
+        try:
+            with exported(
+                source, output, task=task, random_init=random_init, dtype=dtype, opset=opset,
+                pooling=None if pooling is None and normalize is None else lambda d: _pooling(pooling, normalize, d),
+                check=not no_check, backend=backend, library=plugin_lib, comparisons=comparisons,
+                force=force, progress=report,
+            ) as onnx_file:  # fmt: skip
+                result = build_engine(
+                    onnx_file, output, dtype=dtype, backend=backend, library=plugin_lib, force=force,
+                    parity=_plain(comparisons) or None, progress=report, **ranges, **options,
+                )  # fmt: skip
+        except ParityError as error:
+            _fail_parity("trt", error, comparisons, shown["as_json"])
+    if not shown["as_json"]:
+        print_comparisons(comparisons)
+    made = result.manifest
+    sizes = {axis: f"{r['min']}:{r['opt']}:{r['max']}" for axis, r in result.profiles.items()}
+    notes = "".join(f"\n  note: {note}" for note in result.notes)
+    _print_result(
+        "trt",
+        f"{result.engine}: {made.task or 'model'}, {made.precision}, {made.plugin_layers} plugin layers, {result.backend} "
+        f"({made.gpu}), {made.engine_bytes / 2**20:.1f} MiB in {result.seconds:.1f} s\n  "
+        + ", ".join(f"{axis} {text}" for axis, text in sizes.items())
+        + f"\n  {made.precision_proof}{notes}",
+        shown["as_json"],
+        outputs=[str(result.engine), str(result.manifest_path)],
+        backend=made.backend,
+        backend_version=made.backend_version,
+        gpu=made.gpu,
+        plugin_layers=made.plugin_layers,
+        precision=made.precision,
+        precision_proof=made.precision_proof,
+        tensor_types=made.tensor_types,
+        profiles=result.profiles,
+        model_inputs=list(made.inputs),
+        model_outputs=made.outputs,
+        size_bytes=made.engine_bytes,
+        seconds=result.seconds,
+        notes=list(result.notes),
         comparisons=_plain(comparisons),
     )
 
