@@ -179,7 +179,10 @@ __global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
   // The result goes through this warp's rows of the query tile, so that stores to the context are 16 bytes wide.
   const float row_max = p.row_max[row];
   const float low_weight = p.sparse ? 0.0f : p.low_weight[row];
-  if (length == 0) __syncthreads();  // the query tile was never waited for by the others
+  if (length == 0)
+    __syncthreads();  // the query tile was never waited for by the others
+  else
+    __syncwarp();  // the warp's other lanes have read it
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int token = warp * 16 + group + r * 8;

@@ -43,6 +43,7 @@ extern Context* g_context;
 void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body);
 unsigned char* shared_memory();
 void barrier();
+void fence();
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 constexpr int kLanes = 32;
@@ -81,7 +82,7 @@ inline void __syncthreads() { ::cuda_host::barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   ::cuda_host::exchange(::cuda_host::Collective::kSync, mask, nullptr, 0);
 }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() { ::cuda_host::fence(); }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   const std::uint32_t own = predicate;
@@ -117,7 +118,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
 }
 
 inline std::uint32_t atomicAdd(std::uint32_t* address, std::uint32_t value) {
-  return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);  // as on a GPU: what orders memory is __threadfence()
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }

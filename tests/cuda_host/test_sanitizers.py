@@ -1,0 +1,131 @@
+"""The CUDA kernels on the host under AddressSanitizer and ThreadSanitizer, and proof that shim and sanitizers catch planted faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import cuda_host
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mra_export.op_spec import Mra2AttentionAttributes
+
+pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="sanitizers of the host")
+
+Case = tuple[Tensor, Tensor, Tensor, Tensor, Mra2AttentionAttributes]
+
+
+def make_case(
+    dtype: torch.dtype, batch: int, seq_len: int, heads: int, head_dim: int, *attributes: float, seed: int = 0
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(batch, seq_len, heads * head_dim, generator=generator).to(dtype) for _ in range(3)]
+    mask = torch.ones(batch, seq_len, dtype=torch.int32)
+    mask[0, seq_len - seq_len // 5 :] = 0
+    mask[-1, 3:5] = 0
+    num_blocks, mode, first_n, diagonal_n = (int(value) for value in attributes)
+    return (*tensors, mask, Mra2AttentionAttributes(heads, num_blocks, mode, first_n, diagonal_n, 0.125))
+
+
+CASES: dict[str, Case] = {
+    f"{str(dtype).removeprefix('torch.')}-{name}": make_case(dtype, *sizes)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for name, sizes in {
+        "one_token": (1, 1, 1, 8, 1, 0, 0, 0),
+        "ragged": (2, 75, 2, 40, 4, 0, 0, 3),
+        "sparse": (1, 96, 1, 64, 5, 1, 1, 0),
+        "all": (1, 70, 1, 128, 100, 0, 0, 0),
+        "split": (1, 19 * 32, 1, 32, 42, 0, 1, 0),  # the first row's 19 blocks in three chunks
+        "wide": (1, 64, 1, 256, 2, 0, 0, 0),
+    }.items()
+}
+# Two row tiles: the last thread block to arrive selects for all.
+CASES["float16-two_tiles"] = make_case(torch.float16, 1, 70 * 32, 1, 8, 100, 0, 0, 0)
+
+
+def run_cases(program: Path, cases: list[Case], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "cases").write_bytes(b"".join(cuda_host.pack_case(*case) for case in cases))
+    return subprocess.run(
+        [str(program), str(folder / "cases"), str(folder / "results")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize("copies", ["early", "late"])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_kernels_under_sanitizer(sanitizer: str, copies: str, tmp_path: Path) -> None:
+    """No report, and the same bits as without a sanitizer."""
+    cases = list(CASES.values())
+    order = "reverse" if copies == "late" else "forward"
+    done = run_cases(
+        cuda_host.build(sanitizer),
+        cases,
+        tmp_path,
+        MRA_HOST_ORDER=order,
+        MRA_HOST_COPIES=copies,
+        TSAN_OPTIONS="halt_on_error=1",
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout == f"{len(cases)} cases\n"
+    results = np.fromfile(tmp_path / "results", dtype=np.uint8)
+    at = 0
+    for name, case in CASES.items():
+        expected = cuda_host.run(*case).context
+        size = expected.numel() * expected.element_size()
+        actual = torch.from_numpy(results[at : at + size].copy()).view(expected.dtype).view(expected.shape)
+        assert torch.equal(actual, expected), name
+        at += size
+    assert at == results.size
+
+
+def run_selftest(sanitizer: str, name: str) -> subprocess.CompletedProcess[str]:
+    sources = tuple(cuda_host.HERE / file for file in ("shim_selftest.cc", "cuda_host_runtime.cc"))
+    program = cuda_host.compile_host("shim_selftest", sources, sanitize=sanitizer, kernels=False)
+    return subprocess.run([str(program), name], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["mma", "ldmatrix"])
+def test_fragments_are_laid_out_as_the_ptx_manual_says(name: str) -> None:
+    done = run_selftest("", name)
+    assert done.stdout == "OK\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("divergent_collective", "lane 16 is in collective"),
+        (
+            "divergent_barrier",
+            "deadlock: block 0, 16 of 32 live threads at the barrier; warp 0: lanes aaaaaaaa of ffffffff",
+        ),
+        ("copy_without_wait", "ended with asynchronous copies under way"),
+        ("misaligned_copy", "cp.async to a misaligned shared address"),
+    ],
+)
+def test_shim_catches(name: str, message: str) -> None:
+    done = run_selftest("", name)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "name", "message"),
+    [
+        ("address", "shared_overrun", "use-after-poison"),
+        ("address", "global_overrun", "heap-buffer-overflow"),
+        ("thread", "missing_barrier", "data race"),
+        ("thread", "missing_warp_sync", "data race"),
+        ("thread", "block_race", "data race"),
+    ],
+)
+def test_sanitizer_catches(sanitizer: str, name: str, message: str) -> None:
+    done = run_selftest(sanitizer, name)
+    assert done.returncode != 0
+    assert message in done.stderr
