@@ -51,8 +51,8 @@ class Tolerance:
 
 TOLERANCES = {
     "fp32": Tolerance(operator=2e-5, inputs=1e-4, outputs=1e-4, cosine=0.99999),
-    "fp16": Tolerance(operator=2e-3, inputs=2e-2, outputs=2e-2, cosine=0.999),
-    "bf16": Tolerance(operator=1.6e-2, inputs=1e-1, outputs=1e-1, cosine=0.995),
+    "fp16": Tolerance(operator=2e-3, inputs=1e-2, outputs=1e-2, cosine=0.999),
+    "bf16": Tolerance(operator=8e-3, inputs=8e-2, outputs=8e-2, cosine=0.995),
 }
 
 

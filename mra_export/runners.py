@@ -225,7 +225,7 @@ class SpecificationRunner(_TorchRunner):
         selected = self.selections[layer] if self.selections is not None else None
         context = mra2_attention(query, key, value, self._mask, attributes, selected=selected)
         if self._layers is not None:
-            self._layers.append(LayerTrace(query.numpy(), key.numpy(), value.numpy(), context.numpy()))
+            self._layers.append(LayerTrace(*(t.float().numpy() for t in (query, key, value, context))))
         return context
 
     def _run(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:

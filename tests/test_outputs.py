@@ -40,7 +40,7 @@ def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(InputError, match="already exists.*--force"), staged_directory(target):
+    with pytest.raises(InputError, match=r"already exists.*--force"), staged_directory(target):
         pytest.fail("the block must not run")
     with staged_directory(target, force=True) as stage:
         (stage / "new").write_text("new")
@@ -77,5 +77,5 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(InputError, match="no permission"):
             check_target(tmp_path / "locked" / "out", force=False)
-    with pytest.raises(InputError, match="could not be written|no permission"), staged_directory(Path("/proc/mra-export")):
+    with pytest.raises(InputError, match=r"could not be written|no permission"), staged_directory(Path("/proc/mra-export")):
         pytest.fail("the block must not run")
