@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host under AddressSanitizer and ThreadSanitizer, and proof that shim and sanitizers catch planted faults."""
+"""The CUDA kernels on the host under AddressSanitizer and ThreadSanitizer, and proof that planted faults are caught."""
 
 from __future__ import annotations
 
