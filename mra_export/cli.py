@@ -372,6 +372,56 @@ def check_command(
     _print_result("check", text, shown["as_json"], outputs=outputs, comparisons=_plain(comparisons))
 
 
+@cli.command("bench")
+@click.argument("source")
+@_model_options
+@click.option("--batch", metavar="MIN:OPT:MAX", default="1", show_default=True, help="Sizes of a batch to time.")
+@click.option(
+    "--seq-len", metavar="MIN:OPT:MAX", help="Lengths to time.  [default: 128, 512, ... to the model's maximum]"
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Of a session.  [default: ONNX Runtime's choice]"
+)
+@click.option("--plugin-lib", type=click.Path(path_type=Path), help="libmra_onnxruntime.so.  [default: found]")
+@_output_options
+def bench_command(
+    source: str,
+    task: str,
+    random_init: int | None,
+    batch: str,
+    seq_len: str | None,
+    threads: int,
+    plugin_lib: Path | None,
+    **shown: Any,
+) -> None:
+    """Times a model on the CPU by backend and length, side by side with the same model with dense attention.
+
+    SOURCE is an ONNX directory, an .onnx file, or a checkpoint that is exported first.
+
+    \b
+    Example:
+      mra-export bench ./minilm-onnx --seq-len 128:256:512
+    """
+    from dataclasses import asdict
+
+    from mra_export.bench import bench, onnx_file
+    from mra_export.console import print_bench, progress
+
+    with progress(quiet=shown["quiet"]) as step, onnx_file(source, task, random_init, step) as path:
+        rows = bench(
+            path,
+            batches=_sizes(batch, "--batch"),
+            seq_lens=_lengths(seq_len, path),
+            library=_library(plugin_lib),
+            threads=threads,
+            progress=step,
+        )
+    if not shown["as_json"]:
+        print_bench(rows)
+    else:
+        _print_json(ok=True, command="bench", outputs=[], rows=[asdict(row) for row in rows])
+
+
 @cli.command("build")
 @click.argument("kinds", nargs=-1, type=click.Choice(["onnxruntime", "tensorrt"]))
 @click.option("--no-fetch", is_flag=True, help="Do not fetch missing headers.")
@@ -435,6 +485,27 @@ def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooli
     if normalize is None:
         normalize = own.normalize and chosen != "none"
     return Pooling(chosen, normalize)
+
+
+def _sizes(text: str, name: str) -> list[int]:
+    """The different sizes of MIN:OPT:MAX."""
+    from mra_export.engine import parse_range
+
+    sizes = parse_range(text, name)
+    return sorted({sizes.min, sizes.opt, sizes.max})
+
+
+def _lengths(text: str | None, path: Path) -> list[int]:
+    """The lengths to time: those asked for, or 128 times 4 again and again and the longest."""
+    from mra_export.engine import check_ranges, parse_range, position_limit
+    from mra_export.runners import read_onnx
+
+    limit = position_limit(read_onnx(path))
+    if text is not None:
+        check_ranges({"sequence": parse_range(text, "--seq-len")}, limit)
+        return _sizes(text, "--seq-len")
+    longest = limit or 512
+    return sorted({n for n in (128, 512, 2048, 8192) if n < longest} | {longest})
 
 
 def _library(plugin_lib: Path | None) -> Path | None:

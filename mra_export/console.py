@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mra_export.bench import BenchRow
     from mra_export.doctor import Diagnosis
     from mra_export.parity import Comparison
 
-__all__ = ["print_comparisons", "print_diagnosis", "progress"]
+__all__ = ["print_bench", "print_comparisons", "print_diagnosis", "progress"]
 
 
 @contextmanager
@@ -70,6 +71,29 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
                     layer.problem or "",
                 )
             console.print(table)
+
+
+def print_bench(rows: list[BenchRow]) -> None:
+    """Latency and throughput, a line a backend and size."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("batch", "tokens", "backend", "ms", "ms, 90 %", "tokens/s", "vs dense", box=SIMPLE)
+    table.columns[2].no_wrap = True
+    for index, row in enumerate(rows):
+        table.add_row(
+            str(row.batch),
+            str(row.seq_len),
+            row.backend,
+            f"{row.latency_ms:.1f}",
+            f"{row.latency_p90_ms:.1f}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.faster_than_dense:.2f}x",
+            end_section=index + 1 == len(rows)
+            or (rows[index + 1].batch, rows[index + 1].seq_len) != (row.batch, row.seq_len),
+        )
+    Console(highlight=False).print(table)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

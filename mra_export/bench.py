@@ -1,0 +1,232 @@
+"""Latency and throughput of an exported model by backend and length, side by side with the same model with dense attention."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mra_export.errors import DependencyError, InputError
+from mra_export.runners import read_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mra_export.runners import Inputs, OnnxModel
+
+__all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns", "onnx_file"]
+
+DENSE = "dense attention"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One backend at one size.
+
+    Attributes:
+        backend: what ran; `DENSE` is the same model with ONNX Runtime's MultiHeadAttention in the place of each node.
+        batch: rows.
+        seq_len: tokens of each, none of them padding.
+        latency_ms: median.
+        latency_p90_ms: 90th percentile.
+        tokens_per_second: at the median.
+        faster_than_dense: median over turns of the dense model's time over this one's.
+        turns: how often each was timed.
+    """
+
+    backend: str
+    batch: int
+    seq_len: int
+    latency_ms: float
+    latency_p90_ms: float
+    tokens_per_second: float
+    faster_than_dense: float
+    turns: int
+
+
+@contextlib.contextmanager
+def onnx_file(source: str, task: str, random_init: int | None, progress: Callable[[str], None]) -> Iterator[Path]:
+    """The .onnx file to time: that of `source`, or one exported from it for as long as the block runs.
+
+    Args:
+        source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
+        task: of a checkpoint.
+        random_init: as for `load_checkpoint`.
+        progress: called with a line before each step.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    from mra_export.checkpoint import load_checkpoint
+    from mra_export.engine import find_onnx
+    from mra_export.export import export_onnx
+
+    path = find_onnx(Path(source)) if random_init is None else None
+    if path is not None:
+        yield path
+        return
+    if Path(source).suffix == ".onnx":
+        raise InputError(f"{source} does not exist.")
+    progress(f"loading {source}")
+    checkpoint = load_checkpoint(source, task=task, random_init=random_init)
+    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
+        progress(f"exporting {type(checkpoint.model).__name__}")
+        yield export_onnx(checkpoint, Path(folder) / "onnx").model
+
+
+def bench(
+    path: Path,
+    *,
+    batches: list[int],
+    seq_lens: list[int],
+    library: Path | None = None,
+    threads: int = 0,
+    seconds: float = 3.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[BenchRow]:
+    """Times an exported file on the CPU, all backends in turns in one process.
+
+    Args:
+        path: an .onnx file of type fp32: ONNX Runtime's dense attention for CPUs has no other.
+        batches: sizes to run.
+        seq_lens: lengths to run.
+        library: the ONNX Runtime library; None to run the function body only.
+        threads: of a session, 0 for ONNX Runtime's choice.
+        seconds: how long to time each size, at least five turns.
+        progress: called with each size.
+
+    Returns:
+        A row for each backend and size.
+
+    Raises:
+        InputError: the file is not ours or not of type fp32.
+        DependencyError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError("ONNX Runtime is not installed. Install it with `pip install onnxruntime`.") from error
+    model = read_onnx(path)
+    if model.dtype != "fp32":
+        raise InputError(
+            f"{path} is of type {model.dtype}; on a CPU only fp32 is compared, since ONNX Runtime's dense attention has no "
+            "other. Export it without --fp16 and --bf16."
+        )
+
+    def session(source: Any, custom: Path | None) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if custom is not None:
+            options.register_custom_ops_library(str(custom))
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    sessions = {DENSE: session(dense_twin(path), None), "MRA, function body": session(str(path), None)}
+    if library is not None:
+        sessions["MRA, native operator"] = session(str(path), library)
+    rows = []
+    for batch in batches:
+        for seq_len in seq_lens:
+            progress(f"timing {batch} x {seq_len} tokens")
+            feed = _feed(model, batch, seq_len)
+            runs = {name: bound_run(each, feed) for name, each in sessions.items()}
+            times = in_turns(runs, seconds)
+            for name, values in times.items():
+                median = statistics.median(values)
+                ratios = [dense / own for dense, own in zip(times[DENSE], values, strict=True)]
+                p90 = float(np.percentile(values, 90))
+                speed = batch * seq_len / median * 1e3
+                rows.append(BenchRow(name, batch, seq_len, median, p90, speed, statistics.median(ratios), len(values)))
+    return rows
+
+
+def dense_twin(path: Path) -> bytes:
+    """The same model with dense attention: each attention node becomes ONNX Runtime's MultiHeadAttention.
+
+    The interface is the same, the mask included (1 = token), and so are the weights.
+
+    Args:
+        path: an exported .onnx file.
+
+    Returns:
+        A serialized model without external data.
+    """
+    import onnx
+
+    from mra_export.op_spec import OP_DOMAIN, OP_TYPE
+
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        if (node.domain, node.op_type) != (OP_DOMAIN, OP_TYPE):
+            continue
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        query, key, value, mask = node.input
+        node.CopyFrom(
+            onnx.helper.make_node(
+                "MultiHeadAttention",
+                [query, key, value, "", mask],
+                list(node.output),
+                name=node.name,
+                domain="com.microsoft",
+                num_heads=values["num_heads"],
+                scale=values["scale"],
+            )
+        )
+    del model.functions[:]
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return model.SerializeToString()
+
+
+def bound_run(session: Any, feed: Inputs) -> Callable[[], Any]:
+    """A call that runs a session with its inputs and outputs bound, so that no copy is timed."""
+    import onnxruntime
+
+    binding = session.io_binding()
+    for info in session.get_inputs():
+        binding.bind_ortvalue_input(info.name, onnxruntime.OrtValue.ortvalue_from_numpy(feed[info.name]))
+    for info in session.get_outputs():
+        binding.bind_output(info.name, "cpu")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
+    """Times calls in turns, so that what else the machine does falls on all of them.
+
+    Before each there is a pause: the threads of the one before spin for a while and would take its cores.
+
+    Args:
+        runs: name -> call.
+        seconds: how long to go on.
+        at_least: turns, however long they take.
+
+    Returns:
+        Name -> milliseconds of each turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    started = time.monotonic()
+    turns = 0
+    while turns < at_least or (time.monotonic() - started < seconds and turns < 200):
+        for name, run in runs.items():
+            time.sleep(0.01)
+            if not times[name] or times[name][-1] < 50:
+                run()  # wakes its threads and fills the caches
+            begin = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+        turns += 1
+    return times
+
+
+def _feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:
+    shape = (batch, 2, seq_len) if model.task == "multiple-choice" else (batch, seq_len)
+    ids = np.random.default_rng(0).integers(4, 100, shape)
+    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {name: values[name] for name in model.inputs}
