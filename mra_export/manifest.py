@@ -123,7 +123,7 @@ def read_manifest(engine: Path) -> Manifest:
         raise InputError(
             f"{engine} has no manifest {path.name} beside it. Keep the two together, or build the engine with `mra-export trt`."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a readable manifest: {error}. Build the engine again.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
         raise InputError(
