@@ -189,8 +189,9 @@ def environment(directory: Path | None = None) -> Path:
             venv.create(directory, with_pip=True, symlinks=True)
             listed = directory / "requirements.txt"
             listed.write_text(requirements, encoding="utf-8")
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(listed)]
-            _checked(command)
+            # Most of what is installed is never imported: Python compiles the rest when it is.
+            options = ["--quiet", "--disable-pip-version-check", "--no-compile", "-r", str(listed)]
+            _checked([str(python), "-m", "pip", "install", *options])
             marker.write_text(json.dumps(wanted), encoding="utf-8")
     except (OSError, subprocess.SubprocessError) as error:
         raise DependencyError(

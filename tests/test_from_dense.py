@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ SENTENCES = [
     "because two of the figures that were presented in spring could not be reconciled with the bank statements.",
     "Ein Satz auf Deutsch.",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny models: threads that wait for each other cost more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tiny(family: str, suffix: str, *, heads: int = 2, head_dim: int = 32, positions: int = 128, **settings: Any) -> Any:

@@ -22,6 +22,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # tiny models: threads that wait for each other cost more than they do
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
     }
     return subprocess.run(
