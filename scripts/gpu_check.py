@@ -226,6 +226,21 @@ def run_engines(folder: Path, plugin: Path | None, report: Report) -> None:
     )
 
 
+def run_onnxruntime(folder: Path, report: Report) -> None:
+    step = "ONNX Runtime's CUDA provider"
+    if not _importable("onnxruntime"):
+        report.add(step, "skipped", "onnxruntime cannot be imported")
+        return
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        report.add(step, "skipped", f"onnxruntime {onnxruntime.__version__} has none; install onnxruntime-gpu")
+        return
+    command = [sys.executable, "-m", "pytest", "tests/cuda_host/test_onnxruntime_cuda.py", "-q", "-k", "cuda_provider"]
+    done = run([*command, "-p", "no:cacheprovider"], folder / "onnxruntime.log")
+    report.add(step, "passed" if done.returncode == 0 else "FAILED", pytest_summary(done.stdout))
+
+
 def _importable(name: str) -> bool:
     import importlib.util
 
@@ -575,6 +590,7 @@ def main() -> int:
             if plugin is not None:
                 run_plugin(folder, plugin, library, report)
             run_engines(folder, plugin, report)
+            run_onnxruntime(folder, report)
         if "benchmark" in parts:
             operator = Operator(library)
             check_stages(operator, report)

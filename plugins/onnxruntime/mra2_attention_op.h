@@ -49,4 +49,7 @@ struct Op : OrtCustomOp {
 // The ops of the CPU provider, one for each DType.
 const Op (&cpu_ops())[3];
 
+// The ops of the CUDA provider, likewise; only where the library is built with MRA_CUDA.
+const Op (&cuda_ops())[3];
+
 }  // namespace mra::ort

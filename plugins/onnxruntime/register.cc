@@ -23,6 +23,10 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     OrtStatus* status = nullptr;
     for (const Op& op : cpu_ops())
       if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+#if defined(MRA_ONNXRUNTIME_CUDA)
+    for (const Op& op : cuda_ops())
+      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+#endif
     if (status != nullptr) {
       api->ReleaseCustomOpDomain(created);
       return status;

@@ -1,0 +1,146 @@
+"""The op of ONNX Runtime's CUDA provider: in a real session with its kernels on the host, and in the library of nvcc."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+import cuda_host
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import Golden, load_golden, relative_error
+from onnx import TensorProto, helper
+
+from mra_export.headers import fetch_headers, find_headers
+from mra_export.op_spec import Mra2AttentionAttributes
+
+ort = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the kernels of this test are on the host")
+PLUGIN = cuda_host.REPO / "plugins" / "onnxruntime"
+ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+
+
+def ort_include() -> Path:
+    return (find_headers("onnxruntime") or fetch_headers("onnxruntime")).path
+
+
+@functools.cache
+def host_library() -> Path:
+    sources = (
+        cuda_host.HERE / "onnxruntime_on_host.cc",
+        PLUGIN / "mra2_attention_op.cc",
+        PLUGIN / "mra2_attention_cuda_op.cc",
+        cuda_host.HERE.parent / "tensorrt" / "host_cuda.cc",
+    )
+    options = ("-isystem", str(ort_include()), f"-I{PLUGIN}", '-DMRA_CUDA_ARCHITECTURES="host"')
+    return cuda_host.compile_host("libmra_onnxruntime_host.so", sources, options=options)
+
+
+@functools.cache
+def cuda_library() -> Path:
+    """libmra_onnxruntime.so with MRA_CUDA, for one architecture."""
+    for tool in ("nvcc", "cmake"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} was not found")
+    tree = cuda_host.build_root().parent / "onnxruntime-cuda"
+    tree.mkdir(parents=True, exist_ok=True)
+    with (tree.parent / "onnxruntime-cuda.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure = [
+            "cmake",
+            "-S",
+            str(cuda_host.REPO),
+            "-B",
+            str(tree),
+            "-DMRA_CUDA=ON",
+            "-DCMAKE_CUDA_ARCHITECTURES=80",
+        ]
+        configure.append(f"-DMRA_ONNXRUNTIME_INCLUDE={ort_include()}")
+        for command in (configure, ["cmake", "--build", str(tree), "--parallel", "2", "--target", "mra_onnxruntime"]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return tree / "plugins" / "onnxruntime" / "libmra_onnxruntime.so"
+
+
+def make_session(
+    library: Path, attributes: Mra2AttentionAttributes, dtype: torch.dtype, hidden: int
+) -> ort.InferenceSession:
+    element = ELEMENTS[dtype]
+    shape = ["batch", "seq_len", hidden]
+    inputs = [helper.make_tensor_value_info(name, element, shape) for name in ("query", "key", "value")]
+    inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT32, shape[:2]))
+    node = helper.make_node(
+        "Mra2Attention",
+        ["query", "key", "value", "attention_mask"],
+        ["context"],
+        domain="mra",
+        **attributes.as_dict(),
+    )
+    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("context", element, shape)])
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("mra", 1)], ir_version=10
+    )
+    onnx.checker.check_model(model)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def feed(golden: Golden, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    kind = np.float32 if dtype == torch.float32 else np.float16
+    return {
+        "query": golden.query.astype(kind),
+        "key": golden.key.astype(kind),
+        "value": golden.value.astype(kind),
+        "attention_mask": golden.attention_mask,
+    }
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+@pytest.mark.parametrize("name", ["c03_pad_batch", "c04_priors", "c07_sparse_pad_empty_rows"])
+def test_session_computes_what_the_kernels_compute(name: str, dtype: torch.dtype) -> None:
+    golden = load_golden(name)
+    session = make_session(host_library(), golden.attributes, dtype, golden.query.shape[2])
+    inputs = feed(golden, dtype)
+    (context,) = session.run(None, inputs)
+    alone = cuda_host.run(*(torch.from_numpy(x) for x in inputs.values()), golden.attributes).context
+    assert np.array_equal(context, alone.numpy())
+    assert relative_error(context, golden.expected) <= (2e-5 if dtype == torch.float32 else 5e-4)
+
+
+def test_empty_batch_in_a_session() -> None:
+    attributes = Mra2AttentionAttributes(1, 4, 0, 0, 0, 0.125)
+    session = make_session(host_library(), attributes, torch.float32, 32)
+    empty = np.zeros((0, 64, 32), np.float32)
+    inputs = {"query": empty, "key": empty, "value": empty, "attention_mask": np.zeros((0, 64), np.int32)}
+    assert session.run(None, inputs)[0].shape == (0, 64, 32)
+
+
+def test_bad_attribute_fails_where_the_session_is_made() -> None:
+    with pytest.raises(Exception, match="num_blocks=0 must be at least 1"):
+        make_session(host_library(), Mra2AttentionAttributes(1, 0, 0, 0, 0, 0.125), torch.float32, 32)
+
+
+def test_library_with_cuda_serves_the_cpu_provider_too() -> None:
+    golden = load_golden("c04_priors")
+    session = make_session(cuda_library(), golden.attributes, torch.float32, golden.query.shape[2])
+    (context,) = session.run(None, feed(golden, torch.float32))
+    assert relative_error(context, golden.expected) <= 2e-5
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in ort.get_available_providers() or not torch.cuda.is_available(),
+    reason="ONNX Runtime has no CUDA provider here, or there is no GPU",
+)
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+def test_cuda_provider(dtype: torch.dtype) -> None:
+    golden = load_golden("c04_priors")
+    session = make_session(cuda_library(), golden.attributes, dtype, golden.query.shape[2])
+    session.set_providers(["CUDAExecutionProvider"])
+    (context,) = session.run(None, feed(golden, dtype))
+    assert relative_error(context, golden.expected) <= (2e-5 if dtype == torch.float32 else 5e-4)
