@@ -149,7 +149,7 @@ def locate(source: str | Path, *, weights: bool = True) -> Path:
         raise InputError(f"{name} does not exist. Give a checkpoint directory or a hub id.")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "1_Pooling/*", "LICENSE*", "NOTICE", "chat_template.jinja"]
+    patterns = ["*.json", "*.txt", "*.model", "*_*/config.json", "LICENSE*", "NOTICE", "README.md", "chat_template.jinja"]
     patterns += ["*.safetensors", "pytorch_model*.bin"] if weights else []
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))

@@ -356,7 +356,7 @@ def _save(model: onnx_ir.Model, path: Path) -> None:
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:
     """Puts beside the model what stock clients look for: configuration, tokenizer, sentence-transformers' files."""
-    for name in ("config.json", *SIDE_FILES):
+    for name in ("config.json", "README.md", *SIDE_FILES):
         if (checkpoint.directory / name).is_file():
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint.directory / name, stage / name)

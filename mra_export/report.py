@@ -70,6 +70,7 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
             "metrics": [
                 (name.replace("_", " "), number(value), number(c.tolerance.get(name)))
                 for name, value in c.metrics.items()
+                if value is not None
             ],
             "plots": _plots(c),
             "cases": [
@@ -124,10 +125,12 @@ def _plot_layers(axes: Axes, comparison: Comparison) -> None:
 
 def _plot_cosine(axes: Axes, comparison: Comparison) -> None:
     lengths = [case.seq_len for case in comparison.cases]
-    axes.loglog(lengths, [max(1.0 - case.cosine_min, 1e-16) for case in comparison.cases], "o", label="least of a case")
+    distances = [max(1.0 - case.cosine_min, 1e-16) for case in comparison.cases]
+    axes.loglog(lengths, distances, "o", label="least of a case")
     if "cosine_min" in comparison.tolerance:
         axes.axhline(1.0 - comparison.tolerance["cosine_min"], linestyle=":", color="tab:red", label="limit")
     axes.set(xlabel="tokens", ylabel="1 - cosine", title="Distance of embeddings by length")
-    axes.set_xticks(sorted(set(lengths)), [str(n) for n in sorted(set(lengths))])
-    axes.minorticks_off()
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(min(1e-13, *distances) / 3, max(1e-4, *distances) * 3)
     axes.legend(fontsize=8)
