@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.errors import InputError
 from mra_export.export import input_names
 
 if TYPE_CHECKING:
@@ -72,10 +73,14 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
 
     Returns:
         The cases, shortest first, and where their ids come from ("text" or "random ids").
+
+    Raises:
+        InputError: `max_seq_len` is above the model's maximum.
     """
     longest = checkpoint.config.max_position_embeddings
-    if max_seq_len is not None:
-        longest = min(longest, max_seq_len)
+    if max_seq_len is not None and max_seq_len > longest:
+        raise InputError(f"max_seq_len={max_seq_len} is above the model's max_position_embeddings={longest}.")
+    longest = max_seq_len or longest
     rng = np.random.default_rng(seed)
     tokenizer = load_tokenizer(checkpoint.directory)
     make = _text_ids(tokenizer, rng) if tokenizer is not None else _random_ids(checkpoint.config, rng)

@@ -67,6 +67,7 @@ def check(
     *,
     library: Path | None = None,
     max_seq_len: int | None = None,
+    kernel_sources: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Comparison]:
     """Compares the PyTorch model with exported files.
@@ -76,6 +77,7 @@ def check(
         artifacts: .onnx files.
         library: the ONNX Runtime library; each file is then run with it too.
         max_seq_len: the longest length to run, None for the model's own maximum.
+        kernel_sources: a directory with MRA's original CUDA sources, for the PyTorch model on a GPU.
         progress: called with a line before each step.
 
     Returns:
@@ -100,9 +102,9 @@ def check(
                 )
         limit = max_seq_len
         if model.dtype == "bf16":
-            limit = min(max_seq_len or BF16_MAX_SEQ_LEN, BF16_MAX_SEQ_LEN)
+            limit = min(max_seq_len or checkpoint.config.max_position_embeddings, BF16_MAX_SEQ_LEN)
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
-        reference = TransformersRunner(checkpoint, pooling)
+        reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, pooling)
         for runner in _runners(model, library):
             progress(f"{runner.name}: {len(cases)} cases on {origin}")

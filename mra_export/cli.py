@@ -319,6 +319,7 @@ def trt_command(
 @_model_options
 @click.option("--max-seq-len", type=click.IntRange(min=1), help="Longest length to run.  [default: the model's]")
 @click.option("--plugin-lib", type=click.Path(path_type=Path), help="The native library to check with.")
+@click.option("--kernel-sources", type=click.Path(path_type=Path), help="MRA's CUDA sources, for PyTorch on a GPU.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with plots.")
 @_force
 @_output_options
@@ -329,6 +330,7 @@ def check_command(
     random_init: int | None,
     max_seq_len: int | None,
     plugin_lib: Path | None,
+    kernel_sources: Path | None,
     report: Path | None,
     force: bool,
     **shown: Any,
@@ -353,7 +355,14 @@ def check_command(
     with progress(quiet=shown["quiet"]) as step:
         step(f"loading {source}")
         checkpoint = load_checkpoint(source, task=_task_of(task, found), random_init=random_init)
-        comparisons = check(checkpoint, found, library=_library(plugin_lib), max_seq_len=max_seq_len, progress=step)
+        comparisons = check(
+            checkpoint,
+            found,
+            library=_library(plugin_lib),
+            max_seq_len=max_seq_len,
+            kernel_sources=kernel_sources,
+            progress=step,
+        )
     outputs = []
     if report is not None:
         from mra_export.report import write_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.export import Pooling
+    from mra_export.hf_kernels import KernelSource
 
 __all__ = [
     "Array",
@@ -104,7 +106,9 @@ class _TorchRunner:
 
         from mra_export.export import pool
 
-        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        device = self.model.device
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+        extra = {name: value.to(device) for name, value in extra.items()}
         with torch.no_grad(), _watch(self.checkpoint.family.attention_modules(self.model), layers):
             result = self.model(**tensors, **extra)
             outputs = {name: result[name].float() for name in self.checkpoint.task.outputs}
@@ -112,29 +116,36 @@ class _TorchRunner:
                 outputs["sentence_embedding"] = pool(
                     outputs["last_hidden_state"], tensors["attention_mask"], self.pooling
                 )
-        return {name: value.numpy() for name, value in outputs.items()}
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
 
 class TransformersRunner(_TorchRunner):
-    """The unmodified transformers model with its kernels supplied; float32.
+    """The unmodified transformers model with its kernels supplied; float32, on the GPU if torch has one.
 
     It runs example by example, since transformers gives heads another example's mask in a padded batch, on lengths filled to
     a multiple of 32 that its top-k accepts.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pooling: Pooling) -> None:
+    def __init__(self, checkpoint: Checkpoint, pooling: Pooling, *, kernel_sources: Path | None = None) -> None:
+        import torch
         import transformers
 
         from mra_export import hf_kernels
 
-        super().__init__(checkpoint, checkpoint.model, pooling)
-        with hf_kernels.installed() as source:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = checkpoint.model if device == "cpu" else copy.deepcopy(checkpoint.model).to(device)
+        super().__init__(checkpoint, model, pooling)
+        self.kernel_sources = kernel_sources
+        with self._kernels() as source:
             hf_kernels.probe_attention(self.model)
         self.name = f"PyTorch, transformers {transformers.__version__} ({source.name} kernels)"
 
-    def _run(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
+    def _kernels(self) -> contextlib.AbstractContextManager[KernelSource]:
         from mra_export import hf_kernels
 
+        return hf_kernels.installed(str(self.model.device), sources=self.kernel_sources)
+
+    def _run(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
         flat = {name: value.reshape(-1, value.shape[-1]) for name, value in inputs.items()}
         rows, seq_len = flat["input_ids"].shape
         attributes = self.checkpoint.family.attributes(self.checkpoint.config)
@@ -144,7 +155,7 @@ class TransformersRunner(_TorchRunner):
         length = blocks * BLOCK_SIZE
         is_choice = self.checkpoint.task.name == "multiple-choice"
         results, traces = [], []
-        with hf_kernels.installed():
+        with self._kernels():
             for row in range(rows):
                 one = {
                     name: np.pad(value[row : row + 1], ((0, 0), (0, length - seq_len))) for name, value in flat.items()
@@ -191,7 +202,7 @@ class TransformersRunner(_TorchRunner):
         if int(transformers.__version__.split(".")[0]) >= 5:
             yield
             return
-        additive = (torch.from_numpy(mask).float() - 1.0)[:, None, None, :] * 10000.0
+        additive = (torch.from_numpy(mask).float().to(self.model.device) - 1.0)[:, None, None, :] * 10000.0
         base = self.model.base_model
         base.get_extended_attention_mask = lambda *args, **kwargs: additive
         try:
@@ -251,10 +262,10 @@ def _watch(modules: list[tuple[str, Any]], layers: list[LayerTrace] | None) -> I
         seen: dict[str, Array] = {}
 
         def keep(name: str, seen: dict[str, Array] = seen) -> Any:
-            return lambda _module, _args, out: seen.__setitem__(name, out.float().numpy())
+            return lambda _module, _args, out: seen.__setitem__(name, out.float().cpu().numpy())
 
         def finish(_module: Any, _args: Any, out: Any, seen: dict[str, Array] = seen) -> None:
-            layers.append(LayerTrace(seen["query"], seen["key"], seen["value"], out[0].float().numpy()))
+            layers.append(LayerTrace(seen["query"], seen["key"], seen["value"], out[0].float().cpu().numpy()))
 
         handles += [getattr(module, name).register_forward_hook(keep(name)) for name in ("query", "key", "value")]
         handles.append(module.register_forward_hook(finish))

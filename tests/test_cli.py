@@ -203,6 +203,8 @@ def test_a_bad_checkpoint_is_one_message(
         (["check", "{tiny}", "{onnx}", "--report", "{tmp}/exists"], "already exists"),
         (["check", "{tiny}", "{onnx}", "--plugin-lib", "{tmp}/absent.so"], "absent.so does not exist"),
         (["check", "{tiny}", "{onnx}", "--max-seq-len", "0"], "0 is not in the range"),
+        (["check", "{tiny}", "{onnx}", "--max-seq-len", "257"], "max_seq_len=257 is above the model's"),
+        (["check", "{tiny}", "{onnx}", "--kernel-sources", "{tmp}/exists"], "exists has no cuda_kernel.cu"),
         (["from-dense", "{tiny}", "-o", "{tmp}/o"], "mra"),
     ],
 )
