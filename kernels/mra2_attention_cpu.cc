@@ -1,6 +1,7 @@
 // The CPU operator's entry points: the workspace, and the choice of the instruction set.
 #include "mra2_attention_cpu.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <type_traits>
@@ -26,7 +27,8 @@ bool machine_has(CpuIsa isa) { return isa == CpuIsa::kPortable; }
 #endif
 
 constexpr std::int64_t kAlignment = 64;
-constexpr std::int64_t kScoreBytes = std::int64_t{64} << 20;  // scores of one head at least, else as many as fit in this
+// Heads are computed in groups: as many at a time as keep their scores below this, one at least.
+constexpr std::int64_t kScoreBytes = std::int64_t{64} << 20;
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -40,8 +42,8 @@ std::size_t lay_out(const Mra2AttentionParams& params, char* base, CpuPlan* plan
   plan->heads = params.batch * params.num_heads;
   plan->selected = params.selected_blocks();
   const std::int64_t score_size = plan->nb * plan->padded_nb;
-  const std::int64_t fitting = kScoreBytes / static_cast<std::int64_t>(sizeof(float)) / score_size;
-  plan->group_heads = fitting < 1 ? 1 : (fitting < plan->heads ? fitting : plan->heads);
+  const std::int64_t fitting = kScoreBytes / (static_cast<std::int64_t>(sizeof(float)) * score_size);
+  plan->group_heads = std::max<std::int64_t>(1, std::min(fitting, plan->heads));
 
   std::int64_t used = 0;
   const auto take = [&](auto*& pointer, std::int64_t count) {

@@ -149,36 +149,96 @@ MRA_INLINE void store8(Float16* to, Float8 values) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The one matrix kernel.
 
+// Cache lines to fetch while a tile is computed.
+struct Fetch {
+  const char* at = nullptr;  // any address will do: a prefetch never faults
+  std::ptrdiff_t step = 0;
+};
+
+MRA_INLINE void prefetch(Fetch& fetch) {
+  __builtin_prefetch(fetch.at);
+  fetch.at += fetch.step;
+}
+
+// The rows of one block that will be read soon, or written. They lie far apart, where no hardware prefetcher follows, so they
+// are fetched while something else is computed; spread over it, for a burst would fill the queue of misses.
+class Fetcher {
+ public:
+  Fetcher() = default;
+
+  // The kB rows of `size` bytes from `first` on, `step` bytes apart, over the time of `takes` tiles of `portion` lines each.
+  Fetcher(const void* first, std::int64_t step, std::int64_t size, std::int64_t takes, int portion)
+      : first_(static_cast<const char*>(first)), step_(step), size_(size), portion_(portion) {
+    const std::int64_t lines = (size + 63) / 64 * kB;
+    if (lines < takes * portion) every_ = takes * portion / lines;
+  }
+
+  // The next lines: one column of `portion` rows.
+  MRA_INLINE Fetch take() {
+    if (line_ >= size_ || ++calls_ < every_) return {};
+    calls_ = 0;
+    const Fetch fetch{first_ + row_ * step_ + line_, step_};
+    row_ += portion_;
+    if (row_ >= kB) {
+      row_ = 0;
+      line_ += 64;
+    }
+    return fetch;
+  }
+
+ private:
+  const char* first_ = nullptr;
+  std::int64_t step_ = 0, size_ = 0, line_ = 0, row_ = 0, every_ = 1, calls_ = 0;
+  int portion_ = 0;
+};
+
+// What is fetched beside a matrix product, in turns.
+struct Fetchers {
+  Fetcher even, odd;
+};
+
 // acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
 template <int R, int N>
 MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N]) {
-  for (std::int64_t k = 0; k < depth; ++k) {
+                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N], Fetch even, Fetch odd) {
+  const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
     Vec right[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) right[n] = load(b + n * kLanes);
+    for (int n = 0; n < N; ++n) right[n] = load(right_row + n * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec left = broadcast(a[r * row_step]);
+      const Vec left = broadcast(left_row[r * row_step]);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
     }
-    a += k_step;
-    b += ldb;
+  };
+  std::int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    prefetch(even);
+    add(a, b);
+    prefetch(odd);
+    add(a + k_step, b + ldb);
+    a += 2 * k_step;
+    b += 2 * ldb;
   }
+  if (k < depth) add(a, b);
 }
 
 // One tile of c = c * row_scale + a·b; row_scale null: c = a·b.
 template <int R, int N>
 MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                            std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth) {
+                            std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth,
+                            Fetchers* fetchers) {
   Vec acc[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
       acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
-  multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc);
+  if (fetchers != nullptr)
+    multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc, fetchers->even.take(), fetchers->odd.take());
+  else
+    multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc, {}, {});
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -186,31 +246,45 @@ MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale
 }
 
 template <int N>
+constexpr int kUpdateRows = kLanes == 16 && N <= 2 ? 8 : 4;
+
+template <int N>
 void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                    std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows) {
-  constexpr int kRows = kLanes == 16 && N <= 2 ? 8 : 4;
+                    std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows,
+                    Fetchers* fetchers) {
+  constexpr int kRows = kUpdateRows<N>;
   std::int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
     update_tile<kRows, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step,
-                          k_step, b, ldb, depth);
+                          k_step, b, ldb, depth, fetchers);
   for (; r < rows; ++r)
     update_tile<1, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step,
-                      b, ldb, depth);
+                      b, ldb, depth, nullptr);
 }
 
 // c [rows, width] = c * row_scale + a·b, where a is [rows, depth] with the given steps and b is [depth, width]. `width` is a
 // multiple of the vector.
 void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
                    std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows,
-                   std::int64_t width) {
+                   std::int64_t width, Fetchers* fetchers = nullptr) {
   std::int64_t column = 0;
   for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
-    update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+    update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
   if (kTileVecs > 2 && column + 2 * kLanes <= width) {
-    update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+    update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
     column += 2 * kLanes;
   }
-  if (column < width) update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows);
+  if (column < width)
+    update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
+}
+
+// The tiles of update_matrix over kB rows.
+constexpr std::int64_t count_update_tiles(std::int64_t width) {
+  const std::int64_t vecs = width / kLanes, rest = vecs % kTileVecs;
+  std::int64_t tiles = vecs / kTileVecs * (kB / kUpdateRows<kTileVecs>);
+  if (kTileVecs > 2 && rest >= 2) tiles += kB / kUpdateRows<2>;
+  if (rest % 2 != 0) tiles += kB / kUpdateRows<1>;
+  return tiles;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -232,9 +306,10 @@ void add_rows(float* sum, const T* const* rows, std::int64_t count) {
 
 constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their sums stay in the first-level cache
 
+// Pools one block of one tensor, for the heads [begin, end) of the example.
 template <typename T>
-void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t block, std::uint32_t bits,
-                 float count, float* pooled, bool transposed) {
+void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t begin, std::int64_t end,
+                 std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed) {
   const std::int64_t hidden = plan.params.hidden_size;
   const std::int64_t dim = plan.head_dim;
   const T* rows[kB];
@@ -246,8 +321,8 @@ void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, 
   const float divisor = count + kPoolEpsilon;
   alignas(64) float sum[kPoolWidth];
   const std::int64_t heads_at_once = kPoolWidth / dim;
-  for (std::int64_t head = 0; head < plan.params.num_heads; head += heads_at_once) {
-    const std::int64_t left = plan.params.num_heads - head;
+  for (std::int64_t head = begin; head < end; head += heads_at_once) {
+    const std::int64_t left = end - head;
     const std::int64_t width = (left < heads_at_once ? left : heads_at_once) * dim;
     std::memset(sum, 0, static_cast<std::size_t>(width) * sizeof(float));
     int i = 0;
@@ -273,11 +348,25 @@ void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, 
   }
 }
 
+// What the tasks of every stage are given: the heads that go through the stages together.
+struct Group {
+  const CpuPlan* plan;
+  std::int64_t first;  // head
+  std::int64_t count;
+};
+
 template <typename T>
 void pool_block(void* argument, std::size_t task) {
-  const CpuPlan& plan = *static_cast<const CpuPlan*>(argument);
-  const std::int64_t example = static_cast<std::int64_t>(task) / plan.nb;
+  const Group& group = *static_cast<const Group*>(argument);
+  const CpuPlan& plan = *group.plan;
+  const std::int64_t num_heads = plan.params.num_heads;
+  const std::int64_t example = group.first / num_heads + static_cast<std::int64_t>(task) / plan.nb;
   const std::int64_t block = static_cast<std::int64_t>(task) % plan.nb;
+  // The group's heads of this example.
+  const std::int64_t before = group.first - example * num_heads;
+  const std::int64_t begin = before > 0 ? before : 0;
+  const std::int64_t end = before + group.count < num_heads ? before + group.count : num_heads;
+
   const std::int32_t* mask = plan.params.attention_mask + example * plan.params.seq_len;
   std::uint32_t bits = 0;
   int count = 0;
@@ -290,14 +379,14 @@ void pool_block(void* argument, std::size_t task) {
   plan.token_bits[example * plan.nb + block] = bits;
   plan.token_counts[example * plan.padded_nb + block] = static_cast<float>(count);
   const float c = static_cast<float>(count);
-  pool_tensor<T>(plan, plan.params.query, example, block, bits, c, plan.pooled_query, false);
-  pool_tensor<T>(plan, plan.params.key, example, block, bits, c, plan.pooled_key, true);
-  pool_tensor<T>(plan, plan.params.value, example, block, bits, c, plan.pooled_value, false);
+  pool_tensor<T>(plan, plan.params.query, example, begin, end, block, bits, c, plan.pooled_query, false);
+  pool_tensor<T>(plan, plan.params.key, example, begin, end, block, bits, c, plan.pooled_key, true);
+  pool_tensor<T>(plan, plan.params.value, example, begin, end, block, bits, c, plan.pooled_value, false);
   if (block == plan.nb - 1) {  // the columns that round nb up
     for (std::int64_t pad = plan.nb; pad < plan.padded_nb; ++pad) {
       plan.token_counts[example * plan.padded_nb + pad] = 0.0f;
-      for (std::int64_t row = 0; row < plan.params.num_heads * plan.head_dim; ++row)
-        plan.pooled_key[(example * plan.params.num_heads * plan.head_dim + row) * plan.padded_nb + pad] = 0.0f;
+      for (std::int64_t row = begin * plan.head_dim; row < end * plan.head_dim; ++row)
+        plan.pooled_key[(example * num_heads * plan.head_dim + row) * plan.padded_nb + pad] = 0.0f;
     }
   }
 }
@@ -477,37 +566,34 @@ void sum_low_resolution(const CpuPlan& plan, const Head& head, std::int64_t begi
                 plan.padded_dim, head.used, end - begin, plan.padded_dim);
 }
 
-// A group of heads whose scores are in memory at once, and the rows that one task of a large head takes.
-struct SelectJob {
-  const CpuPlan* plan;
-  std::int64_t first_head;
-  std::int64_t tiles;  // per head
-};
+constexpr std::int64_t kSelectRows = 64;  // of scores, for one task of a large head
 
-constexpr std::int64_t kSelectRows = 64;
+std::int64_t count_select_tiles(const CpuPlan& plan) { return (plan.nb + kSelectRows - 1) / kSelectRows; }
 
 void for_tile(void* argument, std::size_t task, void (*compute)(const CpuPlan&, const Head&, std::int64_t, std::int64_t)) {
-  const SelectJob& job = *static_cast<const SelectJob*>(argument);
-  const std::int64_t slot = static_cast<std::int64_t>(task) / job.tiles;
-  const std::int64_t begin = static_cast<std::int64_t>(task) % job.tiles * kSelectRows;
-  const std::int64_t end = begin + kSelectRows < job.plan->nb ? begin + kSelectRows : job.plan->nb;
-  compute(*job.plan, get_head(*job.plan, job.first_head + slot, slot), begin, end);
+  const Group& group = *static_cast<const Group*>(argument);
+  const CpuPlan& plan = *group.plan;
+  const std::int64_t tiles = count_select_tiles(plan);
+  const std::int64_t slot = static_cast<std::int64_t>(task) / tiles;
+  const std::int64_t begin = static_cast<std::int64_t>(task) % tiles * kSelectRows;
+  const std::int64_t end = begin + kSelectRows < plan.nb ? begin + kSelectRows : plan.nb;
+  compute(plan, get_head(plan, group.first + slot, slot), begin, end);
 }
 
 void score_tile(void* argument, std::size_t task) { for_tile(argument, task, score_rows); }
 void sum_tile(void* argument, std::size_t task) { for_tile(argument, task, sum_low_resolution); }
 
 void select_head(void* argument, std::size_t task) {
-  const SelectJob& job = *static_cast<const SelectJob*>(argument);
+  const Group& group = *static_cast<const Group*>(argument);
   const std::int64_t slot = static_cast<std::int64_t>(task);
-  select_blocks(*job.plan, get_head(*job.plan, job.first_head + slot, slot));
+  select_blocks(*group.plan, get_head(*group.plan, group.first + slot, slot));
 }
 
 void do_head(void* argument, std::size_t task) {
-  const SelectJob& job = *static_cast<const SelectJob*>(argument);
-  const CpuPlan& plan = *job.plan;
+  const Group& group = *static_cast<const Group*>(argument);
+  const CpuPlan& plan = *group.plan;
   const std::int64_t slot = static_cast<std::int64_t>(task);
-  const Head head = get_head(plan, job.first_head + slot, slot);
+  const Head head = get_head(plan, group.first + slot, slot);
   score_rows(plan, head, 0, plan.nb);
   select_blocks(plan, head);
   if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull)) sum_low_resolution(plan, head, 0, plan.nb);
@@ -548,36 +634,21 @@ void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float
   }
 }
 
-// Rows that will be read soon, or written. The rows of a block lie far apart, where no hardware prefetcher follows, so they
-// are fetched while the block before is computed: a few at a time, for more would fill the queue of misses.
-struct Rows {
-  const char* first;  // null: nothing to fetch
-  std::int64_t step;  // bytes from row to row
-  std::int64_t size;  // bytes of each
-};
-
-// Fetches the cache lines [begin_line, end_line) of `count` rows.
-template <bool kWrite = false>
-MRA_INLINE void prefetch(const Rows& rows, int begin, int count, std::int64_t begin_line, std::int64_t end_line) {
-  if (rows.first == nullptr) return;
-  for (int i = begin; i < begin + count; ++i)
-    for (std::int64_t at = begin_line * 64; at < end_line * 64 && at < rows.size; at += 64)
-      __builtin_prefetch(rows.first + i * rows.step + at, kWrite ? 1 : 0);
-}
+// Elements of a key row that are multiplied at a time: between them the lines to fetch are chosen.
+constexpr std::int64_t kKeyDepth = 16;
 
 // weights [keys, 32] = key rows · query, and the largest of each column. `keys` is a multiple of kKeyRows.
 void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, const float* query, std::int64_t dim, int keys,
-                   Vec (&largest)[kQueryVecs], const Rows& next) {
+                   Vec (&largest)[kQueryVecs], Fetchers& fetchers) {
   constexpr int N = 2;
-  constexpr std::int64_t kChunk = 16;  // of float, one cache line
   for (int j = 0; j < keys; j += kKeyRows) {
 #pragma GCC unroll 4
     for (int q = 0; q < kQueryVecs; q += N) {
       Vec acc[kKeyRows][N] = {};
-      for (std::int64_t d = 0; d < dim; d += kChunk) {
-        const std::int64_t depth = dim - d < kChunk ? dim - d : kChunk;
-        if (q == 0) prefetch(next, j, kKeyRows, d / kChunk, d / kChunk + 1);
-        multiply_tile<kKeyRows, N>(key + j * key_step + d, key_step, 1, query + d * kB + q * kLanes, kB, depth, acc);
+      for (std::int64_t d = 0; d < dim; d += kKeyDepth) {
+        const std::int64_t depth = dim - d < kKeyDepth ? dim - d : kKeyDepth;
+        multiply_tile<kKeyRows, N>(key + j * key_step + d, key_step, 1, query + d * kB + q * kLanes, kB, depth, acc,
+                                   fetchers.even.take(), fetchers.odd.take());
       }
 #pragma GCC unroll 16
       for (int r = 0; r < kKeyRows; ++r)
@@ -605,9 +676,10 @@ const float* as_float(const float* p) { return p; }
 
 template <typename T>
 void attend_block(void* argument, std::size_t task) {
-  const CpuPlan& plan = *static_cast<const CpuPlan*>(argument);
+  const Group& group = *static_cast<const Group*>(argument);
+  const CpuPlan& plan = *group.plan;
   const Mra2AttentionParams& params = plan.params;
-  const std::int64_t index = static_cast<std::int64_t>(task) / plan.nb;  // example * num_heads + head
+  const std::int64_t index = group.first + static_cast<std::int64_t>(task) / plan.nb;  // example * num_heads + head
   const std::int64_t a = static_cast<std::int64_t>(task) % plan.nb;
   const std::int64_t example = index / params.num_heads;
   const std::int64_t hidden = params.hidden_size;
@@ -659,10 +731,14 @@ void attend_block(void* argument, std::size_t task) {
   const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
   const std::int32_t* columns = plan.columns + index * plan.selected;
   const std::int32_t end = starts[a + 1];
-  const auto block_rows = [&](const T* tensor, std::int64_t b) {
-    const bool whole = b * kB + kB <= params.seq_len;
-    const auto* first = reinterpret_cast<const char*>(tensor + b * kB * hidden);
-    return Rows{whole ? first : nullptr, hidden * static_cast<std::int64_t>(sizeof(T)), dim * static_cast<std::int64_t>(sizeof(T))};
+  const std::int64_t key_tiles = kB / kKeyRows * (kQueryVecs / 2) * ((dim + kKeyDepth - 1) / kKeyDepth);
+  const std::int64_t value_tiles = count_update_tiles(padded_dim);
+  // Fetches the rows of block b of a tensor during one product. The last block of the sequence may be a part, and is left.
+  const auto fetch_block = [&](const T* tensor, std::int64_t b, bool during_keys) {
+    if (b * kB + kB > params.seq_len) return Fetcher();
+    const std::int64_t element = sizeof(T);
+    return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, during_keys ? key_tiles : value_tiles,
+                   during_keys ? kKeyDepth / 2 : kB / 2);
   };
   const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
     for (int q = 0; q < kQueryVecs; ++q) {
@@ -692,7 +768,9 @@ void attend_block(void* argument, std::size_t task) {
       key_rows = scratch.rows;
       key_step = dim;
     }
-    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest, block_rows(value, b));
+    const bool last = at + 1 == end;
+    Fetchers during_keys{fetch_block(value, b, true), last ? fetch_block(context_tensor, a, true) : Fetcher()};
+    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest, during_keys);
     update_maximum(largest);
     for (int j = 0; j < n_keys; ++j) {
       for (int q = 0; q < kQueryVecs; ++q) {
@@ -704,17 +782,16 @@ void attend_block(void* argument, std::size_t task) {
       load_row(to, value_block + keys[j] * hidden, dim);
       if (padded_dim != dim) std::memset(to + dim, 0, 32);
     }
-    const bool last = at + 1 == end;
-    // After the last block comes the next query block, which is most often this thread's too.
-    const Rows next = last ? (a + 1 < plan.nb ? block_rows(query_tensor, a + 1) : Rows{}) : block_rows(key, columns[at + 1]);
-    const Rows output = last ? block_rows(context_tensor, a) : Rows{};
-    constexpr int kRows = 4;
-    for (int i = 0; i < n_queries; i += kRows) {
-      prefetch(next, i, kRows, 0, kMaxHeadDim);
-      prefetch<true>(output, i, kRows, 0, kMaxHeadDim);
-      update_matrix(scratch.context + i * padded_dim, padded_dim, scratch.correction + i, scratch.weights + i, 1, kB,
-                    scratch.value, padded_dim, n_keys, kRows, padded_dim);
+    // After the last block comes the next query block and its first key block, most often this thread's too.
+    Fetchers during_values;
+    if (!last) {
+      during_values.even = fetch_block(key, columns[at + 1], false);
+    } else if (a + 1 < plan.nb) {
+      during_values.even = fetch_block(query_tensor, a + 1, false);
+      if (starts[a + 2] > end) during_values.odd = fetch_block(key, columns[end], false);
     }
+    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim, n_keys,
+                  (n_queries + 3) / 4 * 4, padded_dim, &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];
@@ -749,20 +826,23 @@ void parallel_for(const CpuPlan& plan, void (*task)(void*, std::size_t), const v
 
 template <typename T>
 void run_typed(const CpuPlan& plan) {
-  parallel_for(plan, pool_block<T>, &plan, plan.params.batch * plan.nb);
-  const std::int64_t tiles = (plan.nb + kSelectRows - 1) / kSelectRows;
+  const std::int64_t tiles = count_select_tiles(plan);
   for (std::int64_t first = 0; first < plan.heads; first += plan.group_heads) {
-    const std::int64_t n = plan.heads - first < plan.group_heads ? plan.heads - first : plan.group_heads;
-    const SelectJob job{&plan, first, tiles};
+    const std::int64_t left = plan.heads - first;
+    const Group group{&plan, first, left < plan.group_heads ? left : plan.group_heads};
+    const std::int64_t last_example = (first + group.count - 1) / plan.params.num_heads;
+    const std::int64_t examples = last_example - first / plan.params.num_heads + 1;
+    parallel_for(plan, pool_block<T>, &group, examples * plan.nb);
     if (tiles <= 2) {  // small heads: one task each, without waiting between the steps
-      parallel_for(plan, do_head, &job, n);
-      continue;
+      parallel_for(plan, do_head, &group, group.count);
+    } else {
+      parallel_for(plan, score_tile, &group, group.count * tiles);
+      parallel_for(plan, select_head, &group, group.count);
+      if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull))
+        parallel_for(plan, sum_tile, &group, group.count * tiles);
     }
-    parallel_for(plan, score_tile, &job, n * tiles);
-    parallel_for(plan, select_head, &job, n);
-    if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull)) parallel_for(plan, sum_tile, &job, n * tiles);
+    parallel_for(plan, attend_block<T>, &group, group.count * plan.nb);
   }
-  parallel_for(plan, attend_block<T>, &plan, plan.heads * plan.nb);
 }
 
 }  // namespace
