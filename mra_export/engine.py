@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -336,6 +337,10 @@ def build_engine(
         raise InputError(
             "--version-compatible needs the lean runtime of a full TensorRT; TensorRT-RTX has none. Leave it out."
         )
+    if timing_cache is not None and opened.name == "rtx":
+        raise InputError(
+            "--timing-cache is for TensorRT; TensorRT-RTX has none, since it times nothing ahead of time. Leave it out."
+        )
     if strip_weights and not gpus:
         raise DependencyError(
             "--strip-weights needs a GPU: the builder compiles kernels for it to tell which weights can be put back. "
@@ -437,6 +442,7 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, li
     import onnx
 
     proto = onnx.load(str(model.path), load_external_data=False)
+    _check_external_data(model.path, proto)
     del proto.functions[:]
     kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
     present = {output.name for output in proto.graph.output}
@@ -458,6 +464,25 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, li
         for value in proto.graph.input
     }
     return proto.SerializeToString(), dims
+
+
+def _check_external_data(path: Path, proto: Any) -> None:
+    """Refuses a file whose weights beside it are missing or cut off; the parser's word for that names no file."""
+    for initializer in proto.graph.initializer:
+        entries = {entry.key: entry.value for entry in initializer.external_data}
+        if "location" not in entries:
+            continue
+        data = path.parent / entries["location"]
+        if not data.is_file():
+            raise InputError(
+                f"{path} needs {data.name} beside it, which is not there. Keep the exported directory together."
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if data.stat().st_size < end:
+            raise InputError(
+                f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
+                "Copy it again."
+            )
 
 
 def _ranges(
@@ -603,7 +628,8 @@ def _build(
         return config
 
     backend.logger.messages.clear()
-    with _monitor(trt, progress) as monitor:
+    with _monitor(trt, progress) as monitor, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy's, of what it does for all versions
         create = CreateConfig(
             profiles=[profile],
             version_compatible=version_compatible,
@@ -695,7 +721,7 @@ def _inspect(backend: Backend, serialized: bytes, model: OnnxModel) -> str:
 
 def _inspected_types(text: str, model: OnnxModel) -> str:
     """The types in the engine inspector's JSON, counted over the tensors that its layers write."""
-    words = {"fp32": r"FP32|Float32|\bFloat\b", "fp16": r"FP16|Float16|\bHalf\b", "bf16": r"BF16|BFloat16"}
+    words = {"fp32": r"\b(FP32|Float32|Float)\b", "fp16": r"\b(FP16|Float16|Half)\b", "bf16": r"\b(BF16|BFloat16)\b"}
     types: Counter[str] = Counter()
     for layer in json.loads(text).get("Layers", []):
         for tensor in layer.get("Outputs", []) if isinstance(layer, dict) else []:

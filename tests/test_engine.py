@@ -1,0 +1,681 @@
+"""`mra-export trt`: real engines, built ahead of time by TensorRT-RTX with the real plugin; no GPU is needed."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import save_checkpoint
+from onnx import TensorProto, helper, numpy_helper
+
+from mra_export import engine as engine_module
+from mra_export import tensorrt_backend
+from mra_export.checkpoint import load_checkpoint
+from mra_export.engine import EngineResult, Range, build_engine, find_onnx, parse_range, position_limit
+from mra_export.errors import DependencyError, InputError, MraExportError
+from mra_export.export import export_onnx
+from mra_export.manifest import check_engine, file_sha256, manifest_path, read_manifest
+from mra_export.runners import read_onnx
+
+sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))
+
+CLASSES = {
+    "feature-extraction": "MraModel",
+    "fill-mask": "MraForMaskedLM",
+    "text-classification": "MraForSequenceClassification",
+    "multiple-choice": "MraForMultipleChoice",
+    "token-classification": "MraForTokenClassification",
+    "question-answering": "MraForQuestionAnswering",
+}
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Path:
+    """libmra_tensorrt.so, compiled from this tree."""
+    from test_plugin import plugin_library
+
+    return plugin_library()
+
+
+@pytest.fixture(scope="session")
+def rtx(plugin: Path) -> tensorrt_backend.Backend:
+    """TensorRT-RTX with the plugin loaded."""
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+    pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
+    backend = tensorrt_backend.open_backend("rtx")
+    tensorrt_backend.load_plugin(backend, plugin)
+    return backend
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def task_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param)
+    return load_checkpoint(save_checkpoint(folder / "checkpoint", CLASSES[request.param]))
+
+
+def build(onnx_file: Path, output: Path, plugin: Path, **options: Any) -> EngineResult:
+    return build_engine(onnx_file, output, backend="rtx", library=plugin, **options)
+
+
+# Engines of every task and type.
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_task_in_every_type(
+    task_checkpoint: Any, dtype: str, rtx: tensorrt_backend.Backend, plugin: Path, tmp_path: Path
+) -> None:
+    model = export_onnx(task_checkpoint, tmp_path / "onnx", dtype=dtype).model
+    result = build(model, tmp_path / "model.engine", plugin, dtype=dtype)
+    made = check_engine(
+        result.engine, backend="rtx", backend_version=rtx.version, compute_capability="9.0", plugin=plugin
+    )
+    assert made == result.manifest
+    assert made.task == task_checkpoint.task.name
+    assert made.plugin_layers == 2
+    assert made.precision == dtype
+    assert made.tensor_types[TYPES[dtype]] > 100
+    assert set(made.tensor_types) - {"INT64", "INT32", "BOOL", "FLOAT"} == ({TYPES[dtype]} - {"FLOAT"})
+    if dtype != "fp32":
+        assert made.tensor_types["FLOAT"] == len(made.outputs)  # the casts of the outputs, and nothing else
+    assert tuple(made.outputs) == task_checkpoint.task.outputs
+    assert made.onnx_sha256 == file_sha256(model)
+    assert made.attributes == [pytest.approx(task_checkpoint.family.attributes(task_checkpoint.config).as_dict())]
+    axes = ["batch", "choices", "sequence"] if made.task == "multiple-choice" else ["batch", "sequence"]
+    assert set(result.profiles) == set(axes)
+    assert made.inputs["input_ids"]["max"] == [result.profiles[axis]["max"] for axis in axes]
+    assert result.profiles["sequence"] == {"min": 1, "opt": 128, "max": 256}
+    # An engine holds the weights: float32 ones take twice the room.
+    weights = sum(i.nbytes for i in map(numpy_helper.to_array, onnx.load(model).graph.initializer))
+    assert made.engine_bytes > weights
+
+
+def test_minilm_through_the_command_line(minilm: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    output = tmp_path / "minilm.engine"
+    options = ["--fp16", "--backend", "rtx", "--plugin-lib", plugin, "--batch", "1:4:16", "--seq-len", "8:64:256"]
+    code, out, err = run("trt", minilm, "-o", output, *options, "--no-check", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["ok"]
+    assert result["command"] == "trt"
+    assert result["outputs"] == [str(output), f"{output}.json"]
+    assert result["backend"] == "rtx"
+    assert result["plugin_layers"] == 6
+    assert result["precision"] == "fp16"
+    assert result["profiles"] == {
+        "batch": {"min": 1, "opt": 4, "max": 16},
+        "sequence": {"min": 8, "opt": 64, "max": 256},
+    }
+    assert result["model_outputs"] == ["last_hidden_state", "sentence_embedding"]
+    assert result["comparisons"] == []
+    assert "building minilm.engine" in err
+    manifest = read_manifest(output)
+    assert manifest.parity is None
+    assert manifest.outputs == result["model_outputs"]
+    assert 40e6 < manifest.engine_bytes < 60e6
+    # Pooling and the outputs are float32, all else is float16.
+    assert manifest.tensor_types["HALF"] > 300
+    assert manifest.tensor_types["FLOAT"] < 20
+
+
+@pytest.fixture
+def short_checkpoint(tmp_path: Path) -> Path:
+    """Compared in a moment: one layer and 64 tokens."""
+    return save_checkpoint(tmp_path / "short", max_position_embeddings=64, num_hidden_layers=1)
+
+
+def test_a_checkpoint_is_compared_with_pytorch(short_checkpoint: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    output = tmp_path / "model.engine"
+    code, out, err = run("trt", short_checkpoint, "-o", output, "--fp16", "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == 0, err
+    assert "PASSED model.onnx fp16, ONNX Runtime" in out
+    assert "1 plugin layers, TensorRT-RTX" in out
+    parity = read_manifest(output).parity
+    assert parity is not None
+    assert all(comparison["ok"] for comparison in parity)
+    assert 0 < parity[-1]["metrics"]["relative_error"] < parity[-1]["tolerance"]["relative_error"]
+
+
+def test_a_checkpoint_that_fails_the_comparison(
+    short_checkpoint: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mra_export import parity
+
+    strict = {name: parity.Tolerance(1e-12, 1e-12, 1e-12, 1.0) for name in parity.TOLERANCES}
+    monkeypatch.setattr(parity, "TOLERANCES", strict)
+    output = tmp_path / "out" / "model.engine"
+    arguments = ["-o", output, "--fp16", "--backend", "rtx", "--plugin-lib", plugin, "--json", "-q"]
+    code, out, _ = run("trt", short_checkpoint, *arguments)
+    assert code == 3
+    result = json.loads(out)
+    assert not result["ok"]
+    assert not all(comparison["ok"] for comparison in result["comparisons"])
+    assert_message(result["error"], "FAILED model.onnx fp16.* --no-check builds the engine nevertheless")
+    assert not output.parent.exists()
+
+
+def test_layer_outputs(tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    model = read_onnx(tiny_export / "onnx" / "model.onnx")
+    made = build(model.path, tmp_path / "model.engine", plugin, layer_outputs=True).manifest
+    traced = {name for node in model.nodes for name in (*list(node.input)[:3], node.output[0])}
+    assert len(traced) == 8
+    assert set(made.outputs) == traced | {"last_hidden_state"}
+
+
+def test_embedded_plugin(tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    model = tiny_export / "onnx" / "model.onnx"
+    plain = build(model, tmp_path / "plain.engine", plugin)
+    carrying = build(model, tmp_path / "carrying.engine", plugin, embed_plugin=True)
+    assert carrying.manifest.plugin_embedded
+    assert carrying.manifest.engine_bytes >= plain.manifest.engine_bytes + plugin.stat().st_size
+    check_engine(carrying.engine, plugin=tmp_path / "not needed.so")
+
+
+def test_hardware_compatible_says_that_rtx_is_so_anyway(
+    tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path
+) -> None:
+    model = tiny_export / "onnx" / "model.onnx"
+    result = build(model, tmp_path / "model.engine", plugin, hardware_compatible=True)
+    assert result.manifest.hardware_compatible
+    assert "from Ampere on" in result.notes[0]
+
+
+def test_external_data(tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    """Weights in a file of their own, as models over 2 GB have them."""
+    embedded = tiny_export / "onnx" / "model.onnx"
+    folder = tmp_path / "external" / "onnx"
+    folder.mkdir(parents=True)
+    model = folder / "model.onnx"
+    onnx.save(onnx.load(embedded), model, save_as_external_data=True, location="model.onnx_data", size_threshold=64)
+    assert model.stat().st_size < embedded.stat().st_size / 2
+    made = build(model, tmp_path / "model.engine", plugin).manifest
+    assert made.onnx_sha256 == file_sha256(model, folder / "model.onnx_data")
+    same = build(embedded, tmp_path / "same.engine", plugin).manifest
+    assert abs(made.engine_bytes - same.engine_bytes) < 2**16
+
+    data = folder / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"model.onnx_data has 5000 bytes, but .* reaches to byte"):
+        build(model, tmp_path / "cut.engine", plugin)
+    data.unlink()
+    with pytest.raises(InputError, match=r"model.onnx needs model.onnx_data beside it, which is not there"):
+        build(model, tmp_path / "lost.engine", plugin)
+
+
+# What must not become an engine.
+
+
+def test_a_silent_fallback_is_refused(
+    tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the function bodies left in, the parser takes them instead of the plugin where the node does not name it."""
+    model = tiny_export / "onnx" / "model.onnx"
+
+    def unprepared(read: Any, layer_outputs: bool) -> Any:
+        return model.read_bytes(), prepare(read, layer_outputs)[1]
+
+    prepare = engine_module._prepare
+    monkeypatch.setattr(engine_module, "_prepare", unprepared)
+    with pytest.raises(
+        MraExportError, match=r"(into 0 plugin layers, but it has 2 attention nodes)|refused by the parser"
+    ):
+        build(model, tmp_path / "model.engine", plugin)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_attention_layer_is_refused(
+    tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_one_node_replaced(read: Any, layer_outputs: bool) -> Any:
+        proto, dims = prepare(read, layer_outputs)
+        graph = onnx.ModelProto.FromString(proto)
+        node = next(n for n in graph.graph.node if n.op_type == "Mra2Attention")
+        del node.input[1:], node.attribute[:]
+        node.op_type, node.domain = "Identity", ""
+        return graph.SerializeToString(), dims
+
+    prepare = engine_module._prepare
+    monkeypatch.setattr(engine_module, "_prepare", with_one_node_replaced)
+    with pytest.raises(MraExportError, match=r"into 1 plugin layers, but it has 2 attention nodes .*layer\.0"):
+        build(tiny_export / "onnx" / "model.onnx", tmp_path / "model.engine", plugin)
+
+
+def test_fp16_that_is_not_is_refused(plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    """A float16 file one of whose matrix products was put into float32, as a converter with a block list does it."""
+    proto = onnx.load(half_export(tmp_path))
+    index, product = next((i, n) for i, n in enumerate(proto.graph.node) if n.op_type == "MatMul")
+    casts = [helper.make_node("Cast", [name], [f"{name}_wide"], to=TensorProto.FLOAT) for name in product.input]
+    result = product.output[0]
+    product.input[:] = [f"{name}_wide" for name in product.input]
+    product.output[0] = f"{result}_wide"
+    back = helper.make_node("Cast", [f"{result}_wide"], [result], to=TensorProto.FLOAT16)
+    nodes = list(proto.graph.node)
+    nodes[index : index + 1] = [*casts, product, back]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, tmp_path / "mixed.onnx")
+    with pytest.raises(InputError, match=r"no fp16 network: 1 layers compute in another type, for example .*\(FLOAT\)"):
+        build(tmp_path / "mixed.onnx", tmp_path / "model.engine", plugin, dtype="fp16")
+    assert not (tmp_path / "model.engine").exists()
+
+
+def half_export(folder: Path) -> Path:
+    checkpoint = load_checkpoint(save_checkpoint(folder / "checkpoint"))
+    return export_onnx(checkpoint, folder / "half", dtype="fp16").model
+
+
+@pytest.mark.parametrize(
+    ("shown", "dtype", "expected"),
+    [
+        ("Row major linear FP16 format", "fp16", "2 fp16"),
+        ("Half", "fp16", "2 fp16"),
+        ("Row major linear FP32", "fp32", "2 fp32"),
+        ("Row major linear BFloat16 format", "bf16", "2 bf16"),
+        ("Row major linear FP32", "fp16", None),
+        ("Row major linear BFloat16 format", "fp16", None),
+        ("Row major Int32 format", "fp16", "names no types"),
+    ],
+)
+def test_what_the_engine_inspector_says(tiny_export: Path, shown: str, dtype: str, expected: str | None) -> None:
+    """On texts as TensorRT's documentation shows them; the inspector itself needs a GPU."""
+    import dataclasses
+
+    model = dataclasses.replace(read_onnx(tiny_export / "onnx" / "model.onnx"), dtype=dtype)
+    tensor = {"Name": "x", "Location": "Device", "Dimensions": [1], "Format/Datatype": shown}
+    text = json.dumps(
+        {"Layers": [{"Name": "a", "Outputs": [tensor]}, {"Name": "b", "Outputs": [tensor]}, "c"], "Bindings": []}
+    )
+    if expected is None:
+        with pytest.raises(InputError, match="shows no fp16 tensor"):
+            engine_module._inspected_types(text, model)
+    else:
+        assert engine_module._inspected_types(text, model) == expected
+
+
+def run(*arguments: Any) -> tuple[int, str, str]:
+    """The command line in this process: exit code, standard output, standard error."""
+    import contextlib
+    import io
+
+    from mra_export.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def run_cli(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mra_export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_export: Path) -> Path:
+    return tiny_export / "onnx" / "model.onnx"
+
+
+RANGES = [
+    (("--seq-len", "0:1:2"), "--seq-len=0:1:2: the least size is 0, but must be at least 1"),
+    (("--batch", "0:0:0"), "--batch=0:0:0: the least size is 0"),
+    (("--batch", "-1:1:2"), "the least size is -1"),
+    (("--batch", "4:2:8"), "--batch=4:2:8 must not decrease"),
+    (("--seq-len", "16:64:32"), "must not decrease"),
+    (
+        ("--seq-len", "1:128:257"),
+        "the longest sequence is 257, but the model has max_position_embeddings=256. Give at most 256",
+    ),
+    (("--seq-len", "300"), "the longest sequence is 300"),
+    (("--batch", "1:2"), "must be MIN:OPT:MAX, for example 1:8:32"),
+    (("--batch", "one:two:three"), "must be MIN:OPT:MAX"),
+    (("--batch", ""), "must be MIN:OPT:MAX"),
+    (("--choices", "1:2:4"), "is for multiple choice; .* is feature-extraction"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), RANGES, ids=[" ".join(o) for o, _ in RANGES])
+def test_profiles_that_do_not_fit(
+    options: tuple[str, ...], message: str, model: Path, plugin: Path, rtx: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.engine"
+    code, out, err = run("trt", model, "-o", output, "--backend", "rtx", "--plugin-lib", plugin, *options)
+    assert (code, out) == (2, "")
+    assert_message(err, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_message(text: str, pattern: str) -> None:
+    import re
+
+    assert re.search(pattern, " ".join(text.split())), text
+    assert "Traceback" not in text
+
+
+def test_the_limit_is_read_from_the_configuration_or_from_the_file(model: Path, tmp_path: Path) -> None:
+    assert position_limit(read_onnx(model)) == 256
+    shutil.copy(model, tmp_path / "alone.onnx")
+    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 256  # the table of positions
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 100}')
+    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 100
+    (tmp_path / "config.json").write_text("not json")
+    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 256
+
+
+def test_one_number_is_a_fixed_size() -> None:
+    assert parse_range("7", "--batch") == Range(7, 7, 7)
+    assert str(parse_range("1:8:32", "--batch")) == "1:8:32"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_plugin_library(
+    model: Path, rtx: Any, tmp_path: Path, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mra_export import libraries
+
+    monkeypatch.setattr(libraries, "library_dirs", lambda: [tmp_path / "nowhere"])
+    extra = ["--json"] if as_json else []
+    code, out, err = run("trt", model, "-o", tmp_path / "model.engine", "--backend", "rtx", *extra)
+    assert code == 4
+    text = json.loads(out)["error"] if as_json else err
+    assert_message(text, r"libmra_tensorrt\.so was not found in .*nowhere.* Run `mra-export build`")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_library_that_is_not_there(model: Path, rtx: Any, tmp_path: Path) -> None:
+    code, _, err = run(
+        "trt", model, "-o", tmp_path / "m.engine", "--backend", "rtx", "--plugin-lib", tmp_path / "no.so"
+    )
+    assert code == 2
+    assert_message(err, r"no\.so does not exist")
+
+
+def compile_c(folder: Path, name: str, source: str) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc was not found, so no other library can be compiled")
+    (folder / f"{name}.c").write_text(source)
+    subprocess.run(["gcc", "-shared", "-fPIC", str(folder / f"{name}.c"), "-o", str(folder / f"{name}.so")], check=True)
+    return folder / f"{name}.so"
+
+
+OTHER_LIBRARIES = {
+    "nothing": ("int nothing;", r"is not the TensorRT plugin of mra-export: it lacks an entry point \(.*mraBuildInfo"),
+    "half": ("const char* mraBuildInfo(void) { return 0; }", "lacks an entry point .*getCreators"),
+    "version": (
+        'const char* mraBuildInfo(void) { return "{\\"plugin_version\\": \\"2\\"}"; }'
+        "void* getCreators(int* n) { *n = 0; return 0; } void setLoggerFinder(void* f) {}",
+        "holds version 2 of the plugin Mra2Attention, this mra-export writes version 1. Build it again",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_LIBRARIES)
+def test_another_library_as_the_plugin(kind: str, model: Path, rtx: Any, tmp_path: Path) -> None:
+    source, message = OTHER_LIBRARIES[kind]
+    library = compile_c(tmp_path, kind, source)
+    output = tmp_path / "model.engine"
+    code, _, err = run("trt", model, "-o", output, "--backend", "rtx", "--plugin-lib", library)
+    assert code == 2
+    assert_message(err, message)
+    assert not output.exists()
+
+
+def test_a_file_that_is_no_library(model: Path, rtx: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("not a library")
+    code, _, err = run(
+        "trt", model, "-o", tmp_path / "m.engine", "--backend", "rtx", "--plugin-lib", tmp_path / "text.so"
+    )
+    assert code == 2
+    assert_message(err, "text.so cannot be loaded: .* Build it on this machine with `mra-export build`")
+
+
+def test_two_plugins_in_one_process(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "libmra_tensorrt.so"
+    copy.write_bytes(plugin.read_bytes())
+    assert build(model, tmp_path / "same.engine", copy).manifest.plugin_sha256 == file_sha256(plugin)
+    copy.unlink()
+    copy.write_bytes(plugin.read_bytes() + b"a newer build")
+    with pytest.raises(DependencyError, match=r"has loaded another plugin, .*; start a new one"):
+        build(model, tmp_path / "other.engine", copy)
+
+
+SOURCES = {
+    "missing": ("missing.onnx", 2, "missing.onnx does not exist"),
+    "cut off": ("cut.onnx", 2, "is not a readable ONNX file|has no mra::Mra2Attention"),
+    "cut off early": ("early.onnx", 2, "is not a readable ONNX file|has no mra::Mra2Attention"),
+    "empty": ("empty.onnx", 2, "is not a readable ONNX file"),
+    "without our operator": (
+        "plain.onnx",
+        2,
+        "has no mra::Mra2Attention node .* Export the checkpoint with `mra-export onnx`",
+    ),
+    "another kind of file": ("text.txt", 2, "text.txt is neither an .onnx file nor a directory"),
+    "a directory of nothing": ("folder", 2, "folder has no config.json, so it is not a checkpoint"),
+    "several files": ("several", 2, "holds several ONNX files: one.onnx, two.onnx. Name one of them"),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_sources_that_are_no_model(kind: str, model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    name, expected, message = SOURCES[kind]
+    whole = model.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "early.onnx").write_bytes(whole[:100])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "several").mkdir()
+    for other in ("one", "two"):
+        (tmp_path / "several" / f"{other}.onnx").write_bytes(b"")
+    value = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["y"])], "plain", [value], [value])
+    onnx.save(helper.make_model(graph), tmp_path / "plain.onnx")
+    output = tmp_path / "out" / "model.engine"
+    code, _, err = run("trt", tmp_path / name, "-o", output, "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == expected, err
+    assert_message(err, message)
+    assert not output.parent.exists()
+
+
+def test_a_directory_that_is_no_export_is_a_checkpoint(tiny_checkpoint: Path, tiny_export: Path) -> None:
+    assert find_onnx(tiny_checkpoint) is None
+    assert find_onnx(tiny_export) == tiny_export / "onnx" / "model.onnx"
+
+
+def test_another_type_than_the_file_has(tmp_path: Path, plugin: Path, rtx: Any) -> None:
+    half = half_export(tmp_path)
+    code, _, err = run(
+        "trt", half, "-o", tmp_path / "m.engine", "--dtype", "fp32", "--backend", "rtx", "--plugin-lib", plugin
+    )
+    assert code == 2
+    assert_message(err, "is fp16, not fp32.* Export it again with `mra-export onnx CHECKPOINT --dtype fp32`")
+
+
+@pytest.mark.parametrize(
+    "option", [("--task", "fill-mask"), ("--opset", "20"), ("--pooling", "mean"), ("--no-normalize",)]
+)
+def test_options_of_a_checkpoint_for_a_file(
+    option: tuple[str, ...], model: Path, plugin: Path, rtx: Any, tmp_path: Path
+) -> None:
+    code, _, err = run("trt", model, "-o", tmp_path / "m.engine", "--backend", "rtx", "--plugin-lib", plugin, *option)
+    assert code == 2
+    assert_message(err, rf"{option[0].replace('no-', '')}.* is for a checkpoint, but .* is already exported")
+
+
+# The output.
+
+
+def test_an_existing_output_is_kept(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    output = tmp_path / "model.engine"
+    for existing in (output, manifest_path(output)):
+        existing.write_text("precious")
+        code, _, err = run("trt", model, "-o", output, "--backend", "rtx", "--plugin-lib", plugin)
+        assert code == 2
+        assert_message(err, f"{existing.name} already exists. .* add --force")
+        assert existing.read_text() == "precious"
+        existing.unlink()
+    output.write_text("old")
+    code, out, _ = run("trt", model, "-o", output, "--backend", "rtx", "--plugin-lib", plugin, "--force", "-q")
+    assert code == 0
+    assert "2 plugin layers, TensorRT-RTX" in out
+    check_engine(output)
+
+
+def test_an_output_that_cannot_be_written(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run("trt", model, "-o", tmp_path / "file" / "m.engine", "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == 2
+    assert_message(err, "file is not a directory")
+    code, _, err = run("trt", model, "-o", tmp_path, "--force", "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == 2
+    assert_message(err, "is a directory; the output is a file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("limit", [100_000, 0])
+def test_a_full_disk_leaves_nothing(limit: int, model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the same error from the same call."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"could not be written: File too large. Nothing was left behind"):
+            build(model, tmp_path / "model.engine", plugin)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_engine_without_its_manifest(
+    model: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the manifest cannot get its name after the engine got its own, the engine goes again."""
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if str(target).endswith(".json"):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(InputError, match="No space left on device"):
+        build(model, tmp_path / "model.engine", plugin)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_the_builder(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    timer = None
+
+    def progress(line: str) -> None:
+        nonlocal timer
+        if "building" in line:
+            timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        build(model, tmp_path / "model.engine", plugin, progress=progress)
+        pytest.fail("the builder was faster than the signal")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Backends.
+
+
+def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: set[str] = set()
+    gpus: tuple[tensorrt_backend.Gpu, ...] = ()
+    monkeypatch.setattr(tensorrt_backend.importlib.util, "find_spec", lambda name: object() if name in there else None)
+    monkeypatch.setattr(tensorrt_backend, "find_gpus", lambda: gpus)
+    select = tensorrt_backend.select_backend
+    with pytest.raises(DependencyError, match=r"Neither TensorRT nor TensorRT-RTX is installed. Run `pip install"):
+        select("auto")
+    with pytest.raises(DependencyError, match=r"backend rtx is not installed. Run `pip install tensorrt-rtx`"):
+        select("rtx")
+    there.add("tensorrt")
+    with pytest.raises(DependencyError, match=r"CUDA's driver shows none here. Build ahead of time with --backend rtx"):
+        select("auto")
+    there.add("tensorrt_rtx")
+    assert select("auto") == "rtx"
+    gpus = (tensorrt_backend.Gpu("NVIDIA H100", "9.0"),)
+    assert select("auto") == "tensorrt"
+    assert select("rtx") == "rtx"
+    there.remove("tensorrt")
+    assert select("auto") == "rtx"
+    with pytest.raises(InputError, match="backend='cuda' must be auto, tensorrt or rtx"):
+        select("cuda")
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        (
+            "version_compatible",
+            2,
+            "--version-compatible needs the lean runtime of a full TensorRT; TensorRT-RTX has none",
+        ),
+        ("timing_cache", 2, "--timing-cache is for TensorRT; TensorRT-RTX has none"),
+        ("strip_weights", 4, "--strip-weights needs a GPU"),
+    ],
+)
+def test_options_that_a_backend_lacks(
+    option: str, code: int, message: str, model: Path, plugin: Path, rtx: Any, tmp_path: Path
+) -> None:
+    if option == "strip_weights" and tensorrt_backend.find_gpus():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MraExportError, match=message) as caught:
+        build(model, tmp_path / "model.engine", plugin, **{option: tmp_path / "cache" if "cache" in option else True})
+    assert caught.value.exit_code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_for_other_gpus(
+    model: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "find_gpus", lambda: (tensorrt_backend.Gpu("Tesla T4", "7.5"),))
+    with pytest.raises(DependencyError, match=r"and Tesla T4 has compute capability 7.5. Run `mra-export build`"):
+        build(model, tmp_path / "model.engine", plugin)
+
+
+def test_the_bare_name_needs_no_compiler(tmp_path: Path) -> None:
+    """TensorRT-RTX's parser looks for a name that the wheel lacks; the empty library is one the loader takes."""
+    program = (
+        "import ctypes, sys; from mra_export.tensorrt_backend import _provide_bare_name\n"
+        "ctypes.CDLL('libm.so.6')\n"
+        "from mra_export import tensorrt_backend as b\n"
+        "text = b._empty_library('libmra_alias.so', 'libm.so.6')\n"
+        "open(sys.argv[1], 'wb').write(text)\n"
+        "ctypes.CDLL(sys.argv[1])\n"
+        "f = ctypes.CDLL('libmra_alias.so').cos; f.restype = ctypes.c_double; f.argtypes = [ctypes.c_double]\n"
+        "assert f(0.0) == 1.0\n"
+        "try: _provide_bare_name('libmra_none.so')\n"
+        "except Exception as e: print(type(e).__name__, e)\n"
+    )
+    library = tmp_path / "alias.so"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(library)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("DependencyError libmra_none.so cannot be loaded: libmra_none.so.1")
+    if shutil.which("readelf"):
+        shown = subprocess.run(["readelf", "-dW", str(library)], capture_output=True, text=True, check=True).stdout
+        assert "[libmra_alias.so]" in shown
+        assert "[libm.so.6]" in shown
+
+
+def test_the_parser_needs_the_bare_name(rtx: Any) -> None:
+    assert ctypes.CDLL("libtensorrt_rtx.so").getInferLibVersion() >= 10000
