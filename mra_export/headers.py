@@ -18,14 +18,14 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mra_export.errors import DependencyError, InputError
 
 __all__ = ["HEADER_KINDS", "Headers", "fetch_headers", "find_headers", "headers_cache_dir"]
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     marker: str  # the header that every source file includes
     version_header: str  # the header that tells the version
     version_macros: tuple[str, ...]

@@ -1,0 +1,165 @@
+"""Where libraries and headers are found, what is built, and what is said where something is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mra_export.build as build_module
+import mra_export.headers as headers_module
+import mra_export.libraries as libraries_module
+from mra_export.build import build_libraries, find_sources
+from mra_export.errors import DependencyError, InputError
+from mra_export.headers import fetch_headers, find_headers, headers_cache_dir
+from mra_export.libraries import LIBRARY_FILES, find_library, onnxruntime_library, tensorrt_library, user_library_dir
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Empty directories in the places of the environment's, the package's and the user's."""
+    found = {name: tmp_path / name for name in ("environment", "package", "cache")}
+    for directory in found.values():
+        directory.mkdir()
+    monkeypatch.setenv("MRA_EXPORT_LIB_DIR", str(found["environment"]))
+    monkeypatch.setenv("MRA_EXPORT_CACHE_DIR", str(found["cache"]))
+    for module in (libraries_module, build_module):
+        monkeypatch.setattr(module, "package_library_dir", lambda: found["package"])
+    found["user"] = user_library_dir()
+    found["user"].mkdir(parents=True)
+    for name in ("MRA_ONNXRUNTIME_INCLUDE", "MRA_TENSORRT_INCLUDE"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+@pytest.mark.parametrize("kind", LIBRARY_FILES)
+def test_the_nearest_library_is_found(kind: str, places: dict[str, Path], tmp_path: Path) -> None:
+    assert find_library(kind) is None
+    for place in ("user", "package", "environment"):  # each comes before those before it
+        file = places[place] / LIBRARY_FILES[kind]
+        file.touch()
+        assert find_library(kind) == file
+    named = tmp_path / "mine.so"
+    named.touch()
+    assert find_library(kind, named) == named
+    assert find_library(kind, places["user"]) == places["user"] / LIBRARY_FILES[kind]
+
+
+def test_a_missing_library_names_the_command(places: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DependencyError, match=r"libmra_onnxruntime.so was not found in .*Run `mra-export build`"):
+        onnxruntime_library()
+    with pytest.raises(DependencyError, match=r"libmra_tensorrt.so was not found in .*Run `mra-export build`"):
+        tensorrt_library()
+    with pytest.raises(InputError, match=r"nowhere.so does not exist. Give the path of libmra_onnxruntime.so"):
+        onnxruntime_library(tmp_path / "nowhere.so")
+
+
+def make_headers(directory: Path, version: int) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "onnxruntime_c_api.h").write_text(f"#pragma once\n#define ORT_API_VERSION {version}\n")
+    return directory
+
+
+def test_headers_are_found_in_order(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = tmp_path / "system"
+    kind = headers_module._KINDS["onnxruntime"]
+    monkeypatch.setitem(headers_module._KINDS, "onnxruntime", kind._replace(system_dirs=(str(system),)))
+    assert find_headers("onnxruntime") is None
+    make_headers(headers_cache_dir() / "onnxruntime", 22)
+    found = find_headers("onnxruntime")
+    assert found is not None
+    assert (found.version, found.source) == ("API 22", "cache")
+    make_headers(system, 20)  # too old: passed by
+    assert find_headers("onnxruntime") == found
+    make_headers(system, 21)
+    assert find_headers("onnxruntime").source == "system"  # type: ignore[union-attr]
+    monkeypatch.setenv("MRA_ONNXRUNTIME_INCLUDE", str(make_headers(tmp_path / "named", 31)))
+    assert find_headers("onnxruntime").version == "API 31"  # type: ignore[union-attr]
+    make_headers(tmp_path / "named", 20)
+    with pytest.raises(InputError, match=r"headers of version API 20; at least API 21 is needed"):
+        find_headers("onnxruntime")
+    with pytest.raises(InputError, match=r"has no onnxruntime headers: onnxruntime_c_api.h"):
+        find_headers("onnxruntime", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["directory", "tgz", "zip"])
+def test_headers_are_taken_from_a_release(form: str, places: dict[str, Path], tmp_path: Path) -> None:
+    release = tmp_path / "onnxruntime-linux-x64-1.23.0"
+    make_headers(release / "include", 23)
+    archive = release
+    if form == "tgz":
+        archive = tmp_path / "release.tgz"
+        with tarfile.open(archive, "w:gz") as bundle:
+            bundle.add(release, arcname="../../outside")  # no path of an archive is trusted
+    elif form == "zip":
+        archive = tmp_path / "release.zip"
+        with zipfile.ZipFile(archive, "w") as bundle:
+            bundle.write(release / "include" / "onnxruntime_c_api.h", "a/include/onnxruntime_c_api.h")
+    headers = fetch_headers("onnxruntime", archive=archive)
+    assert headers.version == "API 23"
+    assert headers.path == places["cache"] / "headers" / "onnxruntime"
+    assert (len(headers.sha256) == 64) == (form != "directory")
+    assert (headers.path / "onnxruntime_c_api.h").is_file()
+    again = find_headers("onnxruntime", headers.path)
+    assert again is not None
+    with pytest.raises(InputError, match="does not exist"):
+        fetch_headers("onnxruntime", archive=tmp_path / "nothing.tgz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no onnxruntime_c_api.h. Download the release archive"):
+        fetch_headers("onnxruntime", archive=tmp_path / "empty")
+    assert (headers.path / "onnxruntime_c_api.h").is_file(), "what was there stays where nothing new comes"
+
+
+def test_without_apt_it_is_said_what_to_do(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(DependencyError, match=r"apt-get is not here. Download the release archive"):
+        fetch_headers("onnxruntime", progress=lambda line: None)
+
+
+def test_the_library_is_built_and_replaced_in_one_step(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MRA_EXPORT_CACHE_DIR")  # the headers that the other tests have found or fetched
+    (result,) = build_libraries(["onnxruntime"], jobs=2)
+    assert result.path == places["package"] / "libmra_onnxruntime.so", result.detail
+    assert "headers API" in result.detail
+    assert ctypes.CDLL(str(result.path)).RegisterCustomOps
+    monkeypatch.setenv("CXXFLAGS", "-DMRA_SYNTAX_ERROR -include /nowhere.h")
+    inode = result.path.stat().st_ino
+    (failed,) = build_libraries(["onnxruntime"])
+    assert failed.failed
+    assert failed.path is None
+    assert "exit code" in failed.detail
+    assert result.path.stat().st_ino == inode
+    assert [path.name for path in places["package"].iterdir()] == ["libmra_onnxruntime.so"]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "message"),
+    [
+        ("find_sources", "onnxruntime", "The native sources are not here"),
+        ("find_tool", "onnxruntime", "cmake was not found. Run `apt-get install cmake"),
+        ("find_headers", "onnxruntime", "The headers of onnxruntime were not found"),
+        ("find_nvcc", "tensorrt", "nvcc was not found. Install the CUDA toolkit"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_fails(
+    function: str, kind: str, message: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, function, lambda *arguments: None)
+    (result,) = build_libraries([kind], fetch=False)
+    assert result.path is None
+    assert not result.failed
+    assert message in result.detail
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(InputError, match="no library of kind 'openvino'; choose of onnxruntime, tensorrt"):
+        build_libraries(["openvino"])
+
+
+def test_the_sources_are_those_of_the_checkout() -> None:
+    assert find_sources() == Path(__file__).resolve().parents[2]
