@@ -33,15 +33,18 @@ template <typename T, int kDim, int kStride, int kThreads>
 __device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block, std::uint32_t token_bits, const Problem& p) {
   constexpr int kSize = 16 / sizeof(T);
   constexpr int kVectors = kDim / kSize;
-  const T* source = tensor + static_cast<std::int64_t>(block) * kBlockSize * p.hidden;
+  constexpr int kRows = kThreads / kVectors;  // per step
+  static_assert(kThreads % kVectors == 0 && kBlockSize % kRows == 0);
+  const int row0 = static_cast<int>(threadIdx.x) / kVectors;
+  const int channel = static_cast<int>(threadIdx.x) % kVectors * kSize;
+  const bool in_head = channel < p.head_dim;
+  // Where a copy is not valid its address may lie outside the tensor: nothing is read from it.
+  const T* source = tensor + (static_cast<std::int64_t>(block) * kBlockSize + row0) * p.hidden + channel;
+  const std::int64_t step = static_cast<std::int64_t>(kRows) * p.hidden;
 #pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < kBlockSize * kVectors; i += kThreads) {
-    const int row = i / kVectors;
-    const int channel = i % kVectors * kSize;
-    const bool valid = (token_bits >> row & 1u) != 0 && channel < p.head_dim;
-    copy_async_16(shared + row * kStride + channel, valid ? source + static_cast<std::int64_t>(row) * p.hidden + channel : tensor,
-                  valid);
-  }
+  for (int i = 0; i < kBlockSize / kRows; ++i)
+    copy_async_16(shared + (row0 + i * kRows) * kStride + channel, source + i * step,
+                  in_head && (token_bits >> (row0 + i * kRows) & 1u) != 0);
 }
 
 // Base-e and base-2 arithmetic of the softmax: float32 wants expf, half types the hardware's exponential.
@@ -57,11 +60,10 @@ struct BinaryExponent {
 // Where a running maximum starts: below any logit, and finite, so that it can be subtracted from itself.
 constexpr float kLowest = -1e30f;
 
-// Steps 9 and 11 for one query: context = (high_sum * high + low_sum * low) / denominator.
+// Steps 9 and 11 for one query: context = high_sum * high + low_sum * low, the denominator included.
 struct FinalFactors {
   float high;
   float low;
-  float denominator;
 };
 
 // `max` and `weight` are those of the included keys, in units of Exponent; `padded` says whether a selected block holds padding, whose
@@ -72,13 +74,14 @@ __device__ __forceinline__ FinalFactors final_factors(const Problem& p, float ro
   const float high_max = none_selected ? kNoBlockMax * Exponent::kLog : padded ? fmaxf(max, 0.0f) : max;
   if (p.sparse) {
     const float high = Exponent::exp(max - high_max);
-    return {high, 0.0f, weight * high + kNormalizerEpsilon};
+    return {high / (weight * high + kNormalizerEpsilon), 0.0f};
   }
   const float row = row_max * Exponent::kLog;
   const float shift = fmaxf(row, high_max);
   const float high = Exponent::exp(max - shift);
   const float low = Exponent::exp(row - shift);
-  return {high, low, weight * high + low_weight * low + kNormalizerEpsilon};
+  const float inverse = 1.0f / (weight * high + low_weight * low + kNormalizerEpsilon);
+  return {high * inverse, low * inverse};
 }
 
 template <typename T>
@@ -143,8 +146,8 @@ __device__ __forceinline__ void combine_chunks(const Problem& p, const Work& wor
       const FinalFactors f = final_factors<Exponent>(p, row_max, low_weight, max, weight, padded, false);
       float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (!p.sparse) low = *reinterpret_cast<const float4*>(p.low_sum + row * p.head_dim + channel);
-      result = make_float4((sum.x * f.high + low.x * f.low) / f.denominator, (sum.y * f.high + low.y * f.low) / f.denominator,
-                           (sum.z * f.high + low.z * f.low) / f.denominator, (sum.w * f.high + low.w * f.low) / f.denominator);
+      result = make_float4(sum.x * f.high + low.x * f.low, sum.y * f.high + low.y * f.low, sum.z * f.high + low.z * f.low,
+                           sum.w * f.high + low.w * f.low);
     }
     store4(static_cast<T*>(p.context) + work.origin + position * p.hidden + channel, result);
   }

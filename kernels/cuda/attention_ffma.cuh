@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kFfmaThreads) attention_ffma_kernel(Problem p)
       if (channel >= p.head_dim) continue;
       const float low = p.sparse ? 0.0f : p.low_sum[row * p.head_dim + channel];
       context[(first_token + row0 + r) * p.hidden + channel] =
-          is_token ? (acc[r][c] * f.high + low * f.low) / f.denominator : 0.0f;
+          is_token ? acc[r][c] * f.high + low * f.low : 0.0f;
     }
   }
 }

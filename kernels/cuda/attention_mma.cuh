@@ -12,18 +12,21 @@ struct MmaShape {
   static constexpr int kStages = kDim <= 64 ? 3 : 2;  // key/value tiles under way or in use
   static constexpr int kStride = kDim + 8;            // 16 bytes of padding: ldmatrix without bank conflicts
   static constexpr int kTile = kBlockSize * kStride;
+  static constexpr int kMinBlocks = kDim <= 64 ? 7 : kDim <= 128 ? 5 : 2;  // per multiprocessor, as many as shared memory allows
   static constexpr bool kKeepQuery = kDim <= 128;     // query fragments stay in registers
   static constexpr std::size_t kSharedBytes = 16 + (1 + 2 * kStages) * kTile * 2;
+  static_assert((1 + kStages) * sizeof(std::uint32_t) <= 16, "the words before the tiles");
 };
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
+__global__ void __launch_bounds__(kMmaThreads, MmaShape<kDim>::kMinBlocks) attention_mma_kernel(Problem p) {
   using Shape = MmaShape<kDim>;
   using Exponent = BinaryExponent;
   constexpr int kStride = Shape::kStride;
   constexpr int kSteps = kDim / 16;    // of 16 channels
   constexpr int kColumns = kDim / 8;   // of 8 channels
   std::uint32_t* shared_flag = reinterpret_cast<std::uint32_t*>(dynamic_shared());
+  std::uint32_t* stage_bits = shared_flag + 1;                  // [kStages], the tokens of each stage's key block
   T* query_tile = reinterpret_cast<T*>(dynamic_shared() + 16);  // [32, kStride]
   T* ring = query_tile + Shape::kTile;                          // [kStages][key, value][32, kStride]
 
@@ -35,10 +38,20 @@ __global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
   const T* value = static_cast<const T*>(p.value) + work.origin;
   const std::uint32_t query_bits = work.bits[work.chunk.row];
 
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+
+  int listed_block = 0;            // lane i holds entry i of 32 of the list, so that loading a tile waits for no other load
+  std::uint32_t listed_bits = 0;
   const auto load_stage = [&](int tile) {
     if (tile < length) {
-      const int block = work.list[tile];
-      const std::uint32_t bits = work.bits[block];
+      if (tile % kWarp == 0 && tile + lane < length) {
+        listed_block = work.list[tile + lane];
+        listed_bits = work.bits[listed_block];
+      }
+      const int block = __shfl_sync(0xffffffffu, listed_block, tile % kWarp);
+      const std::uint32_t bits = __shfl_sync(0xffffffffu, listed_bits, tile % kWarp);
+      if (threadIdx.x == 0) stage_bits[tile % Shape::kStages] = bits;
       T* stage = ring + tile % Shape::kStages * 2 * Shape::kTile;
       load_tile<T, kDim, kStride, kMmaThreads>(stage, key, block, bits, p);
       load_tile<T, kDim, kStride, kMmaThreads>(stage + Shape::kTile, value, block, bits, p);
@@ -49,8 +62,6 @@ __global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
 #pragma unroll
   for (int tile = 0; tile < Shape::kStages - 1; ++tile) load_stage(tile);
 
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int group = lane / 4;  // this thread's rows are group and group + 8 of the warp's 16
   const int pair = lane % 4 * 2;
   const T* query_row = query_tile + (warp * 16 + lane % 16) * kStride + lane / 16 * 8;
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
     load_stage(tile + Shape::kStages - 1);
     const T* key_tile = ring + tile % Shape::kStages * 2 * Shape::kTile;
     const T* value_tile = key_tile + Shape::kTile;
-    const std::uint32_t key_bits = work.bits[work.list[tile]];
+    const std::uint32_t key_bits = stage_bits[tile % Shape::kStages];
     if constexpr (Shape::kKeepQuery) {
       if (tile == 0) {
 #pragma unroll
@@ -193,8 +204,8 @@ __global__ void __launch_bounds__(kMmaThreads) attention_mma_kernel(Problem p) {
       if (n * 8 >= p.head_dim) continue;
       float2 low = make_float2(0.0f, 0.0f);
       if (!p.sparse) low = *reinterpret_cast<const float2*>(p.low_sum + row * p.head_dim + n * 8 + pair);
-      const float first = (acc[n][2 * r] * f.high + low.x * f.low) / f.denominator;
-      const float second = (acc[n][2 * r + 1] * f.high + low.y * f.low) / f.denominator;
+      const float first = acc[n][2 * r] * f.high + low.x * f.low;
+      const float second = acc[n][2 * r + 1] * f.high + low.y * f.low;
       *reinterpret_cast<std::uint32_t*>(query_tile + token * kStride + n * 8 + pair) =
           is_token ? pack<T>(first, second) : 0u;
     }

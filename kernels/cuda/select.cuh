@@ -10,8 +10,7 @@ namespace mra::cuda {
 
 constexpr int kSelectThreads = 512;
 constexpr int kSelectWarps = kSelectThreads / kWarp;
-constexpr int kRowTile = 64;      // rows of logits per thread block
-constexpr int kColumnTile = 128;  // columns per step
+constexpr int kRowTile = 64;  // rows of logits per thread block
 constexpr int kDepthTile = 32;    // channels per step
 constexpr int kDepthStride = kDepthTile + 4;
 constexpr int kFirstBins = 256;
@@ -40,10 +39,11 @@ __host__ __device__ inline int low_groups(int head_dim) {
 
 inline std::size_t select_shared_bytes(int head_dim) {
   const std::size_t needs[] = {
-      (kRowTile + kColumnTile) * kDepthStride * sizeof(float),
+      (kRowTile + 4 * kWarp) * kDepthStride * sizeof(float),
       kFirstBins * kWarp * sizeof(std::uint32_t),
       kBins * sizeof(std::uint32_t),
-      (static_cast<std::size_t>(low_groups(head_dim)) * 4 * kDepthStride + static_cast<std::size_t>(kWarp) * head_dim) * sizeof(float),
+      (static_cast<std::size_t>(low_groups(head_dim)) * 4 * (kDepthStride + 1) + static_cast<std::size_t>(kWarp) * head_dim) *
+          sizeof(float),
   };
   std::size_t most = 0;
   for (const std::size_t bytes : needs) most = bytes > most ? bytes : most;
@@ -70,10 +70,14 @@ __device__ __forceinline__ bool arrives_last(std::uint32_t* counter, std::uint32
   return last;
 }
 
-// Steps 3-5 for rows [row0, row0 + 64) of `head`. A warp owns 4 rows (warp + 16 i), a lane 4 columns (lane + 32 j) per step.
+// Steps 3-5 for rows [row0, row0 + 16 kRows) of `head`. A warp owns kRows rows (warp + 16 i), a lane kColumns columns (lane + 32 j)
+// per step; short sequences take smaller tiles.
+template <int kRows, int kColumns>
 __device__ __forceinline__ void logits_tile(const Problem& p, std::int64_t head, int row0, float* shared) {
-  float* a_tile = shared;                             // [64, 36]
-  float* b_tile = shared + kRowTile * kDepthStride;   // [128, 36]
+  constexpr int kTileRows = kRows * kSelectWarps;
+  constexpr int kTileColumns = kColumns * kWarp;
+  float* a_tile = shared;                             // [kTileRows, 36]
+  float* b_tile = shared + kTileRows * kDepthStride;  // [kTileColumns, 36]
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const float* query = p.pooled_query + head * p.nb * p.head_dim;
@@ -81,45 +85,45 @@ __device__ __forceinline__ void logits_tile(const Problem& p, std::int64_t head,
   const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
   float* logits = p.logits + head * p.nb * p.nb;
 
-  float row_max[4];
-  bool row_empty[4];
+  float row_max[kRows];
+  bool row_empty[kRows];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const int row = row0 + warp + kSelectWarps * i;
     row_max[i] = -INFINITY;
     row_empty[i] = row < p.nb && bits[row] == 0;
   }
 
-  for (int column0 = 0; column0 < p.nb; column0 += kColumnTile) {
-    float acc[4][4] = {};
+  for (int column0 = 0; column0 < p.nb; column0 += kTileColumns) {
+    float acc[kRows][kColumns] = {};
     for (int depth0 = 0; depth0 < p.head_dim; depth0 += kDepthTile) {
       __syncthreads();
       constexpr int kVectors = kDepthTile / 4;
-      for (int i = static_cast<int>(threadIdx.x); i < (kRowTile + kColumnTile) * kVectors; i += kSelectThreads) {
+      for (int i = static_cast<int>(threadIdx.x); i < (kTileRows + kTileColumns) * kVectors; i += kSelectThreads) {
         const int line = i / kVectors;
         const int depth = depth0 + i % kVectors * 4;
-        const bool is_a = line < kRowTile;
-        const int block = is_a ? row0 + line : column0 + line - kRowTile;
+        const bool is_a = line < kTileRows;
+        const int block = is_a ? row0 + line : column0 + line - kTileRows;
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (block < p.nb && depth < p.head_dim)
           value = *reinterpret_cast<const float4*>((is_a ? query : key) + static_cast<std::int64_t>(block) * p.head_dim + depth);
         *reinterpret_cast<float4*>(shared + line * kDepthStride + i % kVectors * 4) = value;
       }
       __syncthreads();
-#pragma unroll
+#pragma unroll 1  // 64 registers: two thread blocks per multiprocessor hide the latency
       for (int depth = 0; depth < kDepthTile; depth += 4) {
-        float4 a[4];
-        float4 b[4];
+        float4 a[kRows];
+        float4 b[kColumns];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < kRows; ++i)
           a[i] = *reinterpret_cast<const float4*>(a_tile + (warp + kSelectWarps * i) * kDepthStride + depth);
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
+        for (int j = 0; j < kColumns; ++j)
           b[j] = *reinterpret_cast<const float4*>(b_tile + (lane + kWarp * j) * kDepthStride + depth);
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < kRows; ++i)
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
+          for (int j = 0; j < kColumns; ++j) {
             acc[i][j] = fmaf(a[i].x, b[j].x, acc[i][j]);
             acc[i][j] = fmaf(a[i].y, b[j].y, acc[i][j]);
             acc[i][j] = fmaf(a[i].z, b[j].z, acc[i][j]);
@@ -128,12 +132,12 @@ __device__ __forceinline__ void logits_tile(const Problem& p, std::int64_t head,
       }
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kColumns; ++j) {
       const int column = column0 + lane + kWarp * j;
       if (column >= p.nb) continue;
       const bool column_empty = bits[column] == 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         const int row = row0 + warp + kSelectWarps * i;
         if (row >= p.nb) continue;
         float logit = __fmul_rn(p.scale, acc[i][j]);  // not fused with what follows: the row's best must score exactly 0
@@ -144,7 +148,7 @@ __device__ __forceinline__ void logits_tile(const Problem& p, std::int64_t head,
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const int row = row0 + warp + kSelectWarps * i;
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2)
@@ -380,47 +384,54 @@ __device__ __forceinline__ void build_lists(const Problem& p, std::int64_t head,
 __device__ __forceinline__ void low_resolution(const Problem& p, std::int64_t head, const Threshold& threshold, float* shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int thread = static_cast<int>(threadIdx.x);
   const int vectors = p.head_dim / 4;
   const int groups = low_groups(p.head_dim);
   const int rows = groups * 4;
   float* weights = shared;                       // [rows, 36]
-  float* values = shared + rows * kDepthStride;  // [32, head_dim]
-  const int vector = static_cast<int>(threadIdx.x) % vectors;
-  const int group = static_cast<int>(threadIdx.x) / vectors;
+  float* values = weights + rows * kDepthStride;  // [32, head_dim]
+  float* row_max = values + kWarp * p.head_dim;  // [rows]
+  const int vector = thread % vectors;
+  const int group = thread / vectors;
   const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
   const float* pooled = p.pooled_value + head * p.nb * p.head_dim;
 
   for (int row0 = 0; row0 < p.nb; row0 += rows) {
+    const int end = min(rows, p.nb - row0);
     float acc[4][4] = {};
-    constexpr int kOwnRows = kLowRows / kSelectWarps;
-    float weight_sum[kOwnRows] = {};
+    float weight_sum = 0.0f;  // of row `thread`
+    __syncthreads();
+    if (thread < end) row_max[thread] = load_coherent(p.row_max + head * p.nb + row0 + thread);
     for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
       __syncthreads();
       const int column = column0 + lane;
       const float count = column < p.nb ? static_cast<float>(__popc(bits[column])) : 0.0f;
-#pragma unroll
-      for (int i = 0; i < kOwnRows; ++i) {
-        const int row = warp + kSelectWarps * i;
-        if (row >= rows) break;
+#pragma unroll 4
+      for (int row = warp; row < rows; row += kSelectWarps) {
         float weight = 0.0f;
-        if (row0 + row < p.nb && count > 0.0f) {
+        if (row < end && count > 0.0f) {
           const float logit = load_coherent(p.logits + (head * p.nb + row0 + row) * p.nb + column);
-          const float row_max = load_coherent(p.row_max + head * p.nb + row0 + row);
-          if (!threshold.selects(score_key(p, logit, row_max, row0 + row, column), (row0 + row) * p.nb + column))
-            weight = count * expf(logit - row_max);
+          if (!threshold.selects(score_key(p, logit, row_max[row], row0 + row, column), (row0 + row) * p.nb + column))
+            weight = count * expf(logit - row_max[row]);
         }
         weights[row * kDepthStride + lane] = weight;
-        weight_sum[i] += weight;
       }
-      for (int i = static_cast<int>(threadIdx.x); i < kWarp * vectors; i += kSelectThreads) {
+      for (int i = thread; i < kWarp * vectors; i += kSelectThreads) {
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (column0 + i / vectors < p.nb)
           value = *reinterpret_cast<const float4*>(pooled + static_cast<std::int64_t>(column0) * p.head_dim + i * 4);
         *reinterpret_cast<float4*>(values + i * 4) = value;
       }
       __syncthreads();
-      if (group < groups) {
+      if (thread < end) {
 #pragma unroll
+        for (int k = 0; k < kWarp; k += 4) {
+          const float4 w = *reinterpret_cast<const float4*>(weights + thread * kDepthStride + k);
+          weight_sum += (w.x + w.y) + (w.z + w.w);
+        }
+      }
+      if (group < groups) {
+#pragma unroll 2
         for (int k = 0; k < kWarp; k += 4) {
           float4 w[4];
 #pragma unroll
@@ -449,24 +460,24 @@ __device__ __forceinline__ void low_resolution(const Problem& p, std::int64_t he
               make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
       }
     }
-#pragma unroll
-    for (int i = 0; i < kOwnRows; ++i) {
-      const int row = warp + kSelectWarps * i;
-      if (row >= rows) break;
-#pragma unroll
-      for (int offset = kWarp / 2; offset > 0; offset /= 2) weight_sum[i] += __shfl_xor_sync(kAllLanes, weight_sum[i], offset);
-      if (lane == 0 && row0 + row < p.nb) p.low_weight[head * p.nb + row0 + row] = weight_sum[i];
-    }
+    if (thread < end) p.low_weight[head * p.nb + row0 + thread] = weight_sum;
   }
 }
 
-__global__ void __launch_bounds__(kSelectThreads) select_kernel(Problem p, int row_tiles) {
+__global__ void __launch_bounds__(kSelectThreads, 2) select_kernel(Problem p, int row_tiles) {
   SelectShared& header = *reinterpret_cast<SelectShared*>(dynamic_shared());
   unsigned char* scratch = dynamic_shared() + kSelectHeader;
   const std::int64_t head = blockIdx.x / row_tiles;
   const int row0 = static_cast<int>(blockIdx.x % row_tiles) * kRowTile;
 
-  logits_tile(p, head, row0, reinterpret_cast<float*>(scratch));
+  if (p.nb <= kSelectWarps)
+    logits_tile<1, 1>(p, head, row0, reinterpret_cast<float*>(scratch));
+  else if (p.nb <= kWarp)
+    logits_tile<2, 1>(p, head, row0, reinterpret_cast<float*>(scratch));
+  else if (p.nb <= 2 * kWarp)
+    logits_tile<4, 2>(p, head, row0, reinterpret_cast<float*>(scratch));
+  else
+    logits_tile<4, 4>(p, head, row0, reinterpret_cast<float*>(scratch));
   __syncthreads();
   if (p.selected != p.nb * p.nb) first_histogram(p, head, row0, reinterpret_cast<std::uint32_t*>(scratch));
   if (!arrives_last(p.head_arrivals + head, static_cast<std::uint32_t>(row_tiles), &header.last)) return;
