@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mra_export.cases import build_cases
+from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import Pooling, pooling_of
-from mra_export.parity import Comparison, check_candidate
+from mra_export.manifest import file_sha256
+from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.parity import Comparison, check_candidate, compare_outputs
 from mra_export.runners import (
     OnnxModel,
     OnnxReferenceRunner,
@@ -31,10 +35,10 @@ BF16_MAX_SEQ_LEN = 512
 
 
 def find_artifacts(paths: list[Path]) -> list[Path]:
-    """The .onnx files that paths name.
+    """The .onnx and .engine files that paths name.
 
     Args:
-        paths: .onnx files, or directories that hold them, themselves or under `onnx/`.
+        paths: .onnx or .engine files, or directories that hold them; ONNX files also under `onnx/`.
 
     Returns:
         The files, in order and once each.
@@ -45,19 +49,19 @@ def find_artifacts(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted((*path.glob("*.onnx"), *path.glob("onnx/*.onnx")))
+            inside = sorted((*path.glob("*.onnx"), *path.glob("onnx/*.onnx"), *path.glob("*.engine")))
             if not inside:
                 raise InputError(
-                    f"{path} holds no .onnx file, neither itself nor under onnx/. "
+                    f"{path} holds no .onnx and no .engine file, neither itself nor under onnx/. "
                     "Name an exported directory: `mra-export check CHECKPOINT EXPORTED`."
                 )
             found += inside
         elif not path.exists():
             raise InputError(f"{path} does not exist.")
-        elif path.suffix == ".onnx":
+        elif path.suffix in (".onnx", ".engine"):
             found.append(path)
         else:
-            raise InputError(f"{path} is no .onnx file and no directory.")
+            raise InputError(f"{path} is no .onnx file, no .engine file and no directory.")
     return list(dict.fromkeys(found))
 
 
@@ -66,6 +70,7 @@ def check(
     artifacts: list[Path],
     *,
     library: Path | None = None,
+    plugin: Path | None = None,
     max_seq_len: int | None = None,
     kernel_sources: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -74,22 +79,33 @@ def check(
 
     Args:
         checkpoint: the model.
-        artifacts: .onnx files.
-        library: the ONNX Runtime library; each file is then run with it too.
+        artifacts: .onnx and .engine files.
+        library: the ONNX Runtime library; each .onnx file is then run with it too.
+        plugin: the TensorRT plugin, None to have it found.
         max_seq_len: the longest length to run, None for the model's own maximum.
         kernel_sources: a directory with MRA's original CUDA sources, for the PyTorch model on a GPU.
         progress: called with a line before each step.
 
     Returns:
-        Two comparisons for each file and way of running it.
+        Two comparisons for each file and way of running it; one for an engine that does not show its layers, and one more
+        for an engine beside the ONNX file from which it was built.
 
     Raises:
         InputError: a file is unreadable, not ours, or of another model than the checkpoint.
-        DependencyError: the PyTorch model has no kernels.
+        DependencyError: the PyTorch model has no kernels; or there are only engines, and none can be run here.
     """
-    models = [read_onnx(path) for path in artifacts]
+    models = [read_onnx(path) for path in artifacts if path.suffix != ".engine"]
+    engines = [EngineRunner(path, library=plugin) for path in artifacts if path.suffix == ".engine"]
     for model in models:
-        _match(checkpoint, model)
+        _match(checkpoint, model.path, model.attributes, len(model.nodes), model.task)
+    for engine in engines:
+        _match_engine(checkpoint, engine)
+    if engines and not models and (reason := missing_for_engine()):
+        shown = ", ".join(engine.engine.name for engine in engines)
+        raise DependencyError(
+            f"{shown}: whole, with a manifest that fits the checkpoint; but {reason}. Run `mra-export check` on the machine "
+            "that is to serve it, or check the ONNX file here."
+        )
     comparisons: list[Comparison] = []
     for model in models:
         pooling = Pooling()
@@ -123,7 +139,71 @@ def check(
                     "so onnx's slow evaluator ran it; longer lengths need a GPU."
                 )
             comparisons += result
+    for engine in engines:
+        comparisons += _check_engine(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
     return comparisons
+
+
+def _check_engine(
+    checkpoint: Checkpoint,
+    runner: EngineRunner,
+    models: list[OnnxModel],
+    max_seq_len: int | None,
+    kernel_sources: Path | None,
+    progress: Callable[[str], None],
+) -> list[Comparison]:
+    """An engine against PyTorch, and against its ONNX file where that is at hand."""
+    manifest = runner.manifest
+    if reason := missing_for_engine():
+        notes = [f"whole, with a manifest that fits the checkpoint; {reason}."]
+        return [Comparison("PyTorch", runner.name, {}, {}, None, notes, [], [])]
+    pooling = Pooling()
+    if "sentence_embedding" in manifest.outputs:
+        if manifest.pooling is None:
+            raise InputError(
+                f"{runner.engine} has the output sentence_embedding, but its manifest does not say how it is pooled. Build it "
+                "from an exported directory, which has a modules.json."
+            )
+        pooling = Pooling(**manifest.pooling)
+    every, origin = build_cases(checkpoint, max_seq_len=max_seq_len)
+    cases = [case for case in every if runner.accepts(case.inputs)]
+    if not cases:
+        raise InputError(f"{runner.engine}: no case is within its profile {manifest.inputs['input_ids']}.")
+    note = f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile and were left out."
+    reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
+    progress(f"{runner.name}: {len(cases)} cases on {origin}")
+    with runner:
+        if layers_of(manifest):
+            found = check_candidate(
+                checkpoint,
+                reference,
+                runner,
+                manifest.precision,
+                [c if all(map(runner.accepts, c.alone)) else replace(c, alone=()) for c in cases],
+                specification=SpecificationRunner(checkpoint, pooling),
+                progress=lambda name: progress(f"{runner.name}: {name}"),
+            )
+        else:
+            found = [compare_outputs(checkpoint, reference, runner, manifest.precision, cases)]
+        for model in models:
+            if file_sha256(model.path) == manifest.onnx_sha256 and model.dtype != "bf16":
+                native = OnnxRuntimeRunner(model)
+                found.append(compare_outputs(checkpoint, native, runner, manifest.precision, cases))
+    if len(cases) < len(every):
+        found[-1].notes.append(note)
+    return found
+
+
+def _match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
+    """Refuses an engine of another model than the checkpoint, by its manifest."""
+    manifest = runner.manifest
+    try:
+        attributes = [Mra2AttentionAttributes(**entry) for entry in manifest.attributes]
+    except TypeError as error:
+        raise InputError(
+            f"The manifest of {runner.engine} has attributes that are not the operator's: {error}."
+        ) from error
+    _match(checkpoint, runner.engine, attributes, manifest.plugin_layers, manifest.task)
 
 
 def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
@@ -142,21 +222,22 @@ def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
     return runners
 
 
-def _match(checkpoint: Checkpoint, model: OnnxModel) -> None:
+def _match(
+    checkpoint: Checkpoint, path: Path, found: list[Mra2AttentionAttributes], num_layers: int, task: str | None
+) -> None:
     """Refuses a file whose operator or head is not that of the checkpoint."""
     layers = len(checkpoint.family.attention_modules(checkpoint.model))
-    if len(model.nodes) != layers:
-        raise InputError(f"{model.path} has {len(model.nodes)} attention nodes, the checkpoint {layers} layers.")
-    if model.task is not None and model.task != checkpoint.task.name:
+    if num_layers != layers:
+        raise InputError(f"{path} has {num_layers} attention nodes, the checkpoint {layers} layers.")
+    if task is not None and task != checkpoint.task.name:
         raise InputError(
-            f"{model.path} was exported for {model.task}, the checkpoint was loaded for {checkpoint.task.name}. "
-            f"Add --task {model.task}."
+            f"{path} was exported for {task}, the checkpoint was loaded for {checkpoint.task.name}. Add --task {task}."
         )
     expected = checkpoint.family.attributes(checkpoint.config).as_dict()
-    for index, attributes in enumerate(model.attributes):
+    for index, attributes in enumerate(found):
         for name, value in attributes.as_dict().items():
             if abs(value - expected[name]) > 1e-6 * abs(expected[name]):
                 raise InputError(
-                    f"{model.path}: {name}={value} at layer {index}, but the checkpoint asks for {expected[name]}. "
+                    f"{path}: {name}={value} at layer {index}, but the checkpoint asks for {expected[name]}. "
                     "It was exported from another configuration; export it again."
                 )

@@ -335,7 +335,7 @@ def check_command(
     force: bool,
     **shown: Any,
 ) -> None:
-    """Compares the PyTorch model SOURCE with exported files: .onnx files or directories that hold them.
+    """Compares the PyTorch model SOURCE with .onnx and .engine files, or the directories that hold them.
 
     Selection of blocks and arithmetic are judged apart, layer by layer. Ends with exit code 3 if they differ.
 
@@ -359,6 +359,7 @@ def check_command(
             checkpoint,
             found,
             library=_library(plugin_lib),
+            plugin=_plugin(plugin_lib),
             max_seq_len=max_seq_len,
             kernel_sources=kernel_sources,
             progress=step,
@@ -521,14 +522,25 @@ def _library(plugin_lib: Path | None) -> Path | None:
     """The ONNX Runtime library to check with: the one named, or the one that is found."""
     from mra_export.libraries import find_library
 
-    return find_library("onnxruntime", plugin_lib)
+    return find_library("onnxruntime", None if _plugin(plugin_lib) == plugin_lib else plugin_lib)
+
+
+def _plugin(plugin_lib: Path | None) -> Path | None:
+    """The TensorRT plugin, where --plugin-lib names that one; else None."""
+    from mra_export.libraries import LIBRARY_FILES
+
+    return plugin_lib if plugin_lib is not None and plugin_lib.name == LIBRARY_FILES["tensorrt"] else None
 
 
 def _task_of(task: str, files: list[Path]) -> str:
     """The task that the exported files were made for, where the user leaves it open."""
+    from mra_export.manifest import read_manifest
     from mra_export.runners import read_onnx
 
-    return (read_onnx(files[0]).task or task) if task == "auto" else task
+    if task != "auto":
+        return task
+    read = read_manifest if files[0].suffix == ".engine" else read_onnx
+    return read(files[0]).task or task
 
 
 def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
+from mra_export.engine_runner import LAYER_TENSORS, layer_output
 from mra_export.errors import DependencyError, InputError, MraExportError, ParityError
 from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
@@ -411,6 +412,7 @@ def build_engine(
             onnx_sha256=_onnx_sha256(model),
             onnx_dtype=model.dtype,
             attributes=_attributes(model),
+            pooling=_pooling(model),
             parity=parity,
             versions=_versions(opened, plugin),
         )
@@ -444,8 +446,7 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, li
     proto = onnx.load(str(model.path), load_external_data=False)
     _check_external_data(model.path, proto)
     del proto.functions[:]
-    kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-    present = {output.name for output in proto.graph.output}
+    shown = []
     for node in proto.graph.node:
         if (node.domain, node.op_type) != (OP_DOMAIN, OP_TYPE):
             continue
@@ -453,10 +454,13 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, li
         for name, value in (("plugin_version", str(OP_VERSION)), ("plugin_namespace", "")):
             if name not in named:
                 node.attribute.append(onnx.helper.make_attribute(name, value))
-        for name in (*list(node.input)[:3], node.output[0]) if layer_outputs else ():
-            if name not in present:
-                present.add(name)
-                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[model.dtype], None))
+        if layer_outputs:
+            shown.append(node)
+    for node in shown:
+        for tensor, name in zip(LAYER_TENSORS, (*list(node.input)[:3], node.output[0]), strict=True):
+            output = layer_output(node.name, tensor)
+            proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     dims: dict[str, list[int | str]] = {
         value.name: [
             dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim
@@ -742,6 +746,19 @@ def _onnx_sha256(model: OnnxModel) -> str:
     graph = onnx.load(str(model.path), load_external_data=False).graph
     names = {entry.value for i in graph.initializer for entry in i.external_data if entry.key == "location"}
     return file_sha256(model.path, *(model.path.parent / name for name in sorted(names)))
+
+
+def _pooling(model: OnnxModel) -> dict[str, Any] | None:
+    """How the file pools, by the sentence-transformers files beside it."""
+    from mra_export.export import pooling_of
+
+    if "sentence_embedding" not in model.outputs:
+        return None
+    with contextlib.suppress(InputError):
+        pooling = pooling_of(model.path.parent.parent)
+        if pooling.mode != "none":
+            return asdict(pooling)
+    return None
 
 
 def _attributes(model: OnnxModel) -> list[dict[str, Any]]:

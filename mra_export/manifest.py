@@ -53,6 +53,7 @@ class Manifest:
         onnx_sha256: of the ONNX file, followed by its external data.
         onnx_dtype: type of that file; other than `precision` where it was converted.
         attributes: of the operator, one entry for each attention layer that differs from the one before it.
+        pooling: mode and normalize of the output sentence_embedding, None without it or where that is not known.
         parity: comparisons of the ONNX file with the PyTorch model, or None where none was made.
         versions: name -> version of what took part.
     """
@@ -83,6 +84,7 @@ class Manifest:
     onnx_sha256: str
     onnx_dtype: str
     attributes: list[dict[str, Any]]
+    pooling: dict[str, Any] | None
     parity: list[dict[str, Any]] | None
     versions: dict[str, str | None]
 

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from mra_export.checkpoint import Checkpoint
     from mra_export.runners import Array, Inputs, LayerTrace, Runner, SpecificationRunner, Trace
 
-__all__ = ["TOLERANCES", "CaseReport", "Comparison", "LayerReport", "Tolerance", "check_candidate", "probe_selection"]
+__all__ = [
+    "TOLERANCES",
+    "CaseReport",
+    "Comparison",
+    "LayerReport",
+    "Tolerance",
+    "check_candidate",
+    "compare_outputs",
+    "probe_selection",
+]
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,54 @@ def check_candidate(
         _against_model(reference.name, candidate.name, whole, tolerance, notes),
         _against_specification(candidate.name, forced, layers, alone_error, tolerance),
     ]
+
+
+def compare_outputs(
+    checkpoint: Checkpoint,
+    reference: Runner,
+    candidate: Runner,
+    dtype: str,
+    cases: list[Case],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Compares a candidate end to end whose layers cannot be seen, so that its choice of blocks is not known.
+
+    It is judged where there is no choice: on lengths for which every block is selected. Longer ones are run and counted, since
+    one swapped block moves an output by more than any arithmetic.
+
+    Args:
+        checkpoint: the model.
+        reference: the PyTorch model, or the exported file in another runtime.
+        candidate: what is checked.
+        dtype: the candidate's type; one of `TOLERANCES`.
+        cases: the inputs.
+        progress: called with the name of each case.
+    """
+    attributes = checkpoint.family.attributes(checkpoint.config)
+    tally = _Tally(checkpoint.task.outputs if checkpoint.task.per_token else ())
+    for case in cases:
+        progress(case.name)
+        is_exact = (-(-case.seq_len // BLOCK_SIZE)) ** 2 <= attributes.num_blocks
+        rows = np.full(case.inputs["input_ids"].shape[0], is_exact)
+        outputs = candidate.run(case.inputs)
+        agreement = np.where(rows, 1.0, np.nan)
+        tally.add(case, reference.run(case.inputs), outputs, rows, agreement)
+    metrics = tally.metrics()
+    metrics["selection_agreement"] = None
+    judged, total = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
+    notes = []
+    if judged < total:
+        notes.append(
+            f"judged on {judged} of {total} rows, those so short that all blocks are selected; the choice of blocks in the "
+            "others cannot be seen from outside. Build the engine with --layer-outputs to judge all."
+        )
+    tolerance = TOLERANCES[dtype]
+    error = metrics["relative_error"]
+    ok = None if error is None else error <= tolerance.outputs
+    return Comparison(
+        reference.name, candidate.name, metrics, {"relative_error": tolerance.outputs}, ok, notes, [], tally.cases
+    )
 
 
 def probe_selection(
