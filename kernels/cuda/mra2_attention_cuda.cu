@@ -39,7 +39,7 @@ cudaError_t launch_all(const Problem& p, cudaStream_t stream) {
                                      static_cast<int>(slices));
   if (error != cudaSuccess) return error;
   const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
-  error = launch_checked(select_kernel, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
+  error = launch_checked(select_kernel<sizeof(T) == 2>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
                          static_cast<int>(row_tiles));
   if (error != cudaSuccess) return error;
   // The one place where head_dim becomes a constant.
