@@ -109,6 +109,7 @@ struct Machine {
   char start_tag;  // what the launch's start, its end and fences order; an end does not order the blocks that start later
   char end_tag;
   char fence_tag;
+  long launches = 0;
 };
 Machine g_machine;
 
@@ -322,6 +323,7 @@ const float* half_values() {
 }
 unsigned char* shared_memory() { return g_machine.shared; }
 int lane() { return static_cast<int>(g_context->thread.x % kLanes); }
+long launches() { return g_machine.launches; }
 bool early_copies() { return g_machine.early; }
 std::vector<std::vector<Copy>>& copy_groups() { return fiber_of(g_machine.current).copies; }
 
@@ -391,6 +393,7 @@ const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* wo
 void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body) {
   Machine& m = g_machine;
   if (m.current != -1) fail("a launch inside a kernel");
+  ++m.launches;
   read_environment();
 #if defined(MRA_HOST_TSAN)
   m.main.tsan = __tsan_get_current_fiber();

@@ -53,6 +53,7 @@ enum class Collective { kShuffle, kBallot, kSync, kLoadMatrix, kMma };
 using Deposits = std::uint32_t[kLanes][kWords];
 const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* words, int count);
 int lane();
+long launches();  // of this process
 
 const float* half_values();  // [65536], of every float16
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import cuda_host
 import numpy as np
@@ -418,3 +420,31 @@ def test_workspace_stays_linear_in_the_budget() -> None:
     call = cuda_host.Call(None, None, None, None, None, 8, 4096, 768, 1, 12, 512, 0, 0, 0, 0.125)
     size = int(cuda_host.library().mra_cuda_workspace_size(ctypes.byref(call)))
     assert size <= 2 * 8 * 4096 * 768 * 4
+
+
+@pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the shim counts the launches")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_three_launches(dtype: torch.dtype) -> None:
+    library = cuda_host.library()
+    library.mra_host_launches.restype = ctypes.c_long
+    before = library.mra_host_launches()
+    cuda_host.run(*random_inputs(1, 100, 64, dtype, 1), make_mask("right", 1, 100, 0), attributes(2, 5))
+    assert library.mra_host_launches() - before == 3
+
+
+def test_kernels_include_no_framework() -> None:
+    """The standard library, CUDA and each other: nothing else."""
+    own = {
+        path.name for folder in (cuda_host.CUDA_SOURCES, cuda_host.CUDA_SOURCES.parent) for path in folder.glob("*.*")
+    }
+    allowed = re.compile(r"<(cuda_runtime_api\.h|cuda_fp16\.h|cuda_bf16\.h|[a-z_]+)>")
+    files = [path for path in cuda_host.CUDA_SOURCES.glob("*") if path.suffix in (".cu", ".cuh", ".h")]
+    assert len(files) >= 8
+    for path in files:
+        for include in re.findall(r"(?m)^\s*#\s*include\s+(\S+)", path.read_text()):
+            if include == '"cuda_host_shim.h"':
+                assert path.name == "device.cuh"
+            elif include.startswith('"'):
+                assert Path(include.strip('"')).name in own, f"{path.name} includes {include}"
+            else:
+                assert allowed.fullmatch(include), f"{path.name} includes {include}"
