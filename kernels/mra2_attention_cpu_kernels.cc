@@ -602,12 +602,15 @@ void do_head(void* argument, std::size_t task) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 3. Attend
 
-// One task's working memory, on its stack: 132 KiB, of which it touches what head_dim needs.
+// Key blocks that are taken together: the context is read and written once for each pair.
+constexpr int kPair = 2;
+
+// One task's working memory, on its stack: 168 KiB, of which it touches what head_dim needs.
 struct AttendScratch {
   alignas(64) float query[kMaxHeadDim * kB];    // [head_dim, 32 queries], times scale·log2(e)
   alignas(64) float rows[kB * kMaxHeadDim];     // [32, head_dim]: query rows, then key rows, as float
-  alignas(64) float value[kB * kMaxHeadDim];    // [32 keys, padded_dim]
-  alignas(64) float weights[kB * kB];           // [32 keys, 32 queries]: G·log2(e), then e^(G - M)
+  alignas(64) float value[kPair * kB * kMaxHeadDim];  // [keys of both blocks, padded_dim]
+  alignas(64) float weights[kPair * kB * kB];         // [keys of both blocks, 32 queries]: G·log2(e), then e^(G - M)
   alignas(64) float context[kB * kMaxHeadDim];  // [32 queries, padded_dim]
   alignas(64) float correction[kB];             // [32 queries]
 };
@@ -661,8 +664,8 @@ void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, co
   }
 }
 
-// The numbers of the set bits.
-int list_bits(std::uint32_t bits, int (&list)[kB]) {
+// Writes the numbers of the set bits, at most kB, to `list`, and returns how many they are.
+int list_bits(std::uint32_t bits, int* list) {
   int n = 0;
   for (; bits != 0; bits &= bits - 1) list[n++] = __builtin_ctz(bits);
   return n;
@@ -734,11 +737,10 @@ void attend_block(void* argument, std::size_t task) {
   const std::int64_t key_tiles = kB / kKeyRows * (kQueryVecs / 2) * ((dim + kKeyDepth - 1) / kKeyDepth);
   const std::int64_t value_tiles = count_update_tiles(padded_dim);
   // Fetches the rows of block b of a tensor during one product. The last block of the sequence may be a part, and is left.
-  const auto fetch_block = [&](const T* tensor, std::int64_t b, bool during_keys) {
+  const auto fetch_block = [&](const T* tensor, std::int64_t b, std::int64_t tiles, int portion) {
     if (b * kB + kB > params.seq_len) return Fetcher();
     const std::int64_t element = sizeof(T);
-    return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, during_keys ? key_tiles : value_tiles,
-                   during_keys ? kKeyDepth / 2 : kB / 2);
+    return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, tiles, portion);
   };
   const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
     for (int q = 0; q < kQueryVecs; ++q) {
@@ -749,49 +751,65 @@ void attend_block(void* argument, std::size_t task) {
       maximum[q] = larger;
     }
   };
-  for (std::int32_t at = starts[a]; at < end; ++at) {
-    const std::int64_t b = columns[at];
-    const T* key_block = key + b * kB * hidden;
-    const T* value_block = value + b * kB * hidden;
-    const bool complete = token_bits[b] == 0xffffffffu;
-    int keys[kB];
-    const int n_keys = list_bits(token_bits[b], keys);
-    const int padded_keys = (n_keys + kKeyRows - 1) / kKeyRows * kKeyRows;
+  for (std::int32_t at = starts[a]; at < end; at += kPair) {
+    const int blocks = end - at < kPair ? end - at : kPair;
+    const bool last = at + blocks == end;
     Vec largest[kQueryVecs];
-    for (int q = 0; q < kQueryVecs; ++q) largest[q] = broadcast(complete ? floor : (floor > 0.0f ? floor : 0.0f));
-    const float* key_rows = as_float(key_block);
-    std::ptrdiff_t key_step = hidden;
-    if (key_rows == nullptr || !complete) {
-      for (int j = 0; j < n_keys; ++j) load_row(scratch.rows + j * dim, key_block + keys[j] * hidden, dim);
-      // Padded keys give 0, and there are some if rows have to be filled up.
-      std::memset(scratch.rows + n_keys * dim, 0, static_cast<std::size_t>((padded_keys - n_keys) * dim) * sizeof(float));
-      key_rows = scratch.rows;
-      key_step = dim;
-    }
-    const bool last = at + 1 == end;
-    Fetchers during_keys{fetch_block(value, b, true), last ? fetch_block(context_tensor, a, true) : Fetcher()};
-    multiply_keys(scratch.weights, key_rows, key_step, scratch.query, dim, padded_keys, largest, during_keys);
-    update_maximum(largest);
-    for (int j = 0; j < n_keys; ++j) {
-      for (int q = 0; q < kQueryVecs; ++q) {
-        const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - maximum[q]);
-        store(scratch.weights + j * kB + q * kLanes, weight);
-        total[q] += weight;
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] = broadcast(floor);
+    int keys[kPair * kB];  // of each block, the numbers of its tokens
+    int first_key[kPair + 1] = {0};
+    for (int i = 0; i < blocks; ++i) {
+      const std::int64_t b = columns[at + i];
+      const T* key_block = key + b * kB * hidden;
+      const int n = list_bits(token_bits[b], keys + first_key[i]);
+      first_key[i + 1] = first_key[i] + n;
+      const float* key_rows = as_float(key_block);
+      std::ptrdiff_t key_step = hidden;
+      int rows = kB;
+      if (key_rows == nullptr || n < kB) {
+        rows = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+        for (int j = 0; j < n; ++j) load_row(scratch.rows + j * dim, key_block + keys[first_key[i] + j] * hidden, dim);
+        // Padded keys give 0, and there are some if rows have to be filled up.
+        std::memset(scratch.rows + n * dim, 0, static_cast<std::size_t>((rows - n) * dim) * sizeof(float));
+        key_rows = scratch.rows;
+        key_step = dim;
       }
-      float* to = scratch.value + j * padded_dim;
-      load_row(to, value_block + keys[j] * hidden, dim);
-      if (padded_dim != dim) std::memset(to + dim, 0, 32);
+      if (n < kB)
+        for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(largest[q], Vec{});
+      Fetchers during_keys{fetch_block(value, b, key_tiles, kKeyDepth / 2), {}};
+      if (i + 1 < blocks)
+        during_keys.odd = fetch_block(key, columns[at + i + 1], key_tiles, kKeyDepth / 2);
+      else if (last)
+        during_keys.odd = fetch_block(context_tensor, a, key_tiles, kKeyDepth / 2);
+      multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.query, dim, rows, largest, during_keys);
     }
+
+    update_maximum(largest);
+    for (int i = 0; i < blocks; ++i) {
+      const T* value_block = value + columns[at + i] * kB * hidden;
+      for (int j = first_key[i]; j < first_key[i + 1]; ++j) {
+        for (int q = 0; q < kQueryVecs; ++q) {
+          const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - maximum[q]);
+          store(scratch.weights + j * kB + q * kLanes, weight);
+          total[q] += weight;
+        }
+        float* to = scratch.value + j * padded_dim;
+        load_row(to, value_block + keys[j] * hidden, dim);
+        if (padded_dim != dim) std::memset(to + dim, 0, 32);
+      }
+    }
+
     // After the last block comes the next query block and its first key block, most often this thread's too.
     Fetchers during_values;
+    const int portion = blocks * kB / 2;
     if (!last) {
-      during_values.even = fetch_block(key, columns[at + 1], false);
+      during_values.even = fetch_block(key, columns[at + blocks], value_tiles, portion);
     } else if (a + 1 < plan.nb) {
-      during_values.even = fetch_block(query_tensor, a + 1, false);
-      if (starts[a + 2] > end) during_values.odd = fetch_block(key, columns[end], false);
+      during_values.even = fetch_block(query_tensor, a + 1, value_tiles, portion);
+      if (starts[a + 2] > end) during_values.odd = fetch_block(key, columns[end], value_tiles, portion);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim, n_keys,
-                  (n_queries + 3) / 4 * 4, padded_dim, &during_values);
+    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim,
+                  first_key[blocks], (n_queries + 3) / 4 * 4, padded_dim, &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];
