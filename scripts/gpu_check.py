@@ -418,7 +418,6 @@ def measure_pipeline(tensors: list[Any], batch: int, seq_len: int, attributes: A
         say("  transformers: skipped, it would not fit into memory")
         return None
     heads = [t.float().view(batch, seq_len, NUM_HEADS, HEAD_DIM).transpose(1, 2).contiguous() for t in tensors]
-    heads[0] = heads[0] / 8.0
     mask = torch.ones(batch * NUM_HEADS, seq_len, device="cuda")
     try:
         with torch.no_grad():
