@@ -233,7 +233,7 @@ def onnx_command(
 @click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint.")
 @click.option("--pooling", type=click.Choice(["none", "cls", "mean"]), help="As for onnx; SOURCE is a checkpoint.")
 @click.option("--normalize/--no-normalize", default=None, help="As for onnx; SOURCE is a checkpoint.")
-@click.option("--no-check", is_flag=True, help="Skip the parity check of the ONNX file.")
+@click.option("--no-check", is_flag=True, help="Skip the parity check of what is exported or converted.")
 @_force
 @_output_options
 def trt_command(
@@ -279,7 +279,7 @@ def trt_command(
             ) as onnx_file:  # fmt: skip
                 result = build_engine(
                     onnx_file, output, dtype=dtype, backend=backend, library=plugin_lib, force=force,
-                    parity=_plain(comparisons) or None, progress=report, **ranges, **options,
+                    parity=_plain(comparisons) or None, prove=not no_check, progress=report, **ranges, **options,
                 )  # fmt: skip
         except ParityError as error:
             _fail_parity("trt", error, comparisons, shown["as_json"])

@@ -22,6 +22,7 @@ from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
 from mra_export.op_spec import OP_DOMAIN, OP_TYPE, OP_VERSION
 from mra_export.outputs import check_target, staged_file
+from mra_export.parity import Comparison, as_json
 from mra_export.runners import OnnxModel, read_onnx
 from mra_export.tensorrt_backend import (
     Backend,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mra_export.export import Pooling
-    from mra_export.parity import Comparison
 
 __all__ = [
     "RANGES",
@@ -292,6 +292,7 @@ def build_engine(
     embed_plugin: bool = False,
     layer_outputs: bool = False,
     parity: list[dict[str, Any]] | None = None,
+    prove: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> EngineResult:
@@ -300,8 +301,8 @@ def build_engine(
     Args:
         onnx_file: as `export_onnx` writes it.
         output: the engine file; the manifest is beside it, with .json appended.
-        dtype: what the user asked for, one of fp32, fp16, bf16; None for that of the file. The engine is strongly typed: its
-            types are those of the file.
+        dtype: fp32, fp16 or bf16; None for that of the file. The engine is strongly typed: its types are those of the file,
+            and a float32 file is converted where another type is asked for.
         backend: "auto", "tensorrt" or "rtx".
         library: the plugin library, None to have it found.
         batch: sizes, default 1:8:32.
@@ -314,39 +315,29 @@ def build_engine(
         embed_plugin: whether the engine carries the plugin library.
         layer_outputs: whether each attention layer's query, key, value and context become outputs, for `check`.
         parity: comparisons of the ONNX file, for the manifest.
+        prove: whether a converted file is compared with its source.
         force: whether existing outputs are replaced.
         progress: called with a line before each step.
 
     Raises:
+        ParityError: a converted file is not the same model.
         InputError: the file, a range, the plugin or the output is wrong; or the types are not those asked for.
         DependencyError: no backend, no plugin or no GPU where one is needed.
         MraExportError: the builder failed on a network that it had accepted.
     """
     check_target(output, force=force)
     check_target(manifest_path(output), force=force)
-    model = read_onnx(onnx_file)
-    if dtype is not None and dtype != model.dtype:
+    source = read_onnx(onnx_file)
+    if dtype not in (None, source.dtype) and source.dtype != "fp32":
         raise InputError(
-            f"{onnx_file} is {model.dtype}, not {dtype}, and an engine has the types of its ONNX file. Export it again with "
+            f"{onnx_file} is {source.dtype}, and what was rounded once cannot become {dtype}. Export it again with "
             f"`mra-export onnx CHECKPOINT --dtype {dtype}`, or give the checkpoint to `mra-export trt --dtype {dtype}`."
         )
-    proto, dims = _prepare(model, layer_outputs)
-    ranges = _ranges(model, dims, batch, seq_len, choices)
+    dims = _dims(source)
+    ranges = _ranges(source, dims, batch, seq_len, choices)
     opened = open_backend(select_backend(backend))
     gpus = find_gpus()
-    if version_compatible and opened.name == "rtx":
-        raise InputError(
-            "--version-compatible needs the lean runtime of a full TensorRT; TensorRT-RTX has none. Leave it out."
-        )
-    if timing_cache is not None and opened.name == "rtx":
-        raise InputError(
-            "--timing-cache is for TensorRT; TensorRT-RTX has none, since it times nothing ahead of time. Leave it out."
-        )
-    if strip_weights and not gpus:
-        raise DependencyError(
-            "--strip-weights needs a GPU: the builder compiles kernels for it to tell which weights can be put back. "
-            "Run this on a machine with one, or leave the option out."
-        )
+    _check_options(opened, version_compatible, timing_cache, strip_weights)
     plugin = load_plugin(opened, tensorrt_library(library))
     notes: list[str] = []
     if gpus and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
@@ -355,10 +346,14 @@ def build_engine(
             f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
         )
 
-    progress(f"{opened.title}: parsing {onnx_file}")
-    opened.logger.messages.clear()
-    builder, network, parser = _parse(opened, proto, model)
-    del proto
+    with _in_dtype(source, dtype, prove=prove, progress=progress) as (model, comparison):
+        if comparison is not None:
+            parity = [*(parity or []), as_json(comparison)]
+            error = comparison.metrics["relative_error"]
+            notes.append(f"converted from fp32; relative error {error:.1e} against the float32 file.")
+        progress(f"{opened.title}: parsing {onnx_file}")
+        opened.logger.messages.clear()
+        builder, network, parser = _parse(opened, _prepare(model, layer_outputs), model)
     _check_plugin_layers(opened, network, model)
     tensor_types = _check_types(opened, network, model.dtype)
     shapes = {name: _shapes(dims[name], ranges) for name in model.inputs}
@@ -409,16 +404,57 @@ def build_engine(
             task=model.task,
             inputs=first,
             outputs=[network.get_output(i).name for i in range(network.num_outputs)],
-            onnx_sha256=_onnx_sha256(model),
-            onnx_dtype=model.dtype,
+            onnx_sha256=_onnx_sha256(source),
+            onnx_dtype=source.dtype,
             attributes=_attributes(model),
-            pooling=_pooling(model),
+            pooling=_pooling(source),
             parity=parity,
             versions=_versions(opened, plugin),
         )
         write_manifest(manifest, manifest_stage)
     profiles = {axis: asdict(sizes) for axis, sizes in ranges.items()}
     return EngineResult(output, manifest_path(output), manifest, opened.title, profiles, seconds, tuple(notes))
+
+
+def _check_options(backend: Backend, version_compatible: bool, timing_cache: Path | None, strip_weights: bool) -> None:
+    """Refuses options that the backend or this machine does not have."""
+    if version_compatible and backend.name == "rtx":
+        raise InputError(
+            "--version-compatible needs the lean runtime of a full TensorRT; TensorRT-RTX has none. Leave it out."
+        )
+    if timing_cache is not None and backend.name == "rtx":
+        raise InputError(
+            "--timing-cache is for TensorRT; TensorRT-RTX has none, since it times nothing ahead of time. Leave it out."
+        )
+    if strip_weights and not find_gpus():
+        raise DependencyError(
+            "--strip-weights needs a GPU: the builder compiles kernels for it to tell which weights can be put back. "
+            "Run this on a machine with one, or leave the option out."
+        )
+
+
+@contextlib.contextmanager
+def _in_dtype(
+    source: OnnxModel, dtype: str | None, *, prove: bool, progress: Callable[[str], None]
+) -> Iterator[tuple[OnnxModel, Comparison | None]]:
+    """The file in the type asked for, and how it compares with its source where it had to be converted."""
+    if dtype in (None, source.dtype):
+        yield source, None
+        return
+    from mra_export.half import compare_with_source, convert
+
+    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
+        progress(f"converting {source.path} to {dtype}")
+        converted = convert(source, str(dtype), Path(folder) / source.path.name)
+        comparison = compare_with_source(source, converted, progress) if prove else None
+        if comparison is not None and not comparison.ok:
+            error = comparison.metrics["relative_error"]
+            limit = comparison.tolerance["relative_error"]
+            raise ParityError(
+                f"FAILED {source.path} in {dtype} is not the float32 file: relative error {error:.1e} (limit {limit:g}). Nothing "
+                "was written; try --bf16, or export the checkpoint in that type, which is compared layer by layer."
+            )
+        yield converted, comparison
 
 
 @contextlib.contextmanager
@@ -436,8 +472,8 @@ def _staged_pair(output: Path, *, force: bool) -> Iterator[tuple[Path, Path]]:
         raise
 
 
-def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, list[int | str]]]:
-    """The file as TensorRT's parser gets it, and the axes of its inputs: name -> a number or the axis' name for each.
+def _prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
+    """The file as TensorRT's parser gets it.
 
     The parser prefers a function body to a plugin, silently: the bodies go, and the nodes name the plugin.
     """
@@ -461,13 +497,19 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> tuple[bytes, dict[str, li
             output = layer_output(node.name, tensor)
             proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
             proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    dims: dict[str, list[int | str]] = {
+    return proto.SerializeToString()
+
+
+def _dims(model: OnnxModel) -> dict[str, list[int | str]]:
+    """The axes of the inputs: name -> a number or the axis' name for each."""
+    import onnx
+
+    return {
         value.name: [
             dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim
         ]
-        for value in proto.graph.input
+        for value in onnx.load(str(model.path), load_external_data=False).graph.input
     }
-    return proto.SerializeToString(), dims
 
 
 def _check_external_data(path: Path, proto: Any) -> None:
@@ -717,6 +759,8 @@ def _inspect(backend: Backend, serialized: bytes, model: OnnxModel) -> str:
     backend.logger.messages.clear()
     engine = runtime.deserialize_cuda_engine(serialized)
     if engine is None:
+        if backend.name == "rtx":  # the engine is for every GPU it supports, which need not be the one that is here
+            return f"not loaded on this GPU ({backend.errors() or 'no reason given'})"
         raise MraExportError(f"{backend.title} could not load the engine that it built. {backend.errors()}".strip())
     return _inspected_types(
         engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON), model

@@ -131,8 +131,8 @@ def test_minilm_through_the_command_line(minilm: Path, plugin: Path, rtx: Any, t
 
 @pytest.fixture
 def short_checkpoint(tmp_path: Path) -> Path:
-    """Compared in a moment: one layer and 64 tokens."""
-    return save_checkpoint(tmp_path / "short", max_position_embeddings=64, num_hidden_layers=1)
+    """Compared in a moment: one layer and 32 tokens."""
+    return save_checkpoint(tmp_path / "short", max_position_embeddings=32, num_hidden_layers=1)
 
 
 def test_a_checkpoint_is_compared_with_pytorch(short_checkpoint: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
@@ -223,11 +223,7 @@ def test_a_silent_fallback_is_refused(
     """With the function bodies left in, the parser takes them instead of the plugin where the node does not name it."""
     model = tiny_export / "onnx" / "model.onnx"
 
-    def unprepared(read: Any, layer_outputs: bool) -> Any:
-        return model.read_bytes(), prepare(read, layer_outputs)[1]
-
-    prepare = engine_module._prepare
-    monkeypatch.setattr(engine_module, "_prepare", unprepared)
+    monkeypatch.setattr(engine_module, "_prepare", lambda read, layer_outputs: model.read_bytes())
     with pytest.raises(
         MraExportError, match=r"(into 0 plugin layers, but it has 2 attention nodes)|refused by the parser"
     ):
@@ -238,13 +234,12 @@ def test_a_silent_fallback_is_refused(
 def test_a_lost_attention_layer_is_refused(
     tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def with_one_node_replaced(read: Any, layer_outputs: bool) -> Any:
-        proto, dims = prepare(read, layer_outputs)
-        graph = onnx.ModelProto.FromString(proto)
+    def with_one_node_replaced(read: Any, layer_outputs: bool) -> bytes:
+        graph = onnx.ModelProto.FromString(prepare(read, layer_outputs))
         node = next(n for n in graph.graph.node if n.op_type == "Mra2Attention")
         del node.input[1:], node.attribute[:]
         node.op_type, node.domain = "Identity", ""
-        return graph.SerializeToString(), dims
+        return graph.SerializeToString()
 
     prepare = engine_module._prepare
     monkeypatch.setattr(engine_module, "_prepare", with_one_node_replaced)
@@ -493,13 +488,41 @@ def test_a_directory_that_is_no_export_is_a_checkpoint(tiny_checkpoint: Path, ti
     assert find_onnx(tiny_export) == tiny_export / "onnx" / "model.onnx"
 
 
-def test_another_type_than_the_file_has(tmp_path: Path, plugin: Path, rtx: Any) -> None:
+def test_a_half_file_cannot_become_another_type(tmp_path: Path, plugin: Path, rtx: Any) -> None:
     half = half_export(tmp_path)
-    code, _, err = run(
-        "trt", half, "-o", tmp_path / "m.engine", "--dtype", "fp32", "--backend", "rtx", "--plugin-lib", plugin
-    )
-    assert code == 2
-    assert_message(err, "is fp16, not fp32.* Export it again with `mra-export onnx CHECKPOINT --dtype fp32`")
+    for dtype in ("fp32", "bf16"):
+        arguments = ["-o", tmp_path / "m.engine", "--dtype", dtype, "--backend", "rtx", "--plugin-lib", plugin]
+        code, _, err = run("trt", half, *arguments)
+        assert code == 2
+        assert_message(err, f"is fp16, and what was rounded once cannot become {dtype}. Export it again")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_float32_file_is_converted(model: Path, plugin: Path, rtx: Any, tmp_path: Path, dtype: str) -> None:
+    output = tmp_path / "model.engine"
+    code, out, err = run("trt", model, "-o", output, "--dtype", dtype, "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == 0, err
+    assert "converting" in err
+    assert "note: converted from fp32; relative error" in out
+    made = read_manifest(output)
+    assert (made.precision, made.onnx_dtype) == (dtype, "fp32")
+    assert made.onnx_sha256 == file_sha256(model)
+    assert made.tensor_types["FLOAT"] == 1  # the cast of the output
+    assert made.parity is not None
+    assert 0 < made.parity[0]["metrics"]["relative_error"] < made.parity[0]["tolerance"]["relative_error"]
+
+
+def test_a_conversion_that_is_not_the_model_is_refused(
+    model: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mra_export import half, parity
+
+    monkeypatch.setitem(half.TOLERANCES, "fp16", parity.Tolerance(1e-9, 1e-9, 1e-9, 1.0))
+    arguments = ["-o", tmp_path / "m.engine", "--fp16", "--backend", "rtx", "--plugin-lib", plugin]
+    code, _, err = run("trt", model, *arguments)
+    assert code == 3
+    assert_message(err, r"in fp16 is not the float32 file: relative error [^ ]+ \(limit 1e-09\)")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -690,7 +713,7 @@ class OnnxRuntimeInPlaceOfTheGpu:
     def __init__(self, model: Path, *, layer_outputs: bool, damage: float = 0.0) -> None:
         import onnxruntime
 
-        proto = onnx.ModelProto.FromString(engine_module._prepare(read_onnx(model), layer_outputs)[0])
+        proto = onnx.ModelProto.FromString(engine_module._prepare(read_onnx(model), layer_outputs))
         proto.functions.extend(onnx.load(model).functions)
         for node in proto.graph.node:
             kept = [a for a in node.attribute if not a.name.startswith("plugin_")]
