@@ -107,6 +107,12 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         table.add_row(name, version or "[dim]not installed[/]")
     for name, path in diagnosis.libraries.items():
         table.add_row(f"library for {name}", path or "[dim]not built[/]")
+    if diagnosis.plugin is not None:
+        table.add_row(
+            "TensorRT plugin",
+            "version {version} for GPUs {architectures}; headers of TensorRT {tensorrt_headers}, CUDA {cuda_runtime}; "
+            "exports {exports}".format(**diagnosis.plugin),
+        )
     table.add_row("GPU", ", ".join(diagnosis.gpus) or "[dim]none[/]")
     console.print(table)
     for problem in diagnosis.problems:

@@ -7,8 +7,12 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mra_export import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Diagnosis", "Problem", "diagnose"]
 
@@ -35,12 +39,15 @@ class Diagnosis:
     Attributes:
         versions: name -> version, None where it is not installed.
         libraries: "onnxruntime" and "tensorrt" -> path of our native library, None where there is none.
+        plugin: what the TensorRT plugin says of itself, None where there is none or it cannot be opened: version, exports,
+            architectures, tensorrt_headers, cuda_runtime.
         gpus: name and compute capability of each.
         problems: what is missing.
     """
 
     versions: dict[str, str | None]
     libraries: dict[str, str | None]
+    plugin: dict[str, str] | None
     gpus: list[str]
     problems: list[Problem]
 
@@ -50,7 +57,7 @@ _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++":
 
 
 def diagnose() -> Diagnosis:
-    """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages but torch."""
+    """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
     from mra_export.libraries import find_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
@@ -82,7 +89,63 @@ def diagnose() -> Diagnosis:
                 False,
             )
         )
-    return Diagnosis(versions, libraries, gpus, problems)
+    plugin, more = _tensorrt(found["tensorrt"], versions)
+    return Diagnosis(versions, libraries, plugin, gpus, problems + more)
+
+
+def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:
+    """What the plugin says of itself, and whether it, TensorRT, CUDA's driver and the GPU agree."""
+    from mra_export.errors import MraExportError
+    from mra_export.tensorrt_backend import ENTRY_POINTS, covers, driver_version, find_gpus, parse_version, plugin_info
+
+    problems = []
+    is_installed = versions["tensorrt"] is not None or versions["tensorrt-rtx"] is not None
+    if not is_installed:
+        text = "Neither TensorRT nor TensorRT-RTX is installed; `trt` builds engines with one of them."
+        problems.append(
+            Problem(text, "pip install tensorrt" if find_gpus() else "pip install tensorrt-rtx polygraphy", False)
+        )
+    elif versions["polygraphy"] is None:
+        problems.append(Problem("polygraphy is not installed; `trt` needs it.", "pip install polygraphy", False))
+    if library is None:
+        text = "The TensorRT plugin is not built; without it `trt` cannot build engines."
+        problems.append(Problem(text, "mra-export build tensorrt", False))
+        return None, problems
+    try:
+        info = plugin_info(library)
+    except MraExportError as error:
+        problems.append(Problem(str(error), "mra-export build tensorrt", False))
+        return None, problems
+
+    cuda = f"{info.cuda_runtime // 1000}.{info.cuda_runtime % 1000 // 10}"
+    installed = parse_version(versions["tensorrt"] or "")
+    if installed and parse_version(info.tensorrt_headers) > installed[:2]:
+        text = (
+            f"The plugin was compiled with the headers of TensorRT {info.tensorrt_headers}, newer than the TensorRT "
+            f"{versions['tensorrt']} that is installed."
+        )
+        problems.append(Problem(text, "pip install --upgrade tensorrt", False))
+    driver = driver_version()
+    if driver is not None and driver // 1000 < info.cuda_runtime // 1000:
+        text = f"The plugin needs CUDA {cuda}; the driver serves CUDA {driver // 1000}.{driver % 1000 // 10} at most."
+        problems.append(
+            Problem(text, "install a newer NVIDIA driver, or an older CUDA toolkit and `mra-export build`", False)
+        )
+    for gpu in find_gpus():
+        if info.architectures and not covers(info.architectures, gpu.compute_capability):
+            text = (
+                f"The plugin was compiled for the GPU architectures {info.architectures}, and {gpu.name} has compute "
+                f"capability {gpu.compute_capability}."
+            )
+            problems.append(Problem(text, "mra-export build tensorrt", False))
+    shown = {
+        "version": info.version,
+        "exports": ", ".join(ENTRY_POINTS),
+        "architectures": info.architectures,
+        "tensorrt_headers": info.tensorrt_headers,
+        "cuda_runtime": cuda,
+    }
+    return shown, problems
 
 
 def _package(name: str) -> str | None:
@@ -105,11 +168,6 @@ def _tool(command: list[str]) -> str | None:
 
 
 def _gpus() -> list[str]:
-    try:
-        import torch
-    except ImportError:
-        return []
-    if not torch.cuda.is_available():
-        return []
-    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [f"{card.name} (compute capability {card.major}.{card.minor})" for card in cards]
+    from mra_export.tensorrt_backend import find_gpus
+
+    return [f"{gpu.name} (compute capability {gpu.compute_capability})" for gpu in find_gpus()]

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "ENTRY_POINTS",
     "Backend",
     "Gpu",
     "PluginInfo",
     "covers",
+    "driver_version",
     "find_gpus",
     "load_plugin",
     "open_backend",
@@ -41,6 +43,10 @@ _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _PACKAGES = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 """`platform.machine()` -> ELF's e_machine."""
+
+
+ENTRY_POINTS = ("getCreators", "setLoggerFinder", "mraBuildInfo")
+"""What the plugin library exports: the first two are TensorRT's, the last is ours."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,16 @@ def parse_version(text: str) -> tuple[int, ...]:
     """The numbers of a version, up to the first part that is none: "1.7.1.116" -> (1, 7, 1, 116)."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def driver_version() -> int | None:
+    """The newest CUDA that the driver serves, as CUDART_VERSION (13000 is 13.0); None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return None if failed else version.value
 
 
 @functools.cache
@@ -291,14 +307,13 @@ def plugin_info(path: Path) -> PluginInfo:
         raise InputError(
             f"{path} cannot be loaded: {error}. Build it on this machine with `mra-export build`."
         ) from error
-    try:
-        describe = library.mraBuildInfo
-        library.getCreators, library.setLoggerFinder  # noqa: B018  # looked up for the AttributeError
-    except AttributeError as error:
+    missing = [name for name in ENTRY_POINTS if not hasattr(library, name)]
+    if missing:
         raise InputError(
-            f"{path} is not the TensorRT plugin of mra-export: it lacks an entry point ({error}). "
+            f"{path} is not the TensorRT plugin of mra-export: it does not export {', '.join(missing)}. "
             "Give the path of libmra_tensorrt.so."
-        ) from error
+        )
+    describe = library.mraBuildInfo
     describe.restype = ctypes.c_char_p
     fields = json.loads(describe() or b"{}")
     version = str(fields.get("plugin_version"))
