@@ -480,7 +480,6 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
     import onnx
 
     proto = onnx.load(str(model.path), load_external_data=False)
-    _check_external_data(model.path, proto)
     del proto.functions[:]
     shown = []
     for node in proto.graph.node:
@@ -510,25 +509,6 @@ def _dims(model: OnnxModel) -> dict[str, list[int | str]]:
         ]
         for value in onnx.load(str(model.path), load_external_data=False).graph.input
     }
-
-
-def _check_external_data(path: Path, proto: Any) -> None:
-    """Refuses a file whose weights beside it are missing or cut off; the parser's word for that names no file."""
-    for initializer in proto.graph.initializer:
-        entries = {entry.key: entry.value for entry in initializer.external_data}
-        if "location" not in entries:
-            continue
-        data = path.parent / entries["location"]
-        if not data.is_file():
-            raise InputError(
-                f"{path} needs {data.name} beside it, which is not there. Keep the exported directory together."
-            )
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        if data.stat().st_size < end:
-            raise InputError(
-                f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
-                "Copy it again."
-            )
 
 
 def _ranges(
@@ -582,9 +562,11 @@ def _parse(backend: Backend, proto: bytes, model: OnnxModel) -> tuple[Any, Any, 
     # The path is where external data lies.
     if not parser.parse(proto, str(model.path)):
         found = [parser.get_error(i) for i in range(parser.num_errors)]
-        text = " / ".join(dict.fromkeys(f"{e.node_name() or e.node_operator() or 'model'}: {e.desc()}" for e in found))
+        # Why our plugin refuses a node, only its own log lines say.
+        reasons = [text for kind, text in backend.logger.messages if "ERROR" in kind and text.startswith(OP_TYPE)]
+        reasons += [f"{e.node_name() or e.node_operator() or 'model'}: {e.desc()}" for e in found]
         raise InputError(
-            f"{model.path} was refused by the parser of {backend.title}: {text or backend.errors()}. "
+            f"{model.path} was refused by the parser of {backend.title}: {' / '.join(dict.fromkeys(reasons)) or backend.errors()}. "
             "Export the checkpoint again with `mra-export onnx`; if it stays so, --opset 20 is the opset that is tested."
         )
     return builder, network, parser
@@ -691,6 +673,8 @@ def _build(
                     save_timing_cache=str(timing_cache) if timing_cache is not None else None,
                 )
             )
+        except OSError as error:
+            raise InputError(f"{timing_cache} could not be read or written: {error.strerror or error}.") from error
         except PolygraphyException as error:
             if monitor.is_cancelled:
                 raise KeyboardInterrupt from error

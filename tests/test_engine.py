@@ -247,6 +247,16 @@ def test_a_lost_attention_layer_is_refused(
         build(tiny_export / "onnx" / "model.onnx", tmp_path / "model.engine", plugin)
 
 
+def test_a_node_that_the_plugin_refuses(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    node = next(n for n in proto.graph.node if n.op_type == "Mra2Attention")
+    next(a for a in node.attribute if a.name == "approx_mode").i = 7
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(InputError, match=r"refused by the parser of TensorRT-RTX .*approx_mode=7 must be 0"):
+        build(tmp_path / "odd.onnx", tmp_path / "model.engine", plugin)
+    assert not (tmp_path / "model.engine").exists()
+
+
 def test_fp16_that_is_not_is_refused(plugin: Path, rtx: Any, tmp_path: Path) -> None:
     """A float16 file one of whose matrix products was put into float32, as a converter with a block list does it."""
     proto = onnx.load(half_export(tmp_path))
