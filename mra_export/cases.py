@@ -83,6 +83,11 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
     longest = max_seq_len or longest
     rng = np.random.default_rng(seed)
     tokenizer = load_tokenizer(checkpoint.directory)
+    if tokenizer is not None and len(tokenizer) > checkpoint.config.vocab_size:
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is {checkpoint.config.vocab_size}: "
+            "they do not belong together."
+        )
     make = _text_ids(tokenizer, rng) if tokenizer is not None else _random_ids(checkpoint.config, rng)
     choices = _CHOICES if checkpoint.task.name == "multiple-choice" else 1
     with_types = "token_type_ids" in input_names(checkpoint.config)

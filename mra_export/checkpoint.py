@@ -149,7 +149,16 @@ def locate(source: str | Path, *, weights: bool = True) -> Path:
         raise InputError(f"{name} does not exist. Give a checkpoint directory or a hub id.")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*_*/config.json", "LICENSE*", "NOTICE", "README.md", "chat_template.jinja"]
+    patterns = [
+        "*.json",
+        "*.txt",
+        "*.model",
+        "*_*/config.json",
+        "LICENSE*",
+        "NOTICE",
+        "README.md",
+        "chat_template.jinja",
+    ]
     patterns += ["*.safetensors", "pytorch_model*.bin"] if weights else []
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -194,7 +203,8 @@ def resolve_task(config: Any, name: str = "auto") -> Task:
         if name not in TASKS:
             raise InputError(f"task {name!r} is unknown. Choose one of: auto, {', '.join(TASKS)}.")
         return TASKS[name]
-    architecture = (getattr(config, "architectures", None) or ["Model"])[0]
+    architectures = getattr(config, "architectures", None) or ["Model"]
+    architecture = architectures if isinstance(architectures, str) else str(architectures[0])
     by_length = sorted(TASKS.values(), key=lambda task: -len(task.suffix))
     for task in by_length:
         if architecture.endswith(task.suffix):
@@ -251,13 +261,24 @@ def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> 
 
     try:
         model, info = auto_class.from_pretrained(
-            directory, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            directory,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except Exception as error:
+        has_weights = any((*directory.glob("*.safetensors"), *directory.glob("*.bin")))
+        hint = "" if has_weights else " There are no weights; add --random-init SEED to go on with random ones."
+        raise InputError(f"The weights in {directory} could not be loaded: {_first_line(error)}{hint}") from error
+    mismatched = info.get("mismatched_keys")
+    if mismatched:
+        first = min(mismatched, key=str)  # (name, shape there, shape asked for); only the name in some releases
+        name, *shapes = (first[0], *(str(list(shape)) for shape in first[1:])) if isinstance(first, tuple) else (first,)
         raise InputError(
-            f"The weights in {directory} could not be loaded: {_first_line(error)} "
-            "If there are only a config.json and no weights, add --random-init SEED."
-        ) from error
+            f"The weights in {directory} do not fit config.json: {name} is {' there and '.join(shapes)} by the configuration."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -265,9 +286,6 @@ def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> 
             f"The checkpoint {directory} has no weights for {shown}, which {type(model).__name__} needs. "
             f"They would be random. Choose the --task it was trained for (now {task.name})."
         )
-    mismatched = info.get("mismatched_keys")
-    if mismatched:
-        raise InputError(f"Weights in {directory} do not fit config.json: {sorted(map(str, mismatched))[0]}.")
     return model
 
 
@@ -288,7 +306,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's text, which is what fits in a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _first_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut to what fits in a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " ..."

@@ -65,7 +65,12 @@ _output_options = _options(
 )
 _model_options = _options(
     click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help="The model's head."),
-    click.option("--random-init", type=int, metavar="SEED", help="Random weights; MODEL needs only a config.json."),
+    click.option(
+        "--random-init",
+        type=click.IntRange(0, 2**63 - 1),
+        metavar="SEED",
+        help="Random weights; MODEL needs only a config.json.",
+    ),
 )
 _force = click.option("--force", is_flag=True, help="Replace an existing output.")
 
@@ -165,7 +170,7 @@ def onnx_command(
     """
     from mra_export.outputs import check_target
 
-    check_target(output, force=force)
+    check_target(output, force=force, sources=[Path(model)])
     from mra_export.check import check
     from mra_export.checkpoint import load_checkpoint
     from mra_export.console import print_comparisons, progress
@@ -260,6 +265,9 @@ def trt_command(
     Example:
       mra-export trt ./minilm-onnx -o ./minilm.engine --backend rtx --batch 1:8:64
     """
+    from mra_export.outputs import check_target
+
+    check_target(output, force=force, sources=[Path(source)])
     from mra_export.console import print_comparisons, progress
     from mra_export.engine import RANGES, build_engine, exported, parse_range
 
@@ -346,7 +354,7 @@ def check_command(
     from mra_export.outputs import check_target
 
     if report is not None:
-        check_target(report, force=force)
+        check_target(report, force=force, sources=[Path(source), *artifacts])
     from mra_export.check import check, find_artifacts
     from mra_export.checkpoint import load_checkpoint, locate
     from mra_export.console import print_comparisons, progress
@@ -490,7 +498,8 @@ def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooli
 
     if mode is None and normalize is None:
         return None
-    own = pooling_of(directory) if mode is None or normalize is None else Pooling()
+    settled = mode == "none" or (mode is not None and normalize is not None)
+    own = Pooling() if settled else pooling_of(directory)
     chosen = own.mode if mode is None else mode
     if normalize is None:
         normalize = own.normalize and chosen != "none"
@@ -588,8 +597,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     verbose = "-v" in arguments or "--verbose" in arguments
-    # A plain `kill` gets the same clean-up as Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -615,6 +625,11 @@ def main(arguments: list[str] | None = None) -> None:
             _print_error(arguments, message)
         else:
             click.echo(message, err=True)
+    except OSError as error:
+        # Files that the commands write have messages of their own: what is left is standard output itself.
+        code = 1
+        sys.stderr.write(f"Error: {error.strerror or error}\n")
+        sys.stdout = None  # Python would try to flush it again
     except Exception as error:
         if verbose:
             traceback.print_exc()

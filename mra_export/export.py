@@ -114,6 +114,8 @@ def pooling_of(directory: Path) -> Pooling:
             for kind, path in kinds
             if kind == "Pooling"
         ]
+        if any(not isinstance(each, dict) for each in settings):
+            raise TypeError("it is not an object")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{modules} or its 1_Pooling/config.json cannot be read: {error}.") from error
     unknown = sorted({kind for kind, _ in kinds} - {"Transformer", "Pooling", "Normalize"})
@@ -293,6 +295,13 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
             version=OP_VERSION,
         )
 
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            largest = float(checkpoint.model.state_dict()[name].abs().max())
+            raise InputError(
+                f"The weight {name} reaches {largest:g}, beyond what the type asked for can hold ({torch.finfo(dtype).max:g}). "
+                "Export it with --bf16 or in fp32."
+            )
     checkpoint.family.replace_attention(model, node)
 
     class Wrapped(torch.nn.Module):

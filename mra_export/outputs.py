@@ -12,22 +12,33 @@ from typing import TYPE_CHECKING
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["check_target", "staged_directory", "staged_file"]
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
     """Refuses a target that cannot be written, before any work is done for it.
 
     Args:
         target: the file or directory to be written.
         force: whether an existing target may be replaced.
+        sources: what is being read; it is never replaced, whole or in part.
 
     Raises:
-        InputError: the target exists and `force` is not set, or its folder cannot be written.
+        InputError: the target exists and `force` is not set, or its folder cannot be written, or it is or holds a source.
     """
-    if (target.exists() or target.is_symlink()) and not force:
+    try:
+        exists = target.exists() or target.is_symlink()
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}.") from error
+    resolved = target.resolve()
+    for source in sources:
+        whole = source.resolve()
+        inside = whole in resolved.parents and exists and target.suffix != ".html"
+        if resolved == whole or resolved in whole.parents or inside:
+            raise InputError(f"{target} is, holds or belongs to the input {source}. Choose another output.")
+    if exists and not force:
         raise InputError(f"{target} already exists. Choose another path, or add --force to replace it.")
     parent = _parent(target)
     existing = next(p for p in (parent, *parent.parents) if p.exists())
@@ -61,12 +72,12 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
         stage.mkdir()
         with _os_errors(target):
             yield stage
-            if target.exists() or target.is_symlink():
-                target.rename(holder / "old")
             try:
+                if target.exists() or target.is_symlink():
+                    target.rename(holder / "old")
                 stage.rename(target)
-            except OSError:
-                if (holder / "old").exists():
+            except BaseException:  # an interruption here must not cost the old output
+                if os.path.lexists(holder / "old") and not os.path.lexists(target):
                     (holder / "old").rename(target)
                 raise
     finally:

@@ -174,7 +174,7 @@ def check_candidate(
         ]
         original = reference.trace(case.inputs)
         same, row_ties = _same_selection(original.layers, selections, mask, attributes)
-        tied += int(row_ties.sum())
+        tied += int((~_by_example(~row_ties, case)).sum())
         whole.add(case, original.outputs, trace.outputs, _by_example(same & ~row_ties, case), _by_example(same, case))
 
         specification.selections = selections
@@ -199,7 +199,7 @@ def check_candidate(
             "until num_blocks is at least the number of prior blocks plus the number of blocks in the sequence."
         )
     return [
-        _against_model(reference.name, candidate.name, whole, tolerance, notes),
+        _against_model(reference.name, candidate.name, whole, tolerance, notes, tied),
         _against_specification(candidate.name, forced, layers, alone_error, tolerance),
     ]
 
@@ -352,13 +352,15 @@ class _Tally:
         }
 
 
-def _against_model(reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str]) -> Comparison:
+def _against_model(
+    reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str], tied: int
+) -> Comparison:
     metrics = tally.metrics()
     error = metrics["relative_error"]
     judged, rows = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
-    if judged < rows:
+    if judged < rows - tied:
         notes = [
-            f"judged on {judged} of {rows} rows; in the others the two choose different blocks in some layer, "
+            f"judged on {judged} of {rows} rows; in {rows - tied - judged} the two choose different blocks in some layer, "
             "which the comparison on equal blocks below judges.",
             *notes,
         ]
@@ -429,9 +431,10 @@ def _judge_operator(
         cause = "arithmetic"
         if actual is not None:
             near = _near_tie(choice.score, choice.selected)
-            swapped = (actual != choice.selected) & _real_pairs(mask, attributes.num_heads)
+            # The probe cannot see key blocks with fewer than two tokens.
+            swapped = (actual != choice.selected) & _real_pairs(mask, attributes.num_heads, least_keys=2)
             by_tie = bad & swapped.flatten(2).any(2) & ~(swapped & ~near).flatten(2).any(2)
-            # Only whole swaps: a probe cannot see blocks of one token, which would change the count.
+            # Only whole swaps: one whose other half the probe cannot see would change the count.
             by_tie &= (swapped & actual).flatten(2).sum(2) == (swapped & choice.selected).flatten(2).sum(2)
             resolved = torch.where(by_tie[:, :, None, None] & swapped, actual, selected)
             again = _head_errors(
@@ -442,7 +445,7 @@ def _judge_operator(
             error = torch.where(fixed, again, error)
             report.near_ties += int(fixed.sum())
             bad &= ~fixed
-            if bool((swapped.flatten(2).any(2) & bad).any()):
+            if bool((swapped.flatten(2).any(2) & bad & torch.isfinite(error)).any()):
                 cause = "selection"
         if bool(bad.any()) and report.problem is None:
             b, h = (int(i) for i in bad.nonzero()[0])
@@ -574,15 +577,16 @@ def _head_errors(actual: torch.Tensor, expected: torch.Tensor, attributes: Mra2A
     return (a - e).pow(2).sum((1, 3)).sqrt() / e.pow(2).sum((1, 3)).sqrt().clamp(min=1e-30)
 
 
-def _real_pairs(mask: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Pairs of blocks that both hold tokens: bool [batch, num_heads, blocks, blocks]."""
+def _real_pairs(mask: torch.Tensor, num_heads: int, least_keys: int = 1) -> torch.Tensor:
+    """Pairs of a query block with tokens and a key block with at least `least_keys`: bool [batch, num_heads, blocks, blocks]."""
     import torch
 
     rows, seq_len = mask.shape
     blocks = -(-seq_len // BLOCK_SIZE)
     filled = torch.nn.functional.pad((mask != 0).int(), (0, blocks * BLOCK_SIZE - seq_len))
-    holds = filled.reshape(rows, blocks, BLOCK_SIZE).any(2)
-    return (holds[:, :, None] & holds[:, None, :])[:, None].expand(-1, num_heads, -1, -1)
+    tokens = filled.reshape(rows, blocks, BLOCK_SIZE).sum(2)
+    pairs = (tokens[:, :, None] > 0) & (tokens[:, None, :] >= least_keys)
+    return pairs[:, None].expand(-1, num_heads, -1, -1)
 
 
 def _flat_mask(inputs: Inputs) -> torch.Tensor:

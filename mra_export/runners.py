@@ -337,6 +337,7 @@ def read_onnx(path: Path) -> OnnxModel:
         attributes = [Mra2AttentionAttributes(**{k: v[k] for k in ATTRIBUTES}) for v in values]
     except KeyError as error:
         raise InputError(f"{path}: a {OP_TYPE} node has no attribute {error}. Export it again.") from error
+    _check_external_data(path, model)
     metadata = {p.key: p.value for p in model.metadata_props}
     types = {
         onnx.TensorProto.FLOAT: "fp32",
@@ -355,6 +356,25 @@ def read_onnx(path: Path) -> OnnxModel:
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         functions=list(model.functions),
     )
+
+
+def _check_external_data(path: Path, proto: Any) -> None:
+    """Refuses a file whose weights beside it are missing or cut off; the parser's word for that names no file."""
+    for initializer in proto.graph.initializer:
+        entries = {entry.key: entry.value for entry in initializer.external_data}
+        if "location" not in entries:
+            continue
+        data = path.parent / entries["location"]
+        if not data.is_file():
+            raise InputError(
+                f"{path} needs {data.name} beside it, which is not there. Keep the exported directory together."
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if data.stat().st_size < end:
+            raise InputError(
+                f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
+                "Copy it again."
+            )
 
 
 def operator_model(
@@ -440,7 +460,13 @@ class OnnxRuntimeRunner:
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
         if self.library is not None:
-            options.register_custom_ops_library(str(self.library))
+            try:
+                options.register_custom_ops_library(str(self.library))
+            except Exception as error:
+                raise InputError(
+                    f"{self.library} is not the operator library for this ONNX Runtime: {str(error).splitlines()[0]} "
+                    "Build it with `mra-export build`."
+                ) from error
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:

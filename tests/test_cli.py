@@ -47,7 +47,9 @@ def test_help_has_a_worked_example(command: list[str], capsys: pytest.CaptureFix
 
 def test_help_does_not_import_what_is_heavy() -> None:
     code = "import sys, mra_export.cli; print([m for m in ('torch', 'transformers', 'onnx', 'numpy', 'rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_every_command_is_in_the_readme() -> None:
@@ -82,11 +84,13 @@ def test_onnx_and_check(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert "one token" not in captured.out
 
 
-def test_check_without_artifacts_takes_what_the_source_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_without_artifacts_takes_what_the_source_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = save_checkpoint(tmp_path / "c")
     code, result = run_json(capsys, "check", source)
     assert (code, result["ok"]) == (2, False)
-    assert "holds no .onnx file" in result["error"]
+    assert "holds no .onnx and no .engine file" in result["error"]
     assert run("onnx", source, "-o", tmp_path / "o", "--no-check", "-q") == 0
     shutil.move(tmp_path / "o" / "onnx", source / "onnx")
     capsys.readouterr()
@@ -115,7 +119,9 @@ def test_random_init_needs_only_a_configuration(tmp_path: Path, capsys: pytest.C
     code, result = run_json(capsys, "onnx", source, "-o", tmp_path / "o", "--random-init", 7, "--task", "fill-mask")
     assert code == 0
     assert result["task"] == "fill-mask"
-    code, result = run_json(capsys, "check", source / "config.json", tmp_path / "o", "--random-init", 7, "--max-seq-len", 40)
+    code, result = run_json(
+        capsys, "check", source / "config.json", tmp_path / "o", "--random-init", 7, "--max-seq-len", 40
+    )
     assert code == 0
     code, result = run_json(capsys, "onnx", source, "-o", tmp_path / "p")
     assert code == 2
@@ -156,7 +162,7 @@ def drop(source: Path) -> None:
         (settings({"num_attention_heads": 5}), "hidden_size=64 must be a positive multiple of num_attention_heads=5"),
         (settings({"approx_mode": "half"}), "approx_mode='half' must be one of full, sparse"),
         (settings({"max_position_embeddings": 16}), "max_position_embeddings=16 must be at least 32"),
-        (settings({"initial_prior_diagonal_n_blocks": -1}), "initial_prior_diagonal_n_blocks=-1 must not be negative"),
+        (settings({"initial_prior_diagonal_n_blocks": -1}), "initial_prior_diagonal_n_blocks=-1 must be between 0 and"),
         (settings({"position_embedding_type": "relative_key"}), "position_embedding_type='relative_key'"),
         (settings({"architectures": ["MraForSomethingElse"]}), "MraForSomethingElse is none that this tool exports"),
         (settings({"architectures": ["MraForMaskedLM"]}), "has no weights for cls.predictions.*Choose the --task"),
@@ -164,6 +170,15 @@ def drop(source: Path) -> None:
         (lambda s: (s / "model.safetensors").unlink(), "could not be loaded.*--random-init"),
         (lambda s: (s / "model.safetensors").write_bytes(b"garbage"), "could not be loaded"),
         (lambda s: os.truncate(s / "model.safetensors", 5000), "could not be loaded"),
+        (settings({"num_hidden_layers": 0}), "num_hidden_layers=0 must be at least 1"),
+        (settings({"layer_norm_eps": -1.0}), "layer_norm_eps=-1.0 must be positive"),
+        (settings({"initial_prior_diagonal_n_blocks": 10**20}), "must be between 0 and 1048576"),
+        (settings({"block_per_row": "4"}), "block_per_row.*got '4'|Field 'block_per_row' expected"),
+        (
+            settings({"max_position_embeddings": 512}),
+            r"do not fit config.json: .*position.* .258, 64. there and .514, 64.",
+        ),
+        (settings({"vocab_size": 90}), r"do not fit config.json: .*word_embeddings.weight"),
         (poison, "encoder.layer.1.attention.self.key.weight has 1 values that are NaN or infinite, of 4096"),
         (drop, "has no weights for encoder.layer.1.attention.self.key.weight"),
     ],
@@ -199,13 +214,19 @@ def test_a_bad_checkpoint_is_one_message(
         (["onnx", "{tiny}", "-o", "{tmp}/exists/file/o"], "is not a directory"),
         (["onnx", "{tiny}", "-o", "{tmp}/o", "--task", "multiple-choice"], "has no weights for classifier"),
         (["check", "{tiny}", "{tmp}/absent.onnx"], "absent.onnx does not exist"),
-        (["check", "{tiny}", "{tmp}/exists/file"], "is no .onnx file and no directory"),
+        (["check", "{tiny}", "{tmp}/exists/file"], "is no .onnx file, no .engine file and no directory"),
         (["check", "{tiny}", "{onnx}", "--report", "{tmp}/exists"], "already exists"),
         (["check", "{tiny}", "{onnx}", "--plugin-lib", "{tmp}/absent.so"], "absent.so does not exist"),
         (["check", "{tiny}", "{onnx}", "--max-seq-len", "0"], "0 is not in the range"),
         (["check", "{tiny}", "{onnx}", "--max-seq-len", "257"], "max_seq_len=257 is above the model's"),
         (["check", "{tiny}", "{onnx}", "--kernel-sources", "{tmp}/exists"], "exists has no cuda_kernel.cu"),
         (["from-dense", "{tiny}", "-o", "{tmp}/o"], "mra"),
+        (["onnx", "{tiny}", "-o", "{tmp}/" + "x" * 300], "cannot be written: File name too long"),
+        (["onnx", "{tiny}", "-o", "{tmp}/o", "--random-init", str(2**70)], "is not in the range"),
+        (
+            ["check", "{tiny}", "{onnx}", "--max-seq-len", "40", "--plugin-lib", "/etc/passwd"],
+            "is not the operator library",
+        ),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
@@ -234,6 +255,49 @@ def test_bad_usage_ends_with_2(
     assert [p.name for p in tmp_path.iterdir()] == ["exists"]
 
 
+def test_the_input_is_never_replaced(tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path, capsys: Any) -> None:
+    source = tmp_path / "folder" / "source"
+    shutil.copytree(tiny_checkpoint, source)
+    before = sorted(p.name for p in source.iterdir())
+    for target in (source, source.parent, source / "config.json", source / ".." / "source"):
+        assert run("onnx", source, "-o", target, "--force", "-q") == 2
+        assert "is, holds or belongs to the input" in capsys.readouterr().err
+    assert run("check", source, tiny_export, "--report", source / "model.safetensors", "--force", "-q") == 2
+    assert sorted(p.name for p in source.iterdir()) == before
+    assert load_file(source / "model.safetensors")
+
+
+def test_a_tokenizer_of_another_model_is_named(
+    minilm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_checkpoint(tmp_path / "c")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        if (minilm / name).is_file():
+            shutil.copyfile(minilm / name, source / name)
+    assert run("onnx", source, "-o", tmp_path / "o", "-q") == 2
+    assert "The tokenizer has 30522 tokens, but the model's vocab_size is 120" in capsys.readouterr().err
+
+
+def test_weights_beyond_half_precision_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save_checkpoint(tmp_path / "c")
+    weights = load_file(source / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = 1e6
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    assert run("onnx", source, "-o", tmp_path / "o", "--fp16", "-q", "--no-check") == 2
+    assert (
+        "output.dense.weight reaches 1e+06, beyond what the type asked for can hold (65504)" in capsys.readouterr().err
+    )
+
+
+def test_a_closed_standard_output_is_no_bug(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mra_export", "doctor", "--json"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mra_export", "onnx", str(tmp_path / "absent"), "-o", str(tmp_path / "o"), "-v"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -242,7 +306,7 @@ def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     assert "does not exist" in result.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mra_export", "onnx", str(tiny_checkpoint), "-o", str(tmp_path / "o")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

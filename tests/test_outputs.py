@@ -77,5 +77,26 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(InputError, match="no permission"):
             check_target(tmp_path / "locked" / "out", force=False)
-    with pytest.raises(InputError, match=r"could not be written|no permission"), staged_directory(Path("/proc/mra-export")):
+    with (
+        pytest.raises(InputError, match=r"could not be written|no permission"),
+        staged_directory(Path("/proc/mra-export")),
+    ):
         pytest.fail("the block must not run")
+
+
+def test_an_interruption_between_the_renames_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_directory(target, force=True) as stage:
+        (stage / "new").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in target.iterdir()] == ["old"]

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -98,7 +99,8 @@ def test_a_wrong_selection_is_told_from_wrong_arithmetic(
         node.attribute[0].f = 0.05
 
     path = edited(tiny_export, tmp_path / "b" / "model.onnx", forget_the_epsilon_and_more)
-    comparison = verdicts(checkpoint, path, cases)[1]
+    one_token = [c for c in build_cases(checkpoint)[0] if c.seq_len == 1]
+    comparison = verdicts(checkpoint, path, [*one_token, *cases])[1]
     assert comparison.ok is False
     assert "starts in layer.0: arithmetic of the attention" in comparison.notes[0]
 
@@ -192,6 +194,16 @@ def test_files_of_another_model_are_refused(checkpoint: Checkpoint, tiny_export:
         check(head, [tiny_export / MODEL_FILE])
 
 
+def test_missing_weights_beside_a_file_are_named(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: Any) -> None:
+    import mra_export.export as export_module
+
+    monkeypatch.setattr(export_module, "EXTERNAL_DATA_THRESHOLD", 1000)
+    exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o")
+    (tmp_path / "o" / "onnx" / "model.onnx_data").unlink()
+    with pytest.raises(InputError, match=r"needs model\.onnx_data beside it, which is not there"):
+        read_onnx(exported.model)
+
+
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"not an ONNX file")
@@ -205,7 +217,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         read_onnx(other)
     folder = tmp_path / "empty"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds no \.onnx file"):
+    with pytest.raises(InputError, match=r"holds no \.onnx and no \.engine file"):
         find_artifacts([folder])
 
 

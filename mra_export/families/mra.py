@@ -11,6 +11,7 @@ from mra_export.op_spec import (
     BLOCK_SIZE,
     HEAD_DIM_MULTIPLE,
     MAX_HEAD_DIM,
+    MAX_SEQ_LEN,
     OP_DOMAIN,
     OP_TYPE,
     Mra2AttentionAttributes,
@@ -53,11 +54,17 @@ class MraFamily:
                 f"max_position_embeddings={config.max_position_embeddings} must be at least {BLOCK_SIZE}: "
                 "the budget is counted in blocks of that many tokens. Check config.json."
             )
+        if config.num_hidden_layers < 1:
+            raise InputError(f"num_hidden_layers={config.num_hidden_layers} must be at least 1. Check config.json.")
+        if not config.layer_norm_eps > 0:
+            raise InputError(f"layer_norm_eps={config.layer_norm_eps} must be positive. Check config.json.")
         if config.block_per_row < 1:
             raise InputError(f"block_per_row={config.block_per_row} must be at least 1. Check config.json.")
         for name in ("initial_prior_first_n_blocks", "initial_prior_diagonal_n_blocks"):
-            if getattr(config, name) < 0:
-                raise InputError(f"{name}={getattr(config, name)} must not be negative. Check config.json.")
+            if not 0 <= getattr(config, name) <= MAX_SEQ_LEN:
+                raise InputError(
+                    f"{name}={getattr(config, name)} must be between 0 and {MAX_SEQ_LEN}. Check config.json."
+                )
         kind = getattr(config, "position_embedding_type", None)
         if kind not in (None, "absolute"):
             raise InputError(
