@@ -265,9 +265,6 @@ def trt_command(
     Example:
       mra-export trt ./minilm-onnx -o ./minilm.engine --backend rtx --batch 1:8:64
     """
-    from mra_export.outputs import check_target
-
-    check_target(output, force=force, sources=[Path(source)])
     from mra_export.console import print_comparisons, progress
     from mra_export.engine import RANGES, build_engine, exported, parse_range
 

@@ -225,14 +225,15 @@ def exported(
         ParityError: the export is not the checkpoint's model.
         DependencyError: the backend or the plugin is missing.
     """
-    check_target(output, force=force)
-    check_target(manifest_path(output), force=force)
-    select_backend(backend)
-    tensorrt_library(library)
     path = Path(source)
     if path.is_file() and path.suffix != ".json" and path.suffix != ".onnx":
         raise InputError(f"{path} is neither an .onnx file nor a directory.")
     onnx_file = find_onnx(path) if random_init is None else None
+    # An engine may lie in the directory of its ONNX file, and be replaced there.
+    for target in (output, manifest_path(output)):
+        check_target(target, force=force, sources=[onnx_file or path])
+    select_backend(backend)
+    tensorrt_library(library)
     if onnx_file is not None:
         options = {"--opset": opset, "--pooling or --normalize": pooling}
         given = [name for name, value in options.items() if value is not None] + ["--task"] * (task != "auto")
@@ -325,8 +326,8 @@ def build_engine(
         DependencyError: no backend, no plugin or no GPU where one is needed.
         MraExportError: the builder failed on a network that it had accepted.
     """
-    check_target(output, force=force)
-    check_target(manifest_path(output), force=force)
+    for target in (output, manifest_path(output)):
+        check_target(target, force=force, sources=[onnx_file])
     source = read_onnx(onnx_file)
     if dtype not in (None, source.dtype) and source.dtype != "fp32":
         raise InputError(

@@ -71,10 +71,12 @@ class Backend:
         return f"{'TensorRT-RTX' if self.name == 'rtx' else 'TensorRT'} {self.version}"
 
     def errors(self) -> str:
-        """What it logged as errors since `logger.messages` was cleared, in one line; without what every GPU-less build says."""
-        lines = [
-            t for kind, t in self.logger.messages if "ERROR" in kind and not re.search(r"CUDA (driver|GPU|lib)", t)
-        ]
+        """What it logged as errors since `logger.messages` was cleared, in one line.
+
+        Without what every build on a machine without a GPU says of CUDA, unless there is nothing else.
+        """
+        every = [text for kind, text in self.logger.messages if "ERROR" in kind]
+        lines = [text for text in every if not re.search(r"CUDA (driver|GPU|lib)", text)] or every
         return " / ".join(dict.fromkeys(" ".join(line.split()) for line in lines[-5:]))
 
 

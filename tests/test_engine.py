@@ -568,6 +568,20 @@ def test_an_existing_output_is_kept(model: Path, plugin: Path, rtx: Any, tmp_pat
     check_engine(output)
 
 
+def test_the_input_is_never_replaced(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    shutil.copy(model, copy)
+    code, _, err = run("trt", copy, "-o", copy, "--force", "--backend", "rtx", "--plugin-lib", plugin)
+    assert code == 2
+    assert_message(err, "belongs to the input")
+    assert copy.read_bytes() == model.read_bytes()
+    for _ in range(2):  # beside its ONNX file an engine is at home
+        code, _, err = run(
+            "trt", tmp_path, "-o", tmp_path / "model.engine", "--force", "--backend", "rtx", "--plugin-lib", plugin
+        )
+        assert code == 0, err
+
+
 def test_an_output_that_cannot_be_written(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = run("trt", model, "-o", tmp_path / "file" / "m.engine", "--backend", "rtx", "--plugin-lib", plugin)
@@ -855,6 +869,16 @@ def test_check_without_a_gpu(
     code, _, err = run("check", short_checkpoint, engine)
     assert code == 2
     assert_message(err, "it was cut off or replaced")
+
+
+def test_loading_without_a_gpu_is_an_error_and_no_crash(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
+    from mra_export import engine_runner
+
+    if tensorrt_backend.find_gpus():
+        pytest.skip("this machine has a GPU")
+    made = build(model, tmp_path / "model.engine", plugin)
+    with pytest.raises(DependencyError, match=r"could not load .*model\.engine: .*CUDA"):
+        engine_runner._activate(rtx, made.engine)
 
 
 def test_check_of_an_engine_of_another_model(
