@@ -82,13 +82,18 @@ struct Warp {
   unsigned mask = 0;
   Collective kind = Collective::kSync;
   unsigned generation = 0;
-  char sync_tag[2];
+};
+
+// What ThreadSanitizer knows barriers by. Made and freed with each block: else one block's barrier would order it before the next block's.
+struct Tags {
+  char barrier[2];
+  char warp[32][2];
 };
 
 enum class Order { kForward, kReverse, kRandom };
 
 struct Machine {
-  std::vector<std::unique_ptr<Fiber>> fibers;  // pool; fiber (thread + rotation) serves thread
+  std::vector<std::unique_ptr<Fiber>> fibers;  // one for each thread of the largest block so far
   std::vector<int> ready;
   std::size_t ready_head = 0;
   Fiber main;
@@ -98,13 +103,12 @@ struct Machine {
   unsigned at_barrier = 0;
   std::vector<int> barrier_waiters;
   std::vector<Warp> warps;
-  std::vector<int> slot;  // thread -> fiber
   unsigned char* shared = nullptr;
   const std::function<void()>* body = nullptr;
   Order order = Order::kForward;
   std::mt19937 random;
   bool early = false;
-  char barrier_tag[2];
+  Tags* tags = nullptr;
   unsigned barrier_generation = 0;
   char start_tag;  // what the launch's start, its end and fences order; an end does not order the blocks that start later
   char end_tag;
@@ -113,7 +117,7 @@ struct Machine {
 };
 Machine g_machine;
 
-Fiber& fiber_of(int thread) { return *g_machine.fibers[g_machine.slot[thread]]; }
+Fiber& fiber_of(int thread) { return *g_machine.fibers[static_cast<std::size_t>(thread)]; }
 
 void switch_to(Fiber& from, Fiber& to, bool from_ends) {
 #if defined(MRA_HOST_ASAN)
@@ -246,12 +250,14 @@ void fiber_main() {
     acquire(&m.start_tag);
     (*m.body)();
     release(&m.end_tag);
-    const OwnBusiness own_business;
-    Fiber& self = fiber_of(m.current);
-    for (const auto& group : self.copies)
-      if (!group.empty()) fail("thread %u of block %u ended with asynchronous copies under way", self.context.thread.x, self.context.block.x);
-    --m.live;
-    complete_barrier_if_all_arrived();
+    {
+      const OwnBusiness own_business;
+      Fiber& self = fiber_of(m.current);
+      for (const auto& group : self.copies)
+        if (!group.empty()) fail("thread %u of block %u ended with asynchronous copies under way", self.context.thread.x, self.context.block.x);
+      --m.live;
+      complete_barrier_if_all_arrived();
+    }
     yield_blocked(false);  // until the next block gives this fiber another thread
   }
 }
@@ -337,7 +343,7 @@ void barrier() {
   const OwnBusiness own_business;
   Machine& m = g_machine;
   const unsigned generation = m.barrier_generation;
-  release(&m.barrier_tag[generation % 2]);
+  release(&m.tags->barrier[generation % 2]);
   ++m.at_barrier;
   if (m.at_barrier == m.live) {
     m.at_barrier = 0;
@@ -352,7 +358,7 @@ void barrier() {
     m.barrier_waiters.push_back(m.current);
     yield_blocked(false);
   }
-  acquire(&m.barrier_tag[generation % 2]);
+  acquire(&m.tags->barrier[generation % 2]);
 }
 
 const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* words, int count) {
@@ -371,7 +377,7 @@ const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* wo
   }
   const unsigned generation = warp.generation;
   if (count > 0) std::memcpy(warp.deposits[generation % 2][own_lane], words, static_cast<std::size_t>(count) * 4);
-  release(&warp.sync_tag[generation % 2]);
+  release(&m.tags->warp[warp_index][generation % 2]);
   warp.arrived |= 1u << own_lane;
   if (warp.arrived == warp.mask) {
     warp.arrived = 0;
@@ -386,7 +392,7 @@ const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* wo
     yield_blocked(false);
   }
   // Shuffles and ballots order no memory accesses between lanes in CUDA's model; __syncwarp does, and ldmatrix and mma touch none.
-  if (kind == Collective::kSync) acquire(&warp.sync_tag[generation % 2]);
+  if (kind == Collective::kSync) acquire(&m.tags->warp[warp_index][generation % 2]);
   return warp.deposits[generation % 2];
 }
 
@@ -398,29 +404,34 @@ void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const
 #if defined(MRA_HOST_TSAN)
   m.main.tsan = __tsan_get_current_fiber();
 #endif
-  const unsigned pool = threads + 8;
-  while (m.fibers.size() < pool) m.fibers.push_back(make_fiber());
   m.body = &body;
   half_values();  // made before there are fibers
   m.threads = threads;
   release(&m.start_tag);
   for (unsigned block = 0; block < blocks; ++block) {
     const OwnBusiness own_business;
+#if defined(MRA_HOST_TSAN)
+    // New threads for every block, on new stacks: what an old one has seen would order its block before this one.
+    for (auto& fiber : m.fibers) {
+      munmap(fiber->stack, kStackBytes);
+      __tsan_destroy_fiber(fiber->tsan);
+    }
+    m.fibers.clear();
+#endif
+    while (m.fibers.size() < threads) m.fibers.push_back(make_fiber());
     // Exactly the bytes asked for, so that AddressSanitizer sees one too many; filled with NaN, so that nothing relies on zeros.
     m.shared = static_cast<unsigned char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128 + 128));
     std::memset(m.shared, 0xff, (shared_bytes + 127) / 128 * 128 + 128);
 #if defined(MRA_HOST_ASAN)
     __asan_poison_memory_region(m.shared + shared_bytes, (shared_bytes + 127) / 128 * 128 + 128 - shared_bytes);
 #endif
+    m.tags = static_cast<Tags*>(std::malloc(sizeof(Tags)));
     m.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
-    m.slot.resize(threads);
     m.ready.clear();
     m.ready_head = 0;
     m.live = threads;
     m.at_barrier = 0;
     for (unsigned thread = 0; thread < threads; ++thread) {
-      // Rotated from block to block, so that ThreadSanitizer does not take thread i of two blocks for one thread.
-      m.slot[thread] = static_cast<int>((thread + block * 5) % pool);
       Fiber& fiber = fiber_of(static_cast<int>(thread));
       fiber.context.thread = {thread, 0, 0};
       fiber.context.block = {block, 0, 0};
@@ -437,6 +448,7 @@ void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const
 #if defined(MRA_HOST_ASAN)
     __asan_unpoison_memory_region(m.shared, (shared_bytes + 127) / 128 * 128 + 128);
 #endif
+    std::free(m.tags);
     std::free(m.shared);
     m.shared = nullptr;
   }

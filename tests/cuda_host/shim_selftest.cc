@@ -1,6 +1,6 @@
 // What the shim itself must do: fragments as the PTX manual lays them out, and faults that it or a sanitizer must catch.
 //
-// shim_selftest NAME runs one of them; "mma" and "ldmatrix" print OK, the others are planted faults and must not.
+// shim_selftest NAME runs one of them; "mma", "ldmatrix" and "last_block" print OK, the others are planted faults and must not.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -79,6 +79,24 @@ void missing_warp_sync_kernel(float* out) {
 
 void block_race_kernel(float* out) { out[0] = static_cast<float>(blockIdx.x + threadIdx.x); }
 
+// The second block to arrive reads what the first wrote; kFence is what makes that right.
+template <bool kFence>
+void last_block_kernel(float* out) {
+  __syncthreads();
+  out[1 + blockIdx.x * blockDim.x + threadIdx.x] = 1.0f;
+  if (kFence) __threadfence();
+  __syncthreads();
+  auto* arrivals = reinterpret_cast<std::uint32_t*>(out);
+  auto* last = reinterpret_cast<std::uint32_t*>(dynamic_shared());
+  if (threadIdx.x == 0) *last = atomicAdd(arrivals, 1u) == 1u;
+  __syncthreads();
+  if (*last == 0) return;
+  if (kFence) __threadfence();
+  float sum = 0.0f;
+  for (unsigned i = 0; i < 2 * blockDim.x; ++i) sum += out[1 + i];
+  if (sum != 2.0f * static_cast<float>(blockDim.x)) cuda_host::fail("the sum is %g", static_cast<double>(sum));
+}
+
 void shared_overrun_kernel(float* out) {
   auto* shared = reinterpret_cast<float*>(dynamic_shared());
   shared[threadIdx.x + 1] = 1.0f;  // 64 floats were asked for
@@ -132,6 +150,10 @@ int main(int count, char** arguments) {
     launch(missing_warp_sync_kernel, 1, 32, 128, nullptr, out);
   } else if (name == "block_race") {
     launch(block_race_kernel, 2, 1, 0, nullptr, out);
+  } else if (name == "last_block") {
+    launch(last_block_kernel<true>, 2, 16, 16, nullptr, out);
+  } else if (name == "last_block_without_fence") {
+    launch(last_block_kernel<false>, 2, 16, 16, nullptr, out);
   } else if (name == "shared_overrun") {
     launch(shared_overrun_kernel, 1, 64, 256, nullptr, out);
   } else if (name == "global_overrun") {
