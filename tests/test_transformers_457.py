@@ -40,7 +40,16 @@ def test_the_environment_has_transformers_457_and_this_source(tmp_path: Path) ->
 @pytest.mark.parametrize("module", MODULES)
 def test_core_tests_pass(tmp_path: Path, module: str) -> None:
     done = run(
-        tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", f"not {TOO_LARGE}", f"tests/{module}"
+        tmp_path,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "-k",
+        f"not {TOO_LARGE}",
+        f"tests/{module}",
     )
     last = done.stdout.strip().splitlines()[-1:] or [done.stderr]
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
