@@ -5,6 +5,7 @@ Only the standard library is imported: `scripts/hatch_build.py` runs this while 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -133,6 +134,9 @@ def _build(
                 )
             arguments += ["-DMRA_TENSORRT=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
             details.append(nvcc)
+        elif _has_cuda_provider() and (nvcc := find_nvcc()) is not None:
+            arguments += ["-DMRA_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+            details += [nvcc, "kernels of the CUDA provider"]
         headers = _headers(kind, fetch, progress)
         arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
         details.append(f"{kind} headers {headers.version} ({headers.source})")
@@ -147,6 +151,15 @@ def _build(
     except _Missing as missing:
         return BuildResult(kind, None, str(missing), False, time.monotonic() - started)
     return BuildResult(kind, target, ", ".join(details), False, time.monotonic() - started)
+
+
+def _has_cuda_provider() -> bool:
+    """Whether the installed ONNX Runtime is the one for GPUs, the only one that can use the CUDA kernels."""
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _tools() -> tuple[str, str]:
