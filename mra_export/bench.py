@@ -64,7 +64,7 @@ def onnx_file(source: str, task: str, random_init: int | None, progress: Callabl
         InputError: the source cannot be read.
     """
     from mra_export.checkpoint import load_checkpoint
-    from mra_export.engine import find_onnx
+    from mra_export.engine_source import find_onnx
     from mra_export.export import export_onnx
 
     path = find_onnx(Path(source)) if random_init is None else None

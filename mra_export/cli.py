@@ -266,7 +266,8 @@ def trt_command(
       mra-export trt ./minilm-onnx -o ./minilm.engine --backend rtx --batch 1:8:64
     """
     from mra_export.console import print_comparisons, progress
-    from mra_export.engine import RANGES, build_engine, exported, parse_range
+    from mra_export.engine import build_engine
+    from mra_export.engine_source import RANGES, exported, parse_range
 
     shown = {name: options.pop(name) for name in ("as_json", "verbose", "quiet")}
     ranges: dict[str, Any] = {
@@ -505,7 +506,7 @@ def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooli
 
 def _sizes(text: str, name: str) -> list[int]:
     """The different sizes of MIN:OPT:MAX."""
-    from mra_export.engine import parse_range
+    from mra_export.engine_source import parse_range
 
     sizes = parse_range(text, name)
     return sorted({sizes.min, sizes.opt, sizes.max})
@@ -513,7 +514,7 @@ def _sizes(text: str, name: str) -> list[int]:
 
 def _lengths(text: str | None, path: Path) -> list[int]:
     """The lengths to time: those asked for, or 128 times 4 again and again and the longest."""
-    from mra_export.engine import check_ranges, parse_range, position_limit
+    from mra_export.engine_source import check_ranges, parse_range, position_limit
     from mra_export.runners import read_onnx
 
     limit = position_limit(read_onnx(path))

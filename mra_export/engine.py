@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import signal
-import tempfile
 import threading
 import time
 import warnings
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
 from mra_export.engine_runner import LAYER_TENSORS, layer_output
-from mra_export.errors import DependencyError, InputError, MraExportError, ParityError
+from mra_export.engine_source import Range, check_dtype, in_dtype, input_axes, ranges_of, shapes_of
+from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
 from mra_export.op_spec import OP_DOMAIN, OP_TYPE, OP_VERSION
 from mra_export.outputs import check_target, staged_file
-from mra_export.parity import Comparison, as_json
+from mra_export.parity import as_json
 from mra_export.runners import OnnxModel, read_onnx
 from mra_export.tensorrt_backend import (
     Backend,
@@ -37,39 +37,11 @@ from mra_export.tensorrt_backend import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mra_export.export import Pooling
 
-__all__ = [
-    "RANGES",
-    "EngineResult",
-    "Range",
-    "build_engine",
-    "check_ranges",
-    "exported",
-    "find_onnx",
-    "parse_range",
-    "position_limit",
-]
+__all__ = ["EngineResult", "build_engine"]
 
-RANGES = ("batch", "seq_len", "choices")
-"""The arguments of `build_engine` that are a `Range`."""
-DEFAULT_BATCH = (1, 8, 32)
-DEFAULT_CHOICES = (1, 4, 8)
-DEFAULT_OPT_SEQ_LEN = 128
 PORTABLE_COMPUTE_CAPABILITY = "8.0"
 """The oldest GPUs of an engine that is not for one GPU: Ampere."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Sizes of one axis: the least, the one to be fast at, the largest."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
 
 
 @dataclass(frozen=True)
@@ -93,187 +65,6 @@ class EngineResult:
     profiles: dict[str, dict[str, int]]
     seconds: float
     notes: tuple[str, ...]
-
-
-def parse_range(text: str, name: str) -> Range:
-    """The sizes of an axis from "MIN:OPT:MAX", or one number for all three.
-
-    Args:
-        text: as the user gives it.
-        name: of the option, for messages.
-
-    Raises:
-        InputError: it is not that, or not 1 <= MIN <= OPT <= MAX.
-    """
-    parts = text.split(":")
-    try:
-        numbers = [int(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise InputError(f"{name}={text} must be MIN:OPT:MAX, for example 1:8:32, or one number for all three.")
-    low, best, high = numbers
-    if low < 1:
-        raise InputError(f"{name}={text}: the least size is {low}, but must be at least 1.")
-    if not low <= best <= high:
-        raise InputError(f"{name}={text} must not decrease: MIN <= OPT <= MAX.")
-    return Range(low, best, high)
-
-
-def position_limit(model: OnnxModel) -> int | None:
-    """The longest sequence that a model takes, in tokens; None where that cannot be seen.
-
-    It is max_position_embeddings of the config.json that lies beside the file or above its folder, and what the table of
-    positions in the file holds; the smaller one where both are known.
-    """
-    import onnx
-
-    limits = []
-    for folder in (model.path.parent.parent, model.path.parent):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-            if isinstance(value, int):
-                limits.append(value)
-    graph = onnx.load(str(model.path), load_external_data=False).graph
-    for initializer in graph.initializer:
-        if initializer.name.endswith("position_embeddings.weight") and len(initializer.dims) == 2:
-            limits.append(int(initializer.dims[0]) - 2)  # MraEmbeddings counts positions from 2
-    return min(limits) if limits else None
-
-
-def check_ranges(ranges: dict[str, Range], limit: int | None) -> None:
-    """Refuses ranges that a model cannot run.
-
-    Args:
-        ranges: axis -> sizes.
-        limit: the longest sequence, None where it is not known.
-
-    Raises:
-        InputError: a sequence would be longer than `limit`.
-    """
-    seq_len = ranges["sequence"]
-    if limit is not None and seq_len.max > limit:
-        raise InputError(
-            f"--seq-len={seq_len}: the longest sequence is {seq_len.max}, but the model has max_position_embeddings={limit}. "
-            f"Give at most {limit}."
-        )
-
-
-def find_onnx(source: Path) -> Path | None:
-    """The ONNX file that a path names.
-
-    Args:
-        source: an .onnx file, or a directory with `onnx/model.onnx`, `model.onnx` or one other .onnx file.
-
-    Returns:
-        The file; None where a directory has none (it may be a checkpoint) or the path does not exist.
-
-    Raises:
-        InputError: the directory holds several and none is called model.onnx, or the file is of another kind.
-    """
-    if source.is_dir():
-        found = sorted((*source.glob("*.onnx"), *source.glob("onnx/*.onnx")))
-        preferred = [path for path in found if path.name == "model.onnx"] or found
-        if len(preferred) > 1:
-            raise InputError(
-                f"{source} holds several ONNX files: {', '.join(p.name for p in preferred)}. Name one of them."
-            )
-        return preferred[0] if preferred else None
-    if source.is_file() and source.suffix == ".onnx":
-        return source
-    return None
-
-
-@contextlib.contextmanager
-def exported(
-    source: str,
-    output: Path,
-    *,
-    task: str = "auto",
-    random_init: int | None = None,
-    dtype: str | None = None,
-    opset: int | None = None,
-    pooling: Callable[[Path], Pooling | None] | None = None,
-    check: bool = True,
-    backend: str = "auto",
-    library: Path | None = None,
-    comparisons: list[Comparison] | None = None,
-    force: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Iterator[Path]:
-    """The ONNX file that `build_engine` shall read: that of `source`, or one exported from it for as long as the block runs.
-
-    Args:
-        source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
-        output: the engine that is to be written.
-        task: of a checkpoint, as are `random_init`, `opset` and `pooling`.
-        random_init: as for `load_checkpoint`.
-        dtype: of the export, default fp32.
-        opset: as for `export_onnx`.
-        pooling: gives that of `export_onnx` for the checkpoint's directory; None leaves it to the checkpoint.
-        check: whether an export is compared with the checkpoint.
-        backend: as for `build_engine`; what it needs is looked for before the export begins.
-        library: as for `build_engine`.
-        comparisons: takes the comparisons.
-        force: whether existing outputs are replaced.
-        progress: called with a line before each step.
-
-    Raises:
-        InputError: the source, the output or an option is wrong.
-        ParityError: the export is not the checkpoint's model.
-        DependencyError: the backend or the plugin is missing.
-    """
-    path = Path(source)
-    if path.is_file() and path.suffix != ".json" and path.suffix != ".onnx":
-        raise InputError(f"{path} is neither an .onnx file nor a directory.")
-    onnx_file = find_onnx(path) if random_init is None else None
-    # An engine may lie in the directory of its ONNX file, and be replaced there.
-    for target in (output, manifest_path(output)):
-        check_target(target, force=force, sources=[onnx_file or path])
-    select_backend(backend)
-    tensorrt_library(library)
-    if onnx_file is not None:
-        options = {"--opset": opset, "--pooling or --normalize": pooling}
-        given = [name for name, value in options.items() if value is not None] + ["--task"] * (task != "auto")
-        if given:
-            raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
-        yield onnx_file
-        return
-    if path.suffix == ".onnx":
-        raise InputError(f"{path} does not exist.")
-
-    from mra_export.checkpoint import load_checkpoint
-    from mra_export.export import DEFAULT_OPSET, MODEL_FILE, export_onnx
-
-    progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, random_init=random_init)
-
-    def prove(stage: Path) -> None:
-        from mra_export.check import check as compare
-        from mra_export.libraries import find_library
-
-        found = compare(checkpoint, [stage / MODEL_FILE], library=find_library("onnxruntime"), progress=progress)
-        if comparisons is not None:
-            comparisons.extend(found)
-        failed = [c for c in found if c.ok is False]
-        if failed:
-            text = "; ".join(
-                f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}" for c in failed
-            )
-            raise ParityError(f"FAILED {text}\nNothing was written; --no-check builds the engine nevertheless.")
-
-    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        progress(f"exporting {type(checkpoint.model).__name__}")
-        yield export_onnx(
-            checkpoint,
-            Path(folder) / "onnx",
-            dtype=dtype or "fp32",
-            opset=DEFAULT_OPSET if opset is None else opset,
-            pooling=pooling(checkpoint.directory) if pooling is not None else None,
-            finish=prove if check else None,
-        ).model
 
 
 def build_engine(
@@ -329,13 +120,9 @@ def build_engine(
     for target in (output, manifest_path(output)):
         check_target(target, force=force, sources=[onnx_file])
     source = read_onnx(onnx_file)
-    if dtype not in (None, source.dtype) and source.dtype != "fp32":
-        raise InputError(
-            f"{onnx_file} is {source.dtype}, and what was rounded once cannot become {dtype}. Export it again with "
-            f"`mra-export onnx CHECKPOINT --dtype {dtype}`, or give the checkpoint to `mra-export trt --dtype {dtype}`."
-        )
-    dims = _dims(source)
-    ranges = _ranges(source, dims, batch, seq_len, choices)
+    check_dtype(source, dtype)
+    dims = input_axes(source)
+    ranges = ranges_of(source, dims, batch, seq_len, choices)
     opened = open_backend(select_backend(backend))
     gpus = find_gpus()
     _check_options(opened, version_compatible, timing_cache, strip_weights)
@@ -347,7 +134,7 @@ def build_engine(
             f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
         )
 
-    with _in_dtype(source, dtype, prove=prove, progress=progress) as (model, comparison):
+    with in_dtype(source, dtype, prove=prove, progress=progress) as (model, comparison):
         if comparison is not None:
             parity = [*(parity or []), as_json(comparison)]
             error = comparison.metrics["relative_error"]
@@ -357,7 +144,7 @@ def build_engine(
         builder, network, parser = _parse(opened, _prepare(model, layer_outputs), model)
     _check_plugin_layers(opened, network, model)
     tensor_types = _check_types(opened, network, model.dtype)
-    shapes = {name: _shapes(dims[name], ranges) for name in model.inputs}
+    shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
     progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.nodes)} attention layers")
     started = time.monotonic()
     serialized = _build(
@@ -435,30 +222,6 @@ def _check_options(backend: Backend, version_compatible: bool, timing_cache: Pat
 
 
 @contextlib.contextmanager
-def _in_dtype(
-    source: OnnxModel, dtype: str | None, *, prove: bool, progress: Callable[[str], None]
-) -> Iterator[tuple[OnnxModel, Comparison | None]]:
-    """The file in the type asked for, and how it compares with its source where it had to be converted."""
-    if dtype in (None, source.dtype):
-        yield source, None
-        return
-    from mra_export.half import compare_with_source, convert
-
-    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        progress(f"converting {source.path} to {dtype}")
-        converted = convert(source, str(dtype), Path(folder) / source.path.name)
-        comparison = compare_with_source(source, converted, progress) if prove else None
-        if comparison is not None and not comparison.ok:
-            error = comparison.metrics["relative_error"]
-            limit = comparison.tolerance["relative_error"]
-            raise ParityError(
-                f"FAILED {source.path} in {dtype} is not the float32 file: relative error {error:.1e} (limit {limit:g}). Nothing "
-                "was written; try --bf16, or export the checkpoint in that type, which is compared layer by layer."
-            )
-        yield converted, comparison
-
-
-@contextlib.contextmanager
 def _staged_pair(output: Path, *, force: bool) -> Iterator[tuple[Path, Path]]:
     """The paths to write an engine and its manifest to; both get their names when the block ends, or neither does."""
     is_named = False
@@ -498,56 +261,6 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
             proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
             proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     return proto.SerializeToString()
-
-
-def _dims(model: OnnxModel) -> dict[str, list[int | str]]:
-    """The axes of the inputs: name -> a number or the axis' name for each."""
-    import onnx
-
-    return {
-        value.name: [
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim
-        ]
-        for value in onnx.load(str(model.path), load_external_data=False).graph.input
-    }
-
-
-def _ranges(
-    model: OnnxModel,
-    dims: dict[str, list[int | str]],
-    batch: Range | None,
-    seq_len: Range | None,
-    choices: Range | None,
-) -> dict[str, Range]:
-    """Axis -> sizes, by the options and defaults."""
-    limit = position_limit(model)
-    axes = {axis for shape in dims.values() for axis in shape if isinstance(axis, str)}
-    unknown = sorted(axes - {"batch", "sequence", "choices"})
-    if unknown:
-        raise InputError(
-            f"{model.path} has inputs of the variable axes {', '.join(map(repr, unknown))}; known are batch, choices and "
-            "sequence. Export the checkpoint again with `mra-export onnx`."
-        )
-    if choices is not None and "choices" not in axes:
-        raise InputError(f"--choices={choices} is for multiple choice; {model.path} is {model.task or 'another task'}.")
-    if seq_len is None:
-        if limit is None:
-            raise InputError(f"{model.path} does not say how long its sequences may be. Add --seq-len MIN:OPT:MAX.")
-        seq_len = Range(1, min(DEFAULT_OPT_SEQ_LEN, limit), limit)
-    ranges = {
-        "batch": batch or Range(*DEFAULT_BATCH),
-        "sequence": seq_len,
-        "choices": choices or Range(*DEFAULT_CHOICES),
-    }
-    check_ranges(ranges, limit)
-    return {axis: sizes for axis, sizes in ranges.items() if axis in axes}
-
-
-def _shapes(axes: list[int | str], ranges: dict[str, Range]) -> dict[str, tuple[int, ...]]:
-    return {
-        kind: tuple(axis if isinstance(axis, int) else getattr(ranges[axis], kind) for axis in axes)
-        for kind in ("min", "opt", "max")
-    }
 
 
 def _parse(backend: Backend, proto: bytes, model: OnnxModel) -> tuple[Any, Any, Any]:

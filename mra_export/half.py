@@ -289,4 +289,10 @@ def _save(proto: Any, target: Path) -> None:
 
     size = sum(len(initializer.raw_data) for initializer in proto.graph.initializer)
     external = size > EXTERNAL_DATA_THRESHOLD
-    onnx.save(proto, str(target), save_as_external_data=external, location=f"{target.name}_data" if external else None)
+    location = f"{target.name}_data" if external else None
+    try:
+        onnx.save(proto, str(target), save_as_external_data=external, location=location)
+    except OSError as error:
+        raise InputError(
+            f"{target} could not be written: {error.strerror or error}. Free some space, or set TMPDIR to a larger folder."
+        ) from error

@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from mra_export import engine as engine_module
 from mra_export import tensorrt_backend
 from mra_export.checkpoint import load_checkpoint
-from mra_export.engine import EngineResult, Range, build_engine, find_onnx, parse_range, position_limit
+from mra_export.engine import EngineResult, build_engine
+from mra_export.engine_source import Range, find_onnx, parse_range, position_limit
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.export import export_onnx
 from mra_export.manifest import check_engine, file_sha256, manifest_path, read_manifest
