@@ -392,6 +392,12 @@ def _build(
         except PolygraphyException as error:
             if monitor.is_cancelled:
                 raise KeyboardInterrupt from error
+            if any("exceeding workspace limit" in text for _, text in backend.logger.messages):
+                largest = shapes["input_ids"]["max"]
+                raise InputError(
+                    f"The largest input, {'x'.join(map(str, largest))} tokens, needs more workspace than {backend.title} gives. "
+                    "Lower the largest --batch or --seq-len."
+                ) from error
             said = backend.errors() or str(error).splitlines()[0]
             raise MraExportError(
                 f"{backend.title} could not build the engine: {said} "

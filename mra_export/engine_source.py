@@ -39,6 +39,8 @@ __all__ = [
 
 RANGES = ("batch", "seq_len", "choices")
 """The arguments of `build_engine` that are a `Range`."""
+MAX_SIZE = 2**31 - 1
+"""TensorRT's shapes are int32 in places."""
 DEFAULT_BATCH = (1, 8, 32)
 DEFAULT_CHOICES = (1, 4, 8)
 DEFAULT_OPT_SEQ_LEN = 128
@@ -64,7 +66,7 @@ def parse_range(text: str, name: str) -> Range:
         name: of the option, for messages.
 
     Raises:
-        InputError: it is not that, or not 1 <= MIN <= OPT <= MAX.
+        InputError: it is not that, or not 1 <= MIN <= OPT <= MAX <= 2**31 - 1.
     """
     parts = text.split(":")
     try:
@@ -80,6 +82,8 @@ def parse_range(text: str, name: str) -> Range:
         raise InputError(f"{name}={text}: the least size is {low}, but must be at least 1.")
     if not low <= best <= high:
         raise InputError(f"{name}={text} must not decrease: MIN <= OPT <= MAX.")
+    if high > MAX_SIZE:
+        raise InputError(f"{name}={text}: the largest size is {high}, but TensorRT's sizes end at {MAX_SIZE}.")
     return Range(low, best, high)
 
 

@@ -227,7 +227,7 @@ def _logger(trt: Any) -> Any:
             self.messages: list[tuple[str, str]] = []
 
         def log(self, severity: Any, text: str) -> None:
-            if severity.value <= trt.ILogger.WARNING.value:
+            if severity.value <= trt.ILogger.Severity.WARNING.value:
                 self.messages.append((severity.name, text))
 
     return Logger()

@@ -347,6 +347,12 @@ RANGES = [
     (("--batch", "1:2"), "must be MIN:OPT:MAX, for example 1:8:32"),
     (("--batch", "one:two:three"), "must be MIN:OPT:MAX"),
     (("--batch", ""), "must be MIN:OPT:MAX"),
+    (("--batch", "1:8:3000000000"), "the largest size is 3000000000, but TensorRT's sizes end at 2147483647"),
+    (("--batch", "9" * 30), "the largest size is 9+, but"),
+    (
+        ("--batch", "1:8:100000000"),
+        "The largest input, 100000000x256 tokens, needs more workspace than TensorRT-RTX .* gives",
+    ),
     (("--choices", "1:2:4"), "is for multiple choice; .* is feature-extraction"),
 ]
 
