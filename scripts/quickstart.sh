@@ -12,5 +12,5 @@ mra-export doctor
 mra-export from-dense "$model" -o "$out/minilm-mra" --block-per-row 8 --force
 mra-export onnx "$out/minilm-mra" -o "$out/minilm-onnx" --force
 mra-export check "$out/minilm-mra" "$out/minilm-onnx" --max-seq-len 256 --report "$out/parity.html" --force -q
-mra-export trt "$out/minilm-onnx" -o "$out/minilm.engine" --backend rtx --force -q
+mra-export trt "$out/minilm-onnx" -o "$out/minilm.engine" --backend rtx --fp16 --force -q
 python "$root/scripts/nearest_neighbours.py" "$out/minilm-onnx"
