@@ -48,6 +48,8 @@ def make_session(model: onnx.ModelProto | str, threads: int, *, library: bool = 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Threads that wait for the next run in a loop would take the cores of what is run next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if library:
         options.register_custom_ops_library(str(onnxruntime_library()))
     source = model if isinstance(model, str) else model.SerializeToString()
@@ -109,7 +111,7 @@ def busy_seconds() -> float:
 
 
 def in_turns(runs: dict[str, Run], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
-    """Times in ms of each, taken in turns. Pauses let the threads of the one before fall asleep: they would take its cores.
+    """Times in ms of each, taken in turns. Pauses let torch's threads fall asleep: they would take the cores of the next.
 
     On a shared machine, turns are left out while other programs use more than a twentieth of a core; where too few are left,
     the least disturbed are taken.
