@@ -597,7 +597,8 @@ def main(arguments: list[str] | None = None) -> None:
     verbose = "-v" in arguments or "--verbose" in arguments
     # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
     for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda *_: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(name, _interrupt)
     try:
         code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -639,6 +640,10 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             click.echo(f"Error: {message}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _print_error(arguments: list[str], message: str) -> None:

@@ -309,7 +309,10 @@ def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mra_export", "onnx", str(tiny_checkpoint), "-o", str(tmp_path / "o")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and its children with it.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(how, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".o.*")) and time.monotonic() < deadline:
         assert process.poll() is None
