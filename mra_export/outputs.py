@@ -63,11 +63,7 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
         InputError: as `check_target`.
     """
     check_target(target, force=force)
-    with _os_errors(target):
-        parent = _parent(target)
-        parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
-    try:
+    with _holder(target) as holder:
         stage = holder / "new"
         stage.mkdir()
         with _os_errors(target):
@@ -80,8 +76,6 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
                 if os.path.lexists(holder / "old") and not os.path.lexists(target):
                     (holder / "old").rename(target)
                 raise
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 @contextmanager
@@ -101,14 +95,20 @@ def staged_file(target: Path, *, force: bool = False) -> Iterator[Path]:
     if target.is_dir():
         raise InputError(f"{target} is a directory; the output is a file. Choose another path.")
     check_target(target, force=force)
+    with _holder(target) as holder, _os_errors(target):
+        yield holder / target.name
+        (holder / target.name).replace(target)
+
+
+@contextmanager
+def _holder(target: Path) -> Iterator[Path]:
+    """A hidden directory beside `target`, on its file system, that is removed when the block ends, however it ends."""
     with _os_errors(target):
         parent = _parent(target)
         parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
     try:
-        with _os_errors(target):
-            yield holder / target.name
-            (holder / target.name).replace(target)
+        yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
