@@ -557,12 +557,9 @@ def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:
 
 
 def _failures(comparisons: list[Any]) -> str:
-    lines = [
-        f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
-        for c in comparisons
-        if c.ok is False
-    ]
-    return "FAILED " + "\n".join(lines)
+    from mra_export.parity import describe_failures
+
+    return "FAILED " + "\n".join(describe_failures(comparisons))
 
 
 def _fail_parity(

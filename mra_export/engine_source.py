@@ -179,16 +179,16 @@ def exported(
     def prove(stage: Path) -> None:
         from mra_export.check import check as compare
         from mra_export.libraries import find_library
+        from mra_export.parity import describe_failures
 
         found = compare(checkpoint, [stage / MODEL_FILE], library=find_library("onnxruntime"), progress=progress)
         if comparisons is not None:
             comparisons.extend(found)
-        failed = [c for c in found if c.ok is False]
+        failed = describe_failures(found)
         if failed:
-            text = "; ".join(
-                f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}" for c in failed
+            raise ParityError(
+                f"FAILED {'; '.join(failed)}\nNothing was written; --no-check builds the engine nevertheless."
             )
-            raise ParityError(f"FAILED {text}\nNothing was written; --no-check builds the engine nevertheless.")
 
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         progress(f"exporting {type(checkpoint.model).__name__}")

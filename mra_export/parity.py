@@ -37,6 +37,7 @@ __all__ = [
     "Tolerance",
     "check_candidate",
     "compare_outputs",
+    "describe_failures",
     "probe_selection",
 ]
 
@@ -250,6 +251,15 @@ def compare_outputs(
     return Comparison(
         reference.name, candidate.name, metrics, {"relative_error": tolerance.outputs}, ok, notes, [], tally.cases
     )
+
+
+def describe_failures(comparisons: list[Comparison]) -> list[str]:
+    """A sentence for each comparison that failed."""
+    return [
+        f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
+        for c in comparisons
+        if c.ok is False
+    ]
 
 
 def probe_selection(
