@@ -593,7 +593,7 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     verbose = "-v" in arguments or "--verbose" in arguments
     # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, _interrupt)
     try:
@@ -639,8 +639,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Unlike its parent, CPython does not kill the process at its end for one that passed through `exec` and was handled."""
+
+
 def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def _print_error(arguments: list[str], message: str) -> None:

@@ -325,6 +325,24 @@ def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tiny_checkpoi
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_of_code_from_a_string_ends_as_any_other(how: str) -> None:
+    """CPython remembers a KeyboardInterrupt that passes through exec, and kills the process for it after a clean exit."""
+    code = (
+        "import os, signal; from mra_export import cli; "
+        "cli.cli.main = lambda **_: exec('os.kill(os.getpid(), signal.%s); import time; time.sleep(9)'); cli.main([])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code % how],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(getattr(signal, how), signal.SIG_DFL),
+    )
+    assert result.returncode == 1
+    assert result.stderr == "Interrupted; no output was written.\n"
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code, result = run_json(capsys, "doctor")
     assert code == 0
