@@ -326,14 +326,15 @@ def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tiny_checkpoi
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_an_interruption_of_code_from_a_string_ends_as_any_other(how: str) -> None:
-    """CPython remembers a KeyboardInterrupt that passes through exec, and kills the process for it after a clean exit."""
-    code = (
-        "import os, signal; from mra_export import cli; "
-        "cli.cli.main = lambda **_: exec('os.kill(os.getpid(), signal.%s); import time; time.sleep(9)'); cli.main([])"
+def test_an_interruption_of_code_from_a_string_ends_as_any_other(how: str, tmp_path: Path) -> None:
+    """CPython remembers a KeyboardInterrupt that passes through exec, and kills `python -m` for it after a clean exit."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, time\nfrom mra_export import cli\n"
+        f"cli.cli.main = lambda **_: exec('os.kill(os.getpid(), signal.{how}); time.sleep(9)')\ncli.main([])\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code % how],
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
