@@ -30,7 +30,8 @@ class BenchRow:
     """One backend at one size.
 
     Attributes:
-        backend: what ran; `DENSE` is the same model with ONNX Runtime's MultiHeadAttention in the place of each node.
+        backend: what ran; `DENSE` is the same model with ONNX Runtime's MultiHeadAttention in the place of each node, or the
+            model itself where its own attention is dense.
         batch: rows.
         seq_len: tokens of each, none of them padding.
         latency_ms: median.
@@ -127,9 +128,13 @@ def bench(
             options.register_custom_ops_library(str(custom))
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    sessions = {DENSE: session(dense_twin(path), None), "MRA, function body": session(str(path), None)}
-    if library is not None:
-        sessions["MRA, native operator"] = session(str(path), library)
+    if model.nodes:
+        title = model.family.title
+        sessions = {DENSE: session(dense_twin(path), None), f"{title}, function body": session(str(path), None)}
+        if library is not None:
+            sessions[f"{title}, native operator"] = session(str(path), library)
+    else:  # its own attention is dense
+        sessions = {DENSE: session(str(path), None)}
     rows = []
     for batch in batches:
         for seq_len in seq_lens:
@@ -159,25 +164,11 @@ def dense_twin(path: Path) -> bytes:
     """
     import onnx
 
-    from mra_export.op_spec import OP_DOMAIN, OP_TYPE
-
+    family = read_onnx(path).family
     model = onnx.load(str(path))
     for node in model.graph.node:
-        if (node.domain, node.op_type) != (OP_DOMAIN, OP_TYPE):
-            continue
-        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        query, key, value, mask = node.input
-        node.CopyFrom(
-            onnx.helper.make_node(
-                "MultiHeadAttention",
-                [query, key, value, "", mask],
-                list(node.output),
-                name=node.name,
-                domain="com.microsoft",
-                num_heads=values["num_heads"],
-                scale=values["scale"],
-            )
-        )
+        if (node.domain, node.op_type) == family.operator:
+            node.CopyFrom(family.dense_node(node))
     del model.functions[:]
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     return model.SerializeToString()

@@ -77,9 +77,11 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
     Raises:
         InputError: `max_seq_len` is above the model's maximum.
     """
-    longest = checkpoint.config.max_position_embeddings
+    longest = checkpoint.family.max_seq_len(checkpoint.config)
     if max_seq_len is not None and max_seq_len > longest:
-        raise InputError(f"max_seq_len={max_seq_len} is above the model's max_position_embeddings={longest}.")
+        table = checkpoint.config.max_position_embeddings
+        room = "" if table == longest else f", which has room for {longest} tokens"
+        raise InputError(f"max_seq_len={max_seq_len} is above the model's max_position_embeddings={table}{room}.")
     longest = max_seq_len or longest
     rng = np.random.default_rng(seed)
     tokenizer = load_tokenizer(checkpoint.directory)

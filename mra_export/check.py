@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mra_export.cases import build_cases
 from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import Pooling, pooling_of
 from mra_export.manifest import file_sha256
-from mra_export.op_spec import Mra2AttentionAttributes
 from mra_export.parity import Comparison, check_candidate, compare_outputs
 from mra_export.runners import (
     OnnxModel,
@@ -97,7 +96,8 @@ def check(
     models = [read_onnx(path) for path in artifacts if path.suffix != ".engine"]
     engines = [EngineRunner(path, library=plugin) for path in artifacts if path.suffix == ".engine"]
     for model in models:
-        _match(checkpoint, model.path, model.attributes, len(model.nodes), model.task)
+        _match_family(checkpoint, model)
+        _match(checkpoint, model.path, model.attributes, len(model.layers), model.task)
     for engine in engines:
         _match_engine(checkpoint, engine)
     if engines and not models and (reason := missing_for_engine()):
@@ -107,6 +107,7 @@ def check(
             "that is to serve it, or check the ONNX file here."
         )
     comparisons: list[Comparison] = []
+    longest = checkpoint.family.max_seq_len(checkpoint.config)
     for model in models:
         pooling = Pooling()
         if "sentence_embedding" in model.outputs:
@@ -118,7 +119,7 @@ def check(
                 )
         limit = max_seq_len
         if model.dtype == "bf16":
-            limit = min(max_seq_len or checkpoint.config.max_position_embeddings, BF16_MAX_SEQ_LEN)
+            limit = min(max_seq_len or longest, BF16_MAX_SEQ_LEN)
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
         reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, pooling)
@@ -133,7 +134,7 @@ def check(
                 specification=specification,
                 progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
             )
-            if limit != max_seq_len and checkpoint.config.max_position_embeddings > BF16_MAX_SEQ_LEN:
+            if limit != max_seq_len and longest > BF16_MAX_SEQ_LEN:
                 result[-1].notes.append(
                     f"lengths up to {BF16_MAX_SEQ_LEN} only: ONNX Runtime's CPU provider has no bfloat16 kernels, "
                     "so onnx's slow evaluator ran it; longer lengths need a GPU."
@@ -198,8 +199,8 @@ def _match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
     """Refuses an engine of another model than the checkpoint, by its manifest."""
     manifest = runner.manifest
     try:
-        attributes = [Mra2AttentionAttributes(**entry) for entry in manifest.attributes]
-    except TypeError as error:
+        attributes = [checkpoint.family.attributes_from(entry) for entry in manifest.attributes]
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"The manifest of {runner.engine} has attributes that are not the operator's: {error}."
         ) from error
@@ -222,9 +223,20 @@ def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
     return runners
 
 
-def _match(
-    checkpoint: Checkpoint, path: Path, found: list[Mra2AttentionAttributes], num_layers: int, task: str | None
-) -> None:
+def _match_family(checkpoint: Checkpoint, model: OnnxModel) -> None:
+    """Refuses a file of another family, or one that was exported with other options."""
+    family = checkpoint.family
+    if model.family.model_type != family.model_type:
+        raise InputError(f"{model.path} is a {model.family.title} model, the checkpoint a {family.title} model.")
+    for name, value in model.options.items():
+        if value != checkpoint.options[name]:
+            raise InputError(
+                f"{model.path} was exported with {name}={value}, the checkpoint was loaded with {name}="
+                f"{checkpoint.options[name]}. Add --option {name}={value}."
+            )
+
+
+def _match(checkpoint: Checkpoint, path: Path, found: list[Any], num_layers: int, task: str | None) -> None:
     """Refuses a file whose operator or head is not that of the checkpoint."""
     layers = len(checkpoint.family.attention_modules(checkpoint.model))
     if num_layers != layers:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.families import Family, family_of
+from mra_export.families import Family, family_of, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "SIDE_FILES",
@@ -112,6 +112,7 @@ class Checkpoint:
         config: the transformers configuration.
         model: the transformers model, float32, in evaluation mode.
         random_init: the seed if the weights are random, else None.
+        options: of its family, each with its value.
     """
 
     directory: Path
@@ -120,6 +121,7 @@ class Checkpoint:
     config: Any
     model: Any
     random_init: int | None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def locate(source: str | Path, *, weights: bool = True) -> Path:
@@ -215,20 +217,27 @@ def resolve_task(config: Any, name: str = "auto") -> Task:
     )
 
 
-def load_checkpoint(source: str | Path, *, task: str = "auto", random_init: int | None = None) -> Checkpoint:
+def load_checkpoint(
+    source: str | Path,
+    *,
+    task: str = "auto",
+    random_init: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """Loads a model in float32 and evaluation mode.
 
     Args:
         source: a checkpoint directory, a hub id, or with `random_init` a directory or file with `config.json` only.
         task: one of `TASKS`, or "auto".
         random_init: a seed; the weights are then drawn from it instead of loaded.
+        options: of the model's family, name -> value; those that are left out have their defaults.
 
     Returns:
         The checkpoint.
 
     Raises:
-        InputError: it cannot be found or read, is not of a family we know, its configuration is outside the limits, weights
-            are missing, do not fit or are not finite.
+        InputError: it cannot be found or read, is not of a family we know, its configuration or an option is outside the
+            limits, weights are missing, do not fit or are not finite.
     """
     import torch
     import transformers
@@ -237,7 +246,12 @@ def load_checkpoint(source: str | Path, *, task: str = "auto", random_init: int 
     config = load_config(directory)
     family = family_of(config)
     family.validate(config)
+    values = read_options(family, options or {})
     chosen = resolve_task(config, task)
+    if chosen.name not in family.tasks:
+        raise InputError(
+            f"{family.title} has no head for {chosen.name}. Choose one of: auto, {', '.join(family.tasks)}."
+        )
     auto_class = getattr(transformers, chosen.auto_class)
     with quiet_transformers():
         if random_init is not None:
@@ -253,7 +267,8 @@ def load_checkpoint(source: str | Path, *, task: str = "auto", random_init: int 
                 f"The weight {name} has {bad} values that are NaN or infinite, of {tensor.numel()}. "
                 "The checkpoint is damaged, or training diverged; take another one."
             )
-    return Checkpoint(directory, family, chosen, config, model, random_init)
+    family.prepare(model, values)
+    return Checkpoint(directory, family, chosen, config, model, random_init, values)
 
 
 def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> Any:

@@ -16,8 +16,6 @@ from mra_export.tensorrt_backend import Backend, find_gpus, load_plugin, open_ba
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mra_export.op_spec import Mra2AttentionAttributes
-
 __all__ = ["LAYER_TENSORS", "EngineRunner", "layer_output", "layers_of", "missing_for_engine"]
 
 LAYER_TENSORS = ("query", "key", "value", "context")
@@ -114,7 +112,7 @@ class EngineRunner:
         ]
         return Trace(named, layers)
 
-    def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         """None: the operator alone would be another engine."""
         return None
 

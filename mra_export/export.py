@@ -1,4 +1,4 @@
-"""Checkpoint -> ONNX directory, with one custom node per attention layer and its function body."""
+"""Checkpoint -> ONNX directory, with the attention of each layer as its family exports it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from mra_export import __version__
 from mra_export.checkpoint import SIDE_FILES, Checkpoint
 from mra_export.errors import InputError, MraExportError
-from mra_export.function_body import MIN_OPSET
-from mra_export.op_spec import OP_VERSION
 from mra_export.outputs import staged_directory
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ __all__ = [
 ]
 
 DEFAULT_OPSET = 20
+"""Of most families; see `Family.default_opset`."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
 DTYPES = ("fp32", "fp16", "bf16")
@@ -73,7 +72,7 @@ class ExportResult:
         task: its task.
         dtype: type of weights and activations, one of `DTYPES`.
         opset: of the standard operators.
-        attention_nodes: number of custom nodes.
+        attention_nodes: number of attention layers.
         inputs: names.
         outputs: names.
         size_bytes: of the model file and its external data.
@@ -178,7 +177,7 @@ def export_onnx(
     output: Path,
     *,
     dtype: str = "fp32",
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     pooling: Pooling | None = None,
     force: bool = False,
     finish: Callable[[Path], None] | None = None,
@@ -189,7 +188,7 @@ def export_onnx(
         checkpoint: the model.
         output: the directory to write.
         dtype: one of `DTYPES`; inputs are int64 and outputs float32 with each of them.
-        opset: of the standard operators.
+        opset: of the standard operators, None for the family's default.
         pooling: None to go by the checkpoint's sentence-transformers files.
         force: whether an existing output is replaced.
         finish: called with the directory before it gets its name; if it raises, nothing is left behind.
@@ -204,8 +203,10 @@ def export_onnx(
     import torch
 
     newest = min(onnx.defs.onnx_opset_version(), MAX_OPSET)
-    if not MIN_OPSET <= opset <= newest:
-        raise InputError(f"opset={opset} must be between {MIN_OPSET} and {newest} with the versions installed here.")
+    oldest = checkpoint.family.min_opset
+    opset = checkpoint.family.default_opset if opset is None else opset
+    if not oldest <= opset <= newest:
+        raise InputError(f"opset={opset} must be between {oldest} and {newest} with the versions installed here.")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     if pooling is None:
@@ -242,19 +243,17 @@ def _trace(
     opset: int,
     pooling: Pooling,
 ) -> onnx_ir.Model:
-    """Runs torch's exporter over the model with its attention replaced by the custom node."""
+    """Runs torch's exporter over the model with each attention replaced by a node of its family's operator."""
     import torch
 
     module = _wrapped(checkpoint, outputs, dtype, pooling)
     leading = {0: "batch", 1: "choices", 2: "sequence"} if checkpoint.task.name == "multiple-choice" else None
     axes = leading or {0: "batch", 1: "sequence"}
-    limits = {"sequence": {"max": checkpoint.config.max_position_embeddings}}
+    longest = checkpoint.family.max_seq_len(checkpoint.config)
+    limits = {"sequence": {"max": longest}}
     dims = {axis: torch.export.Dim(name, **limits.get(name, {})) for axis, name in axes.items()}
     # Sizes other than 0 and 1, which the exporter takes for constants, and different from each other.
-    shape = [
-        {"batch": 2, "choices": 3, "sequence": min(40, checkpoint.config.max_position_embeddings)}[n]
-        for n in axes.values()
-    ]
+    shape = [{"batch": 2, "choices": 3, "sequence": min(40, longest)}[n] for n in axes.values()]
     example = tuple(
         torch.ones(shape, dtype=torch.int64) if name == "attention_mask" else torch.zeros(shape, dtype=torch.int64)
         for name in inputs
@@ -285,14 +284,14 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
     model = share_weights(checkpoint.model) if dtype == torch.float32 else copy.deepcopy(checkpoint.model).to(dtype)
     shared: dict[str, Tensor] = {}
 
-    def node(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def node(_: int, query: Tensor, key: Tensor, value: Tensor, *constants: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             operator,
-            (query, key, value, shared["attention_mask"]),
+            (query, key, value, shared["attention_mask"], *constants),
             attrs=attributes,
             dtype=query.dtype,
             shape=query.shape,
-            version=OP_VERSION,
+            version=checkpoint.family.operator_version,
         )
 
     for name, tensor in model.state_dict().items():
@@ -322,7 +321,7 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
 
 
 def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str) -> int:
-    """Names the attention nodes, adds the function bodies, and drops whatever tells of this machine; counts the nodes."""
+    """Names the attention nodes, has their family finish them, and drops whatever tells of this machine; counts them."""
     import onnx_ir
 
     names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
@@ -331,6 +330,8 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
         raise MraExportError(f"The export has {len(nodes)} attention nodes for {len(names)} layers.")
     for node, name in zip(nodes, names, strict=True):
         node.name = f"{name}.{node.op_type}"
+    count = len(nodes)
+    checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
@@ -348,10 +349,12 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     model.producer_version = __version__
     model.metadata_props.clear()
     model.metadata_props.update({"task": checkpoint.task.name, "dtype": dtype, "family": checkpoint.family.model_type})
+    model.metadata_props["max_seq_len"] = str(checkpoint.family.max_seq_len(checkpoint.config))
+    model.metadata_props.update({f"option.{name}": str(value) for name, value in checkpoint.options.items()})
     for function in checkpoint.family.functions(opset):
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
-    return len(nodes)
+    return count
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from mra_export.errors import InputError
 from mra_export.export import EXTERNAL_DATA_THRESHOLD
-from mra_export.op_spec import BLOCK_SIZE
 from mra_export.parity import TOLERANCES, Comparison
 from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx
 
@@ -27,7 +26,7 @@ __all__ = ["compare_with_source", "convert"]
 
 LARGEST_FLOAT16 = 65504.0
 PROOF_SEQ_LEN = 96
-"""Tokens of the proof, where the budget selects all blocks of so many."""
+"""Tokens of the proof, where the attention makes no choice for so many."""
 
 _LARGEST_CONSTANT = 16
 """Elements of an initializer that is a constant of the graph (an axis, an epsilon) and no weight."""
@@ -116,7 +115,8 @@ def convert(model: OnnxModel, dtype: str, target: Path) -> OnnxModel:
 def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Callable[[str], None]) -> Comparison:
     """Runs a converted file and its source, and compares the outputs.
 
-    There is no checkpoint, so that the blocks cannot be compared apart; the length is one for which all blocks are selected.
+    There is no checkpoint, so that what the attention chooses cannot be compared apart; the length is one for which it has no
+    choice, if there is one.
 
     Args:
         source: the float32 file.
@@ -151,16 +151,18 @@ def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Calla
 
 
 def _inputs(model: OnnxModel) -> Inputs:
-    """Random ids, two examples of which one is padded, of a length for which every layer selects all blocks."""
+    """Random ids, two examples of which one is padded, of a length for which no layer has a choice (if there is one)."""
     import onnx
+
+    from mra_export.engine_source import position_limit
 
     graph = onnx.load(str(model.path), load_external_data=False).graph
     tables = {
         i.name.rsplit(".", 2)[-2]: int(i.dims[0]) for i in graph.initializer if i.name.endswith("embeddings.weight")
     }
-    budget = min(attributes.num_blocks for attributes in model.attributes)
-    positions = tables.get("position_embeddings", PROOF_SEQ_LEN + 2) - 2
-    seq_len = min(PROOF_SEQ_LEN, positions, BLOCK_SIZE * int(budget**0.5))
+    longest = min(PROOF_SEQ_LEN, position_limit(model) or PROOF_SEQ_LEN)
+    lengths = (n for n in range(longest, 0, -1) if all(model.family.makes_no_choice(a, n) for a in model.attributes))
+    seq_len = next(lengths, longest)
     rank = next(len(i.type.tensor_type.shape.dim) for i in graph.input if i.name == "input_ids")
     shape = (2,) * (rank - 1) + (seq_len,)
     generator = np.random.default_rng(0)

@@ -1,14 +1,15 @@
 """The parity check: is a candidate the same model as the PyTorch one, and if not, where does it begin to differ and how.
 
-The operator chooses blocks, and that choice is discrete: one swapped block moves its output by far more than rounding does.
-So the check looks at two things apart.
+Some attention chooses: MRA's selects blocks, and that choice is discrete: one swapped block moves its output by far more than
+rounding does. So the check looks at two things apart.
 
-* Selection: do candidate and reference choose the same blocks? Where they do not, is the score of what was swapped as close
-  as the arithmetic of that type makes it?
-* Arithmetic: how large is the error when the reference uses the candidate's blocks?
+* Choice: do candidate and reference choose the same? Where they do not, is what was swapped as close as the arithmetic of
+  that type makes it?
+* Arithmetic: how large is the error when the reference takes the candidate's choice?
 
-The reference that can be told which blocks to use is the specification's operator inside the same PyTorch model. It is
-compared with the unmodified transformers model in the same way, so that the chain ends at what the user trained.
+What a choice is, a family's `Judge` knows; one of attention without a choice has arithmetic only. The reference that can be
+told what to choose is the specification's operator inside the same PyTorch model. It is compared with the unmodified
+transformers model in the same way, so that the chain ends at what the user trained.
 """
 
 from __future__ import annotations
@@ -18,28 +19,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.op_spec import BLOCK_SIZE, Mra2AttentionAttributes
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
+    from torch import Tensor
 
     from mra_export.cases import Case
     from mra_export.checkpoint import Checkpoint
+    from mra_export.families import Family
     from mra_export.runners import Array, Inputs, LayerTrace, Runner, SpecificationRunner, Trace
 
 __all__ = [
     "TOLERANCES",
     "CaseReport",
     "Comparison",
+    "Judge",
     "LayerReport",
     "Tolerance",
     "check_candidate",
     "compare_outputs",
     "describe_failures",
-    "probe_selection",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`probe_selection` is MRA's, and lives with it."""
+    if name == "probe_selection":
+        from mra_export.families._mra_selection import probe_selection
+
+        return probe_selection
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,106 @@ class Comparison:
     cases: list[CaseReport]
 
 
+class Judge:
+    """Judges the attention layers of a candidate; this one is for attention without a discrete choice.
+
+    A family whose attention chooses (blocks, hashes) has a subclass. What it chose is an object of its own kind, one for each
+    layer, that `Family.attend` takes as `choice`; it is None here.
+
+    Attributes:
+        choice: what is chosen, in the plural for people ("blocks"); "" where nothing is.
+        tolerances: the largest errors that pass, by type of the candidate.
+    """
+
+    choice = ""
+    tolerances = TOLERANCES
+
+    def __init__(self, family: Family, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> None:
+        """Takes what `Family.judge` gets."""
+        self.family = family
+        self.attributes = attributes
+        self.constants = constants
+
+    @property
+    def specification(self) -> str:
+        """How the reference that takes the candidate's choices is called."""
+        return f"specification, same {self.choice}" if self.choice else "specification"
+
+    def operator(
+        self,
+        index: int,
+        layer: LayerTrace,
+        mask: torch.Tensor,
+        candidate: Runner,
+        tolerance: Tolerance,
+        report: LayerReport,
+    ) -> Any:
+        """The candidate's attention on its own inputs: notes its error in `report`, and the problem if it is too large.
+
+        Args:
+            index: of the layer.
+            layer: what the candidate's attention saw and gave.
+            mask: [rows, seq_len].
+            candidate: for experiments with its operator alone.
+            tolerance: for its type.
+            report: of the layer.
+
+        Returns:
+            What it chose.
+        """
+        import torch
+
+        tensors = [torch.from_numpy(x) for x in (layer.query, layer.key, layer.value)]
+        tensors += self.constants[index] if self.constants else ()
+        expected = self.family.attend(self.attributes, tensors, mask)
+        error = self.head_errors(torch.from_numpy(layer.context), expected, mask)
+        self.note_error(error, ~(error <= tolerance.operator), "arithmetic", tolerance, report)  # NaN is bad
+        return None
+
+    def note_error(
+        self, error: torch.Tensor, bad: torch.Tensor, cause: str, tolerance: Tolerance, report: LayerReport
+    ) -> None:
+        """Writes errors [rows, num_heads] of an operator, and those that are `bad`, to the layer's report."""
+        if bool(bad.any()) and report.problem is None:
+            b, h = (int(i) for i in bad.nonzero()[0])
+            report.problem = (
+                f"{cause} of the attention (head {h}: relative error {float(error[b, h]):.1e} on equal inputs, "
+                f"tolerance {tolerance.operator:.1e})"
+            )
+        report.operator_error = _worst([report.operator_error, _worst(error.flatten().tolist())])
+
+    def head_errors(self, actual: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Relative error per row and head, [rows, num_heads], of what stands at tokens; 0 where both are 0."""
+        shape = (*actual.shape[:2], self.attributes.num_heads, -1)
+        keep = (mask != 0)[:, :, None, None]
+        a, e = (x.reshape(shape).double().where(keep, 0.0) for x in (actual, expected))
+        return (a - e).pow(2).sum((1, 3)).sqrt() / e.pow(2).sum((1, 3)).sqrt().clamp(min=1e-30)
+
+    def same(self, index: int, layer: LayerTrace, choice: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per row whether the reference, whose `layer` this is, chose the same, and whether its own choice was a tie."""
+        import torch
+
+        return torch.ones(mask.shape[0], dtype=torch.bool), torch.zeros(mask.shape[0], dtype=torch.bool)
+
+    def rows_of(self, choice: Any, rows: slice) -> Any:
+        """A choice for some of the rows."""
+        return None
+
+    def overlap(
+        self, index: int, layer: LayerTrace, choice: Any, mask: torch.Tensor, report: LayerReport
+    ) -> tuple[int, int]:
+        """How much of what the reference, whose `layer` this is, chooses the candidate chose too, and how much there is."""
+        return 0, 0
+
+    def tie_note(self, rows: int) -> str:
+        """What a person should know of rows whose reference is not well defined."""
+        raise NotImplementedError
+
+    def unseen_note(self, judged: int, rows: int) -> str:
+        """Why some rows of a candidate that does not show its layers are not judged."""
+        raise NotImplementedError
+
+
 def check_candidate(
     checkpoint: Checkpoint,
     reference: Runner,
@@ -156,9 +266,10 @@ def check_candidate(
         Two comparisons: with `reference`, judged on the rows for which both choose the same blocks; with `specification`
         on the candidate's blocks, judged on all rows.
     """
-    attributes = checkpoint.family.attributes(checkpoint.config)
-    names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
-    tolerance = TOLERANCES[dtype]
+    family = checkpoint.family
+    judge = family.judge(family.attributes(checkpoint.config), family.constants(checkpoint.model))
+    names = [name for name, _ in family.attention_modules(checkpoint.model)]
+    tolerance = judge.tolerances[dtype]
     token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
     whole = _Tally(token_outputs)
     forced = _Tally(token_outputs)
@@ -169,39 +280,33 @@ def check_candidate(
         progress(case.name)
         trace = candidate.trace(case.inputs)
         mask = _flat_mask(case.inputs)
-        selections = [
-            _judge_operator(layer, mask, attributes, candidate, tolerance, report)
-            for layer, report in zip(trace.layers, layers, strict=True)
+        choices = [
+            judge.operator(index, layer, mask, candidate, tolerance, report)
+            for index, (layer, report) in enumerate(zip(trace.layers, layers, strict=True))
         ]
         original = reference.trace(case.inputs)
-        same, row_ties = _same_selection(original.layers, selections, mask, attributes)
+        same, row_ties = _same_choices(judge, original.layers, choices, mask)
         tied += int((~_by_example(~row_ties, case)).sum())
         whole.add(case, original.outputs, trace.outputs, _by_example(same & ~row_ties, case), _by_example(same, case))
 
-        specification.selections = selections
+        specification.selections = choices if judge.choice else None
         try:
             expected = specification.trace(case.inputs)
         finally:
             specification.selections = None
-        agreement = _judge_layers(expected, trace, selections, mask, attributes, tolerance, layers)
+        agreement = _judge_layers(judge, expected, trace, choices, mask, tolerance, layers)
         rows = np.ones(case.inputs["input_ids"].shape[0], dtype=bool)
         forced.add(case, expected.outputs, trace.outputs, rows, rows * agreement)
 
         for row, alone in enumerate(case.alone):
             single = candidate.trace(alone)
-            error = _invariance(trace, single, row, case, attributes, selections, token_outputs)
+            error = _invariance(judge, trace, single, row, case, choices, token_outputs)
             if error is not None:
                 alone_error.append(error)
-    notes = []
-    if tied:
-        notes.append(
-            f"{tied} row(s) have equal scores at the cut of the selection: there transformers drops the tied blocks from both "
-            "resolutions, so its result is not well defined and is not judged. Raise block_per_row, or lower the priors, "
-            "until num_blocks is at least the number of prior blocks plus the number of blocks in the sequence."
-        )
+    notes = [judge.tie_note(tied)] if tied else []
     return [
-        _against_model(reference.name, candidate.name, whole, tolerance, notes, tied),
-        _against_specification(candidate.name, forced, layers, alone_error, tolerance),
+        _against_model(judge, reference.name, candidate.name, whole, tolerance, notes, tied),
+        _against_specification(judge, candidate.name, forced, layers, alone_error, tolerance),
     ]
 
 
@@ -214,10 +319,10 @@ def compare_outputs(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Compares a candidate end to end whose layers cannot be seen, so that its choice of blocks is not known.
+    """Compares a candidate end to end whose layers cannot be seen, so that what it chooses is not known.
 
-    It is judged where there is no choice: on lengths for which every block is selected. Longer ones are run and counted, since
-    one swapped block moves an output by more than any arithmetic.
+    It is judged where there is no choice: for MRA on lengths for which every block is selected. Others are run and counted,
+    since one swapped block moves an output by more than any arithmetic.
 
     Args:
         checkpoint: the model.
@@ -227,11 +332,11 @@ def compare_outputs(
         cases: the inputs.
         progress: called with the name of each case.
     """
-    attributes = checkpoint.family.attributes(checkpoint.config)
+    judge = checkpoint.family.judge(checkpoint.family.attributes(checkpoint.config))
     tally = _Tally(checkpoint.task.outputs if checkpoint.task.per_token else ())
     for case in cases:
         progress(case.name)
-        is_exact = (-(-case.seq_len // BLOCK_SIZE)) ** 2 <= attributes.num_blocks
+        is_exact = checkpoint.family.makes_no_choice(judge.attributes, case.seq_len)
         rows = np.full(case.inputs["input_ids"].shape[0], is_exact)
         outputs = candidate.run(case.inputs)
         agreement = np.where(rows, 1.0, np.nan)
@@ -239,13 +344,8 @@ def compare_outputs(
     metrics = tally.metrics()
     metrics["selection_agreement"] = None
     judged, total = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
-    notes = []
-    if judged < total:
-        notes.append(
-            f"judged on {judged} of {total} rows, those so short that all blocks are selected; the choice of blocks in the "
-            "others cannot be seen from outside. Build the engine with --layer-outputs to judge all."
-        )
-    tolerance = TOLERANCES[dtype]
+    notes = [judge.unseen_note(judged, total)] if judged < total else []
+    tolerance = judge.tolerances[dtype]
     error = metrics["relative_error"]
     ok = None if error is None else error <= tolerance.outputs
     return Comparison(
@@ -260,49 +360,6 @@ def describe_failures(comparisons: list[Comparison]) -> list[str]:
         for c in comparisons
         if c.ok is False
     ]
-
-
-def probe_selection(
-    run: Callable[[list[Array]], Array], query: Array, key: Array, mask: Array, num_heads: int
-) -> torch.Tensor:
-    """Finds out which blocks an implementation computes at full resolution, from its output alone.
-
-    The values of each key block are +1 and -1 in turn in a channel of its own and add up to exactly 0, so that the block's
-    mean is 0: the channel is other than 0 only in query blocks for which that key block was selected.
-
-    Args:
-        run: query, key, value -> context, each [batch, seq_len, hidden_size].
-        query: float32.
-        key: float32.
-        mask: [batch, seq_len].
-        num_heads: heads.
-
-    Returns:
-        bool [batch, num_heads, blocks, blocks]. A key block with fewer than two tokens is reported as not selected.
-    """
-    import torch
-
-    batch, seq_len, hidden = query.shape
-    head_dim = hidden // num_heads
-    blocks = -(-seq_len // BLOCK_SIZE)
-    found = np.zeros((batch, num_heads, blocks, blocks), dtype=bool)
-    sign = np.zeros((batch, blocks * BLOCK_SIZE), np.float32)
-    for b in range(batch):
-        for block in range(blocks):
-            tokens = np.flatnonzero(mask[b, block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]) + block * BLOCK_SIZE
-            even = tokens[: len(tokens) // 2 * 2]
-            sign[b, even[0::2]], sign[b, even[1::2]] = 1.0, -1.0
-    for start in range(0, blocks, head_dim):
-        value = np.zeros((batch, blocks, BLOCK_SIZE, num_heads, head_dim), np.float32)
-        for channel, block in enumerate(range(start, min(start + head_dim, blocks))):
-            value[:, block, :, :, channel] = sign.reshape(batch, blocks, BLOCK_SIZE)[:, block, :, None]
-        context = run([query, key, value.reshape(batch, -1, hidden)[:, :seq_len]])
-        padded = np.zeros((batch, blocks * BLOCK_SIZE, hidden), np.float32)
-        padded[:, :seq_len] = context
-        seen = np.abs(padded.reshape(batch, blocks, BLOCK_SIZE, num_heads, head_dim)).max(2) > 0  # [B, a, H, channel]
-        width = min(head_dim, blocks - start)
-        found[:, :, :, start : start + width] = seen.transpose(0, 2, 1, 3)[..., :width]
-    return torch.from_numpy(found)
 
 
 class _Tally:
@@ -363,15 +420,17 @@ class _Tally:
 
 
 def _against_model(
-    reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str], tied: int
+    judge: Judge, reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str], tied: int
 ) -> Comparison:
     metrics = tally.metrics()
+    if not judge.choice:
+        metrics["selection_agreement"] = None
     error = metrics["relative_error"]
     judged, rows = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
     if judged < rows - tied:
         notes = [
-            f"judged on {judged} of {rows} rows; in {rows - tied - judged} the two choose different blocks in some layer, "
-            "which the comparison on equal blocks below judges.",
+            f"judged on {judged} of {rows} rows; in {rows - tied - judged} the two choose different {judge.choice} in some "
+            f"layer, which the comparison on equal {judge.choice} below judges.",
             *notes,
         ]
     ok = None if error is None else error <= tolerance.outputs
@@ -379,12 +438,18 @@ def _against_model(
 
 
 def _against_specification(
-    candidate: str, tally: _Tally, layers: list[LayerReport], alone_error: list[float], tolerance: Tolerance
+    judge: Judge,
+    candidate: str,
+    tally: _Tally,
+    layers: list[LayerReport],
+    alone_error: list[float],
+    tolerance: Tolerance,
 ) -> Comparison:
     metrics = tally.metrics()
     metrics["operator_error"] = _worst([layer.operator_error for layer in layers])
     metrics["input_error"] = _worst([layer.input_error for layer in layers])
-    metrics["selection_agreement"] = float(np.mean([layer.selection_agreement for layer in layers]))
+    agreement = float(np.mean([layer.selection_agreement for layer in layers]))
+    metrics["selection_agreement"] = agreement if judge.choice else None
     metrics["batch_invariance_error"] = _worst(alone_error) if alone_error else None
     limits = {
         "operator_error": tolerance.operator,
@@ -407,7 +472,7 @@ def _against_specification(
     if near:
         notes.append(f"{near} head(s) took the other side of a tie within float32's rounding.")
     ok = first is None and all(_within(metrics, limits, name) for name in limits)
-    return Comparison("specification, same blocks", candidate, metrics, limits, ok, notes, layers, tally.cases)
+    return Comparison(judge.specification, candidate, metrics, limits, ok, notes, layers, tally.cases)
 
 
 def _within(metrics: dict[str, float | None], limits: dict[str, float], name: str) -> bool:
@@ -417,73 +482,20 @@ def _within(metrics: dict[str, float | None], limits: dict[str, float], name: st
     return value >= limits[name] if name == "cosine_min" else value <= limits[name]
 
 
-def _judge_operator(
-    layer: LayerTrace,
-    mask: torch.Tensor,
-    attributes: Mra2AttentionAttributes,
-    candidate: Runner,
-    tolerance: Tolerance,
-    report: LayerReport,
-) -> torch.Tensor:
-    """The candidate's node on its own inputs; returns its blocks, bool [batch, num_heads, blocks, blocks]."""
-    import torch
-
-    from mra_export.reference import mra2_attention, select_blocks
-
-    query, key, value = (torch.from_numpy(x) for x in (layer.query, layer.key, layer.value))
-    context = torch.from_numpy(layer.context)
-    choice = select_blocks(query, key, mask, attributes)
-    selected = choice.selected
-    error = _head_errors(context, mra2_attention(query, key, value, mask, attributes, selected=selected), attributes)
-    bad = ~(error <= tolerance.operator)  # NaN is bad
-    if bool(bad.any()):
-        actual = _actual_selection(candidate, attributes, layer, mask)
-        cause = "arithmetic"
-        if actual is not None:
-            near = _near_tie(choice.score, choice.selected)
-            # The probe cannot see key blocks with fewer than two tokens.
-            swapped = (actual != choice.selected) & _real_pairs(mask, attributes.num_heads, least_keys=2)
-            by_tie = bad & swapped.flatten(2).any(2) & ~(swapped & ~near).flatten(2).any(2)
-            # Only whole swaps: one whose other half the probe cannot see would change the count.
-            by_tie &= (swapped & actual).flatten(2).sum(2) == (swapped & choice.selected).flatten(2).sum(2)
-            resolved = torch.where(by_tie[:, :, None, None] & swapped, actual, selected)
-            again = _head_errors(
-                context, mra2_attention(query, key, value, mask, attributes, selected=resolved), attributes
-            )
-            fixed = by_tie & (again <= tolerance.operator)
-            selected = torch.where(fixed[:, :, None, None], resolved, selected)
-            error = torch.where(fixed, again, error)
-            report.near_ties += int(fixed.sum())
-            bad &= ~fixed
-            if bool((swapped.flatten(2).any(2) & bad & torch.isfinite(error)).any()):
-                cause = "selection"
-        if bool(bad.any()) and report.problem is None:
-            b, h = (int(i) for i in bad.nonzero()[0])
-            report.problem = (
-                f"{cause} of the attention (head {h}: relative error {float(error[b, h]):.1e} on equal inputs, "
-                f"tolerance {tolerance.operator:.1e})"
-            )
-    report.operator_error = _worst([report.operator_error, _worst(error.flatten().tolist())])
-    return selected
-
-
 def _judge_layers(
+    judge: Judge,
     expected: Trace,
     actual: Trace,
-    selections: list[torch.Tensor],
+    choices: list[Any],
     mask: torch.Tensor,
-    attributes: Mra2AttentionAttributes,
     tolerance: Tolerance,
     reports: list[LayerReport],
 ) -> float:
-    """Query, key, value and the selection of every layer; returns the share of blocks in common."""
-    import torch
-
-    from mra_export.reference import select_blocks
-
+    """Query, key, value and the choice of every layer; returns the share of choices in common."""
     keep = mask.numpy().astype(bool)
     shared = total = 0
-    for want, got, selected, report in zip(expected.layers, actual.layers, selections, reports, strict=True):
+    pairs = zip(expected.layers, actual.layers, choices, reports, strict=True)
+    for index, (want, got, choice, report) in enumerate(pairs):
         error = _worst([_relative(getattr(got, n)[keep], getattr(want, n)[keep]) for n in ("query", "key", "value")])
         report.input_error = _worst([report.input_error, error])
         if not error <= tolerance.inputs and report.problem is None:
@@ -491,60 +503,45 @@ def _judge_layers(
                 f"arithmetic before its attention (query, key or value: relative error {error:.1e}, "
                 f"tolerance {tolerance.inputs:.1e})"
             )
-        choice = select_blocks(torch.from_numpy(want.query), torch.from_numpy(want.key), mask, attributes)
-        real = _real_pairs(mask, attributes.num_heads)
-        ours, theirs = choice.selected & real, selected & real
-        report.shared += int((ours & theirs).sum())
-        report.selected += int(ours.sum())
-        report.selection_agreement = report.shared / max(report.selected, 1)
-        shared += int((ours & theirs).sum())
-        total += int(ours.sum())
-        dropped = choice.score.masked_fill(~(ours & ~theirs), float("-inf")).flatten(2).amax(2)
-        taken = choice.score.masked_fill(~(theirs & ~ours), float("inf")).flatten(2).amin(2)
-        gap = (dropped - taken)[torch.isfinite(dropped) & torch.isfinite(taken)]
-        if gap.numel():
-            report.swapped_gap = max(report.swapped_gap, float(gap.max()))
-    return shared / max(total, 1)
+        ours, here = judge.overlap(index, want, choice, mask, report)
+        report.shared += ours
+        report.selected += here
+        if report.selected:
+            report.selection_agreement = report.shared / report.selected
+        shared += ours
+        total += here
+    return shared / total if total else 1.0
 
 
-def _same_selection(
-    layers: list[LayerTrace], selections: list[torch.Tensor], mask: torch.Tensor, attributes: Mra2AttentionAttributes
+def _same_choices(
+    judge: Judge, layers: list[LayerTrace], choices: list[Any], mask: torch.Tensor
 ) -> tuple[Array, Array]:
-    """Per row: whether the reference chose the same blocks in all layers, and whether its own choice was a tie."""
+    """Per row: whether the reference chose the same in all layers, and whether its own choice was a tie."""
     import torch
 
-    from mra_export.reference import select_blocks
-
-    real = _real_pairs(mask, attributes.num_heads)
     same = torch.ones(mask.shape[0], dtype=torch.bool)
     tied = torch.zeros_like(same)
-    for layer, selected in zip(layers, selections, strict=True):
-        choice = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, attributes)
-        same &= ~((choice.selected != selected) & real).flatten(1).any(1)
-        tied |= choice.tied_tokens.any(1)
+    for index, (layer, choice) in enumerate(zip(layers, choices, strict=True)):
+        here, is_tie = judge.same(index, layer, choice, mask)
+        same &= here
+        tied |= is_tie
     return same.numpy(), tied.numpy()
 
 
 def _invariance(
+    judge: Judge,
     batch: Trace,
     single: Trace,
     row: int,
     case: Case,
-    attributes: Mra2AttentionAttributes,
-    selections: list[torch.Tensor],
+    choices: list[Any],
     token_outputs: tuple[str, ...],
 ) -> float | None:
     """Error of a row in its batch against the row alone; None where a tie within rounding fell differently."""
-    import torch
-
-    from mra_export.reference import select_blocks
-
     mask = _flat_mask(case.alone[row])
     inside = slice(row * mask.shape[0], (row + 1) * mask.shape[0])
-    real = _real_pairs(mask, attributes.num_heads)
-    for layer, selected in zip(single.layers, selections, strict=True):
-        choice = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, attributes)
-        if bool(((choice.selected != selected[inside]) & real).any()):
+    for index, (layer, choice) in enumerate(zip(single.layers, choices, strict=True)):
+        if not bool(judge.same(index, layer, judge.rows_of(choice, inside), mask)[0].all()):
             return None
     tokens = case.inputs["attention_mask"].astype(bool)
     errors = []
@@ -554,49 +551,6 @@ def _invariance(
         want, got = _real(whole, batch.outputs[name], row, tokens if name in token_outputs else None)
         errors.append(_relative(got, want))
     return _worst(errors)
-
-
-def _actual_selection(
-    candidate: Runner, attributes: Mra2AttentionAttributes, layer: LayerTrace, mask: torch.Tensor
-) -> torch.Tensor | None:
-    masked = mask.numpy()
-    if candidate.run_operator(attributes, [layer.query, layer.key, layer.value], masked) is None:
-        return None
-
-    def run(tensors: list[Array]) -> Array:
-        context = candidate.run_operator(attributes, tensors, masked)
-        assert context is not None
-        return context
-
-    return probe_selection(run, layer.query, layer.key, masked, attributes.num_heads)
-
-
-def _near_tie(score: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
-    """Blocks whose score is as close to the cut as float32 can tell: bool like `score`."""
-    import torch
-
-    lowest = score.masked_fill(~selected, float("inf")).flatten(2).amin(2)[:, :, None, None]
-    size = score.abs().clamp(max=1e3).flatten(2).amax(2)[:, :, None, None]
-    return (score - lowest).abs() <= 1e-5 * size + 4 * torch.finfo(torch.float32).eps * lowest.abs()
-
-
-def _head_errors(actual: torch.Tensor, expected: torch.Tensor, attributes: Mra2AttentionAttributes) -> torch.Tensor:
-    """Relative error per row and head, [batch, num_heads]; 0 where both are 0."""
-    shape = (*actual.shape[:2], attributes.num_heads, -1)
-    a, e = actual.reshape(shape).double(), expected.reshape(shape).double()
-    return (a - e).pow(2).sum((1, 3)).sqrt() / e.pow(2).sum((1, 3)).sqrt().clamp(min=1e-30)
-
-
-def _real_pairs(mask: torch.Tensor, num_heads: int, least_keys: int = 1) -> torch.Tensor:
-    """Pairs of a query block with tokens and a key block with at least `least_keys`: bool [batch, num_heads, blocks, blocks]."""
-    import torch
-
-    rows, seq_len = mask.shape
-    blocks = -(-seq_len // BLOCK_SIZE)
-    filled = torch.nn.functional.pad((mask != 0).int(), (0, blocks * BLOCK_SIZE - seq_len))
-    tokens = filled.reshape(rows, blocks, BLOCK_SIZE).sum(2)
-    pairs = (tokens[:, :, None] > 0) & (tokens[:, None, :] >= least_keys)
-    return pairs[:, None].expand(-1, num_heads, -1, -1)
 
 
 def _flat_mask(inputs: Inputs) -> torch.Tensor:

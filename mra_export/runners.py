@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.op_spec import BLOCK_SIZE, INPUTS, OP_VERSION, OUTPUTS, Mra2AttentionAttributes
+from mra_export.families import Family, OnnxLayer, families, read_options
+from mra_export.op_spec import INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.export import Pooling
-    from mra_export.hf_kernels import KernelSource
+    from mra_export.op_spec import Mra2AttentionAttributes
 
 __all__ = [
     "Array",
@@ -36,6 +37,7 @@ __all__ = [
     "SpecificationRunner",
     "Trace",
     "TransformersRunner",
+    "layer_constants",
     "operator_model",
     "read_onnx",
 ]
@@ -75,7 +77,7 @@ class Runner(Protocol):
     def trace(self, inputs: Inputs) -> Trace:
         """The outputs and what the attention layers saw."""
 
-    def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         """The operator alone on query, key, value [batch, seq_len, hidden_size]; None where that cannot be had."""
 
 
@@ -98,7 +100,7 @@ class _TorchRunner:
     def _run(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
         raise NotImplementedError
 
-    def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         return None
 
     def _forward(self, inputs: Inputs, extra: dict[str, Any], layers: list[LayerTrace] | None) -> dict[str, Array]:
@@ -120,55 +122,46 @@ class _TorchRunner:
 
 
 class TransformersRunner(_TorchRunner):
-    """The unmodified transformers model with its kernels supplied; float32, on the GPU if torch has one.
-
-    It runs example by example, since transformers gives heads another example's mask in a padded batch, on lengths filled to
-    a multiple of 32 that its top-k accepts.
-    """
+    """The unmodified transformers model, made to run as its family says; float32, on the GPU if torch has one."""
 
     def __init__(self, checkpoint: Checkpoint, pooling: Pooling, *, kernel_sources: Path | None = None) -> None:
         import torch
         import transformers
 
-        from mra_export import hf_kernels
-
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = checkpoint.model if device == "cpu" else copy.deepcopy(checkpoint.model).to(device)
         super().__init__(checkpoint, model, pooling)
-        self.kernel_sources = kernel_sources
-        with self._kernels() as source:
-            hf_kernels.probe_attention(self.model)
-        self.name = f"PyTorch, transformers {transformers.__version__} ({source.name} kernels)"
-
-    def _kernels(self) -> contextlib.AbstractContextManager[KernelSource]:
-        from mra_export import hf_kernels
-
-        return hf_kernels.installed(str(self.model.device), sources=self.kernel_sources)
+        self._setup = checkpoint.family.transformers_setup(checkpoint, device, kernel_sources)
+        with self._setup.kernels() as kernels:
+            self._setup.probe(self.model)
+        self.name = f"PyTorch, transformers {transformers.__version__}" + (f" ({kernels} kernels)" if kernels else "")
 
     def _run(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
+        with self._setup.kernels():
+            if self._setup.one_by_one:
+                return self._run_one_by_one(inputs, layers)
+            mask = inputs["attention_mask"]
+            with self._setup.mended(self.model, mask.reshape(-1, mask.shape[-1])):
+                return self._forward(inputs, {}, layers)
+
+    def _run_one_by_one(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
+        """Each example alone, at the length that the family fills it to."""
         flat = {name: value.reshape(-1, value.shape[-1]) for name, value in inputs.items()}
         rows, seq_len = flat["input_ids"].shape
-        attributes = self.checkpoint.family.attributes(self.checkpoint.config)
-        blocks = -(-seq_len // BLOCK_SIZE)
-        while blocks * blocks < attributes.num_blocks:
-            blocks += 1
-        length = blocks * BLOCK_SIZE
+        length = self._setup.filled_length(seq_len)
         is_choice = self.checkpoint.task.name == "multiple-choice"
+        tokens = self.checkpoint.task.outputs if self.checkpoint.task.per_token else ()
         results, traces = [], []
-        with self._kernels():
-            for row in range(rows):
-                one = {
-                    name: np.pad(value[row : row + 1], ((0, 0), (0, length - seq_len))) for name, value in flat.items()
-                }
-                extra = self._extra(one, length)
-                if is_choice:
-                    one = {name: value[:, None] for name, value in one.items()}
-                seen: list[LayerTrace] | None = None if layers is None else []
-                with self._mended_mask(one["attention_mask"].reshape(1, length)):
-                    outputs = self._forward(one, extra, seen)
-                tokens = self.checkpoint.task.outputs if self.checkpoint.task.per_token else ()
-                results.append({name: v[:, :seq_len] if name in tokens else v for name, v in outputs.items()})
-                traces.append(seen)
+        for row in range(rows):
+            one = {name: np.pad(value[row : row + 1], ((0, 0), (0, length - seq_len))) for name, value in flat.items()}
+            extra = self._setup.arguments(one, length)
+            if is_choice:
+                one = {name: value[:, None] for name, value in one.items()}
+            seen: list[LayerTrace] | None = None if layers is None else []
+            with self._setup.mended(self.model, one["attention_mask"].reshape(1, length)):
+                outputs = self._forward(one, extra, seen)
+            results.append({name: v[:, :seq_len] if name in tokens else v for name, v in outputs.items()})
+            traces.append(seen)
         if layers is not None:
             for per_layer in zip(*(t or [] for t in traces), strict=True):
                 fields = ("query", "key", "value", "context")
@@ -179,43 +172,13 @@ class TransformersRunner(_TorchRunner):
             merged["logits"] = merged["logits"].reshape(inputs["input_ids"].shape[:2])
         return merged
 
-    def _extra(self, one: Inputs, length: int) -> dict[str, Any]:
-        """Arguments that spare transformers its buffers, which end at max_position_embeddings."""
-        import torch
-
-        positions = torch.arange(length).clamp(max=self.checkpoint.config.max_position_embeddings - 1) + 2
-        extra: dict[str, Any] = {"position_ids": positions[None]}
-        if "token_type_ids" not in one:
-            extra["token_type_ids"] = torch.zeros((1, length), dtype=torch.int64)
-        return extra
-
-    @contextlib.contextmanager
-    def _mended_mask(self, mask: Array) -> Iterator[None]:
-        """Gives transformers 4 the additive mask that its attention expects.
-
-        There `MraSelfAttention` undoes -10000 of an additive mask, but the model adds the lowest float: a padded token gets
-        the weight -2**31 instead of 0. transformers 5 has this mended.
-        """
-        import torch
-        import transformers
-
-        if int(transformers.__version__.split(".")[0]) >= 5:
-            yield
-            return
-        additive = (torch.from_numpy(mask).float().to(self.model.device) - 1.0)[:, None, None, :] * 10000.0
-        base = self.model.base_model
-        base.get_extended_attention_mask = lambda *args, **kwargs: additive
-        try:
-            yield
-        finally:
-            del base.get_extended_attention_mask
-
 
 class SpecificationRunner(_TorchRunner):
     """The transformers model with the specification's operator as its attention; float32, batches as they are.
 
     Attributes:
-        selections: per layer bool [batch, num_heads, blocks, blocks] to be used for the selection, or None.
+        selections: per layer the discrete choice that its attention is to take, as `parity.Judge.operator` returns it (for MRA
+            the selected blocks, bool [batch, num_heads, blocks, blocks]), or None.
     """
 
     def __init__(self, checkpoint: Checkpoint, pooling: Pooling) -> None:
@@ -223,18 +186,19 @@ class SpecificationRunner(_TorchRunner):
 
         super().__init__(checkpoint, share_weights(checkpoint.model), pooling)
         self.name = "specification"
-        self.selections: list[torch.Tensor] | None = None
+        self.selections: list[Any] | None = None
         self._mask: torch.Tensor | None = None
         self._layers: list[LayerTrace] | None = None
         checkpoint.family.replace_attention(self.model, self._attend)
 
-    def _attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        from mra_export.reference import mra2_attention
-
+    def _attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *constants: torch.Tensor
+    ) -> torch.Tensor:
         assert self._mask is not None
-        attributes = self.checkpoint.family.attributes(self.checkpoint.config)
-        selected = self.selections[layer] if self.selections is not None else None
-        context = mra2_attention(query, key, value, self._mask, attributes, selected=selected)
+        family = self.checkpoint.family
+        choice = self.selections[layer] if self.selections is not None else None
+        tensors = (query, key, value, *constants)
+        context = family.attend(family.attributes(self.checkpoint.config), tensors, self._mask, choice)
         if self._layers is not None:
             self._layers.append(LayerTrace(*(t.float().numpy() for t in (query, key, value, context))))
         return context
@@ -282,25 +246,45 @@ class OnnxModel:
 
     Attributes:
         path: the file.
-        nodes: the attention nodes, in order (`onnx.NodeProto`).
-        attributes: of the nodes.
+        family: what is particular to its kind of model.
+        layers: its attention layers, in order.
         inputs: names.
         outputs: names.
         dtype: type of the operator's tensors, one of fp32, fp16, bf16.
         task: as the exporter noted it, or None.
         opset: of the standard operators.
         functions: the function bodies in the file (`onnx.FunctionProto`).
+        metadata: what else the exporter noted.
     """
 
     path: Path
-    nodes: list[Any]
-    attributes: list[Mra2AttentionAttributes]
+    family: Family
+    layers: list[OnnxLayer]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dtype: str
     task: str | None
     opset: int
     functions: list[Any]
+    metadata: dict[str, str]
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The custom nodes that compute the attention (`onnx.NodeProto`); none where standard operators do."""
+        return [layer.node for layer in self.layers if layer.node is not None]
+
+    @property
+    def attributes(self) -> list[Any]:
+        """Of each layer."""
+        return [layer.attributes for layer in self.layers]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The family's options with which it was exported."""
+        noted = {
+            name: self.metadata[f"option.{name}"] for name in self.family.options if f"option.{name}" in self.metadata
+        }
+        return read_options(self.family, noted)
 
 
 def read_onnx(path: Path) -> OnnxModel:
@@ -314,8 +298,6 @@ def read_onnx(path: Path) -> OnnxModel:
     """
     import onnx
 
-    from mra_export.op_spec import ATTRIBUTES, OP_DOMAIN, OP_TYPE
-
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     try:
@@ -325,20 +307,20 @@ def read_onnx(path: Path) -> OnnxModel:
             raise ValueError("it has no graph")
     except Exception as error:
         raise InputError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
-    nodes = [n for n in graph.node if (n.domain, n.op_type) == (OP_DOMAIN, OP_TYPE)]
+    metadata = {p.key: p.value for p in model.metadata_props}
+    known = families()
+    family = known.get(metadata.get("family", ""), next(iter(known.values())))
+    try:
+        layers = family.layers(model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     names = tuple(i.name for i in graph.input)
-    if not nodes or not {"input_ids", "attention_mask"} <= set(names):
+    if not layers or not {"input_ids", "attention_mask"} <= set(names):
         raise InputError(
-            f"{path} has no {OP_DOMAIN}::{OP_TYPE} node or lacks the inputs input_ids and attention_mask, "
+            f"{path} has no {'::'.join(family.operator)} node or lacks the inputs input_ids and attention_mask, "
             "so it was not written by this tool. Export the checkpoint with `mra-export onnx`."
         )
-    values = [{a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in nodes]
-    try:
-        attributes = [Mra2AttentionAttributes(**{k: v[k] for k in ATTRIBUTES}) for v in values]
-    except KeyError as error:
-        raise InputError(f"{path}: a {OP_TYPE} node has no attribute {error}. Export it again.") from error
     _check_external_data(path, model)
-    metadata = {p.key: p.value for p in model.metadata_props}
     types = {
         onnx.TensorProto.FLOAT: "fp32",
         onnx.TensorProto.FLOAT16: "fp16",
@@ -347,15 +329,35 @@ def read_onnx(path: Path) -> OnnxModel:
     found = [types[i.data_type] for i in graph.initializer if i.data_type in types]
     return OnnxModel(
         path=path,
-        nodes=nodes,
-        attributes=attributes,
+        family=family,
+        layers=layers,
         inputs=names,
         outputs=tuple(o.name for o in graph.output),
         dtype=found[0] if found else "fp32",
         task=metadata.get("task"),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         functions=list(model.functions),
+        metadata=metadata,
     )
+
+
+def layer_constants(model: OnnxModel) -> list[tuple[torch.Tensor, ...]]:
+    """The further constant inputs of each attention node of a file, as `Family.judge` takes them."""
+    import onnx
+    import torch
+
+    wanted = {name for node in model.nodes for name in list(node.input)[4:]}
+    found = {}
+    if wanted:
+        for initializer in onnx.load(str(model.path)).graph.initializer:
+            if initializer.name in wanted:
+                found[initializer.name] = torch.from_numpy(onnx.numpy_helper.to_array(initializer).astype(np.float32))
+    missing = sorted(wanted - set(found))
+    if missing:
+        raise InputError(
+            f"{model.path}: the constant {missing[0]} of an attention node is not in the file. Export it again."
+        )
+    return [tuple(found[name] for name in list(node.input)[4:]) for node in model.nodes]
 
 
 def _check_external_data(path: Path, proto: Any) -> None:
@@ -396,23 +398,10 @@ def operator_model(
     Returns:
         `onnx.ModelProto`; inputs and output are named as in `op_spec`, batch and sequence are dynamic.
     """
-    from onnx import TensorProto, helper
+    from mra_export.families.mra import FAMILY
 
-    from mra_export.function_body import function_body
-    from mra_export.op_spec import OP_DOMAIN, OP_TYPE
-
-    kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
-    shape: list[str | int | None] = ["batch", "sequence", hidden_size]
-    node = helper.make_node(
-        OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()
-    )
-    inputs = [helper.make_tensor_value_info(name, kind, shape) for name in INPUTS[:3]]
-    inputs.append(helper.make_tensor_value_info(INPUTS[3], TensorProto.INT32, shape[:2]))
-    outputs = [helper.make_tensor_value_info(OUTPUTS[0], kind, shape)]
-    graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
-    bodies = [function_body(opset)] if functions is None else functions
-    return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
+    bodies = FAMILY.functions(opset) if functions is None else functions
+    return FAMILY.operator_model(attributes, hidden_size, dtype, opset, bodies)
 
 
 class OnnxRuntimeRunner:
@@ -440,10 +429,12 @@ class OnnxRuntimeRunner:
                 self._traced = self._load(str(path))
         return _split_trace(self.model, _by_name(self._traced, inputs))
 
-    def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         """The operator alone on query, key, value; see `Runner`."""
         dtype = "fp16" if self.model.dtype == "fp16" else "fp32"
-        model = operator_model(attributes, tensors[0].shape[2], dtype, self.model.opset, self.model.functions)
+        model = _operator_model(self.model, attributes, tensors, dtype)
+        if model is None:
+            return None
         session = self._load(model.SerializeToString())
         kind = np.float16 if dtype == "fp16" else np.float32
         feeds = {name: t.astype(kind) for name, t in zip(INPUTS, tensors, strict=False)}
@@ -498,16 +489,23 @@ class OnnxReferenceRunner:
         named = dict(zip(self._evaluator.output_names, (v.astype(np.float32) for v in values), strict=True))
         return _split_trace(self.model, named)
 
-    def run_operator(self, attributes: Mra2AttentionAttributes, tensors: Sequence[Array], mask: Array) -> Array | None:
+    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         """The operator alone on query, key, value; see `Runner`."""
         from onnx.reference import ReferenceEvaluator
 
-        model = operator_model(attributes, tensors[0].shape[2], "fp32", self.model.opset, self.model.functions)
+        model = _operator_model(self.model, attributes, tensors, "fp32")
+        if model is None:
+            return None
         evaluator = ReferenceEvaluator(model)
         with np.errstate(all="ignore"):
             feeds = {name: t.astype(np.float32) for name, t in zip(INPUTS, tensors, strict=False)}
             context: list[Array] = evaluator.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})  # type: ignore[assignment]
         return context[0]
+
+
+def _operator_model(model: OnnxModel, attributes: Any, tensors: Sequence[Array], dtype: str) -> Any:
+    """The one node of a file's operator with the file's own function bodies, or None."""
+    return model.family.operator_model(attributes, tensors[0].shape[2], dtype, model.opset, model.functions)
 
 
 def _float32_accumulation() -> list[Any]:
@@ -547,8 +545,12 @@ def _by_name(session: Any, inputs: Inputs) -> dict[str, Array]:
 
 
 def _split_trace(model: OnnxModel, named: dict[str, Array]) -> Trace:
-    layers = [LayerTrace(*(named[name] for name in (*list(node.input)[:3], node.output[0]))) for node in model.nodes]
+    layers = [LayerTrace(*(named[name] for name in _layer_values(layer))) for layer in model.layers]
     return Trace({name: named[name] for name in model.outputs}, layers)
+
+
+def _layer_values(layer: OnnxLayer) -> tuple[str, ...]:
+    return layer.query, layer.key, layer.value, layer.context
 
 
 @contextlib.contextmanager
@@ -559,8 +561,8 @@ def _traceable(model: OnnxModel) -> Iterator[Path]:
     proto = onnx.load(str(model.path), load_external_data=False)
     kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
     present = {o.name for o in proto.graph.output}
-    for node in model.nodes:
-        for name in (*list(node.input)[:3], node.output[0]):
+    for layer in model.layers:
+        for name in _layer_values(layer):
             if name not in present:
                 present.add(name)
                 proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[model.dtype], None))

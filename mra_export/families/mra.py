@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
+from mra_export.families import Family, TransformersSetup
+from mra_export.function_body import MIN_OPSET
 from mra_export.op_spec import (
     APPROX_MODES,
+    ATTRIBUTES,
     BLOCK_SIZE,
     HEAD_DIM_MULTIPLE,
+    INPUTS,
     MAX_HEAD_DIM,
     MAX_SEQ_LEN,
     OP_DOMAIN,
     OP_TYPE,
+    OP_VERSION,
+    OUTPUTS,
     Mra2AttentionAttributes,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from onnx import FunctionProto
+    from onnx import FunctionProto, ModelProto
     from torch import Tensor
+
+    from mra_export.checkpoint import Checkpoint
+    from mra_export.parity import Judge
+    from mra_export.runners import Array, Inputs
 
 __all__ = ["FAMILY", "MraFamily"]
 
 
-class MraFamily:
+class MraFamily(Family):
     """`mra_export.families.Family` for `model_type` "mra"."""
 
     model_type = "mra"
+    title = "MRA"
     operator = (OP_DOMAIN, OP_TYPE)
+    operator_version = OP_VERSION
+    plugin = OP_TYPE
+    min_opset = MIN_OPSET
 
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is outside what the operator computes."""
@@ -90,6 +106,10 @@ class MraFamily:
             scale=1.0 / math.sqrt(max(head_dim, BLOCK_SIZE)),
         )
 
+    def attributes_from(self, values: Mapping[str, Any]) -> Mra2AttentionAttributes:
+        """The attributes from what a node or a manifest says."""
+        return Mra2AttentionAttributes(**{name: values[name] for name in ATTRIBUTES})
+
     def attention_modules(self, model: Any) -> list[tuple[str, Any]]:
         """Name and module of every self-attention, first layer first."""
         base = model.base_model
@@ -113,11 +133,109 @@ class MraFamily:
         for index, layer in enumerate(model.base_model.encoder.layer):
             layer.attention.self = Attention(layer.attention.self, index)
 
+    def attend(
+        self, attributes: Mra2AttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
+    ) -> Tensor:
+        """The operator by its specification; `choice` is bool [batch, num_heads, blocks, blocks], the selected blocks."""
+        from mra_export.reference import mra2_attention
+
+        query, key, value = tensors
+        return mra2_attention(query, key, value, mask, attributes, selected=choice)
+
+    def transformers_setup(self, checkpoint: Checkpoint, device: str, kernel_sources: Path | None) -> TransformersSetup:
+        """Supplies its kernels, and runs it example by example: it gives heads another example's mask in a padded batch.
+
+        The lengths are filled to a multiple of 32 that its top-k accepts.
+        """
+        from mra_export import hf_kernels
+
+        budget = self.attributes(checkpoint.config).num_blocks
+
+        @contextlib.contextmanager
+        def kernels() -> Iterator[str]:
+            with hf_kernels.installed(device, sources=kernel_sources) as source:
+                yield source.name
+
+        def filled_length(length: int) -> int:
+            blocks = -(-length // BLOCK_SIZE)
+            while blocks * blocks < budget:
+                blocks += 1
+            return blocks * BLOCK_SIZE
+
+        def arguments(one: Inputs, length: int) -> dict[str, Any]:
+            """Arguments that spare transformers its buffers, which end at max_position_embeddings."""
+            import torch
+
+            positions = torch.arange(length).clamp(max=checkpoint.config.max_position_embeddings - 1) + 2
+            extra: dict[str, Any] = {"position_ids": positions[None]}
+            if "token_type_ids" not in one:
+                extra["token_type_ids"] = torch.zeros((1, length), dtype=torch.int64)
+            return extra
+
+        return TransformersSetup(
+            kernels=kernels,
+            probe=hf_kernels.probe_attention,
+            one_by_one=True,
+            filled_length=filled_length,
+            arguments=arguments,
+            mended=_mended_mask,
+        )
+
     def functions(self, opset: int) -> list[FunctionProto]:
         """The function bodies that let a stock runtime run the exported file."""
         from mra_export.function_body import function_body
 
         return [function_body(opset)]
+
+    def operator_model(
+        self, attributes: Any, hidden_size: int, dtype: str, opset: int, functions: Sequence[Any]
+    ) -> ModelProto:
+        """An ONNX model of one node; see `mra_export.runners.operator_model`."""
+        from onnx import TensorProto, helper
+
+        kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
+        shape: list[str | int | None] = ["batch", "sequence", hidden_size]
+        node = helper.make_node(
+            OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()
+        )
+        inputs = [helper.make_tensor_value_info(name, kind, shape) for name in INPUTS[:3]]
+        inputs.append(helper.make_tensor_value_info(INPUTS[3], TensorProto.INT32, shape[:2]))
+        outputs = [helper.make_tensor_value_info(OUTPUTS[0], kind, shape)]
+        graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
+        return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+
+    def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
+        """Tells a difference of selection from one of arithmetic."""
+        from mra_export.families._mra_selection import SelectionJudge
+
+        return SelectionJudge(self, attributes, constants)
+
+    def makes_no_choice(self, attributes: Mra2AttentionAttributes, seq_len: int) -> bool:
+        """Whether the budget selects every block."""
+        return int((-(-seq_len // BLOCK_SIZE)) ** 2) <= attributes.num_blocks
+
+
+@contextlib.contextmanager
+def _mended_mask(model: Any, mask: Array) -> Iterator[None]:
+    """Gives transformers 4 the additive mask that its attention expects.
+
+    There `MraSelfAttention` undoes -10000 of an additive mask, but the model adds the lowest float: a padded token gets
+    the weight -2**31 instead of 0. transformers 5 has this mended.
+    """
+    import torch
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        yield
+        return
+    additive = (torch.from_numpy(mask).float().to(model.device) - 1.0)[:, None, None, :] * 10000.0
+    base = model.base_model
+    base.get_extended_attention_mask = lambda *args, **kwargs: additive
+    try:
+        yield
+    finally:
+        del base.get_extended_attention_mask
 
 
 FAMILY = MraFamily()
