@@ -343,6 +343,8 @@ def check_command(
 ) -> None:
     """Compares the PyTorch model SOURCE with .onnx and .engine files, or the directories that hold them.
 
+    SOURCE may also be a bundle alone: its files are verified, and its operator is held against the specification.
+
     Selection of blocks and arithmetic are judged apart, layer by layer. Ends with exit code 3 if they differ.
 
     \b
@@ -353,23 +355,28 @@ def check_command(
 
     if report is not None:
         check_target(report, force=force, sources=[Path(source), *artifacts])
-    from mra_export.check import check, find_artifacts
+    from mra_export.bundle import bundle_alone
+    from mra_export.check import check, check_bundle, find_artifacts
     from mra_export.checkpoint import load_checkpoint, locate
-    from mra_export.console import print_comparisons, progress
+    from mra_export.console import describe_bundle, print_comparisons, print_recorded, progress
 
-    found = find_artifacts(list(artifacts) or [locate(source)])
+    bundle = None if artifacts else bundle_alone(source, random_init=random_init)
     with progress(quiet=shown["quiet"]) as step:
-        step(f"loading {source}")
-        checkpoint = load_checkpoint(source, task=_task_of(task, found), random_init=random_init)
-        comparisons = check(
-            checkpoint,
-            found,
-            library=_library(plugin_lib),
-            plugin=_plugin(plugin_lib),
-            max_seq_len=max_seq_len,
-            kernel_sources=kernel_sources,
-            progress=step,
-        )
+        if bundle is not None:
+            verified, comparisons = check_bundle(bundle, max_seq_len=max_seq_len, progress=step)
+        else:
+            found = find_artifacts(list(artifacts) or [locate(source)])
+            step(f"loading {source}")
+            checkpoint = load_checkpoint(source, task=_task_of(task, found), random_init=random_init)
+            comparisons = check(
+                checkpoint,
+                found,
+                library=_library(plugin_lib),
+                plugin=_plugin(plugin_lib),
+                max_seq_len=max_seq_len,
+                kernel_sources=kernel_sources,
+                progress=step,
+            )
     outputs = []
     if report is not None:
         from mra_export.report import write_report
@@ -385,7 +392,13 @@ def check_command(
     passed = sum(c.ok is True for c in comparisons)
     undecided = len(comparisons) - passed
     text = f"PASSED {passed} comparison(s)" + (f", {undecided} not judged" if undecided else "")
-    _print_result("check", text, shown["as_json"], outputs=outputs, comparisons=_plain(comparisons))
+    fields: dict[str, Any] = {}
+    if bundle is not None:
+        if not shown["as_json"]:
+            print_recorded(verified)
+        text = f"{text}\nVERIFIED {describe_bundle(verified)}"
+        fields = {name: verified.manifest[name] for name in ("files", "variants", "parity", "manifest_sha256")}
+    _print_result("check", text, shown["as_json"], outputs=outputs, comparisons=_plain(comparisons), **fields)
 
 
 @cli.command("bench")
@@ -436,6 +449,73 @@ def bench_command(
         print_bench(rows)
     else:
         _print_json(ok=True, command="bench", outputs=[], rows=[asdict(row) for row in rows])
+
+
+@cli.command("bundle")
+@click.argument("source")
+@_output("The bundle directory to write.")
+@click.option("--engine", "engines", type=click.Path(path_type=Path), multiple=True, metavar="FILE.engine",
+              help="An engine that `mra-export trt` built from SOURCE; may be repeated.")  # fmt: skip
+@_model_options
+@_dtype_options(None, "as SOURCE, fp32 for a checkpoint")
+@click.option(
+    "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Of a checkpoint.  [default: its own, or mean]"
+)
+@click.option("--normalize/--no-normalize", default=None, help="Of a checkpoint.  [default: as SOURCE]")
+@click.option("--no-check", is_flag=True, help="Skip the parity check.")
+@click.option("--plugin-lib", type=click.Path(path_type=Path), multiple=True,
+              help="A native library to put in, instead of the one found; may be repeated.")  # fmt: skip
+@_force
+@_output_options
+def bundle_command(
+    source: str,
+    output: Path,
+    engines: tuple[Path, ...],
+    no_check: bool,
+    plugin_lib: tuple[Path, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Writes one directory with what a C++ server needs: ONNX file, engines, libraries, tokenizer, manifest.
+
+    SOURCE is a checkpoint, which is exported and checked first, or an ONNX directory. The bundle works wherever it is copied
+    to; `mra-export check DIR` verifies it.
+
+    \b
+    Example:
+      mra-export bundle ./minilm-onnx --engine ./minilm.engine -o ./minilm-bundle
+    """
+    from mra_export.bundle import create_bundle
+    from mra_export.console import describe_bundle, print_comparisons, progress
+
+    plugins = [path for path in plugin_lib if _plugin(path)]
+    libraries = [path for path in plugin_lib if not _plugin(path)]
+    comparisons: list[Any] = []
+    with progress(quiet=quiet) as report:
+        try:
+            bundle = create_bundle(
+                source, output, engines=engines, check=not no_check, comparisons=comparisons, progress=report,
+                library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None, **options,
+            )  # fmt: skip
+        except ParityError as error:
+            _fail_parity("bundle", error, comparisons, as_json)
+    if not as_json:
+        print_comparisons(comparisons)
+    made = bundle.manifest
+    _print_result(
+        "bundle",
+        describe_bundle(bundle) + f"\n  next: mra-export check {output}",
+        as_json,
+        outputs=[str(output)],
+        files=made["files"],
+        variants=made["variants"],
+        model=made["model"],
+        pooling=made["pooling"],
+        manifest_sha256=made["manifest_sha256"],
+        comparisons=_plain(comparisons),
+    )
 
 
 @cli.command("build")

@@ -10,10 +10,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mra_export.bench import BenchRow
+    from mra_export.bundle import Bundle
     from mra_export.doctor import Diagnosis
     from mra_export.parity import Comparison
 
-__all__ = ["print_bench", "print_comparisons", "print_diagnosis", "progress"]
+__all__ = [
+    "describe_bundle",
+    "print_bench",
+    "print_comparisons",
+    "print_diagnosis",
+    "print_recorded",
+    "progress",
+]
 
 
 @contextmanager
@@ -71,6 +79,44 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
                     layer.problem or "",
                 )
             console.print(table)
+
+
+def describe_bundle(bundle: Bundle) -> str:
+    """What is in a bundle, on one line, and what is missing of it."""
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    how = "native operator" if bundle.library else "function body"
+    runs = [f"ONNX Runtime {bundle.variants[0].precision} ({how})"]
+    runs += [f"{v.file.name} {v.precision} ({v.backend} {v.backend_version}, {v.gpu})" for v in bundle.variants[1:]]
+    count = len(bundle.manifest["files"])
+    text = f"{bundle.path}: {bundle.task}, {', '.join(runs)}; {count} files, {size / 2**20:.1f} MiB"
+    notes = []
+    if bundle.library is None:
+        notes.append(
+            "no libmra_onnxruntime.so: ONNX Runtime runs it slower. Run `mra-export build` and write it again."
+        )
+    if bundle.tokenizer_file is None:
+        notes.append("no tokenizer.json: clients have to bring token ids.")
+    if bundle.task == "feature-extraction" and bundle.pooling is None:
+        notes.append("no pooling: it gives token vectors only. Export the checkpoint with --pooling mean.")
+    return text + "".join(f"\n  note: {note}" for note in notes)
+
+
+def print_recorded(bundle: Bundle) -> None:
+    """The parity figures that a bundle's manifest has from its making."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if bundle.manifest["parity"] is None:
+        console.print("RECORDED nothing: the bundle was written without a check.")
+    for made in bundle.manifest["parity"] or []:
+        verdict = {True: "passed", False: "failed", None: "not judged"}[made["ok"]]
+        numbers = [
+            f"{name.replace('_', ' ')} {_number(name, value)}"
+            for name, value in sorted(made["metrics"].items())
+            if value is not None and name in ("relative_error", "max_abs_error", "cosine_min", "operator_error")
+        ]
+        text = f"RECORDED {verdict}: {made['candidate']} against {made['reference']}: {', '.join(numbers)}"
+        console.print(text, soft_wrap=True, markup=False)
 
 
 def print_bench(rows: list[BenchRow]) -> None:

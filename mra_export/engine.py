@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
 from mra_export.engine_runner import LAYER_TENSORS, layer_output
-from mra_export.engine_source import Range, check_dtype, in_dtype, input_axes, ranges_of, shapes_of
+from mra_export.engine_source import (
+    Range,
+    check_dtype,
+    distinct_attributes,
+    in_dtype,
+    input_axes,
+    onnx_files,
+    ranges_of,
+    shapes_of,
+)
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
@@ -192,9 +201,9 @@ def build_engine(
             task=model.task,
             inputs=first,
             outputs=[network.get_output(i).name for i in range(network.num_outputs)],
-            onnx_sha256=_onnx_sha256(source),
+            onnx_sha256=file_sha256(*onnx_files(source)),
             onnx_dtype=source.dtype,
-            attributes=_attributes(model),
+            attributes=distinct_attributes(model),
             pooling=_pooling(source),
             parity=parity,
             versions=_versions(opened, plugin),
@@ -488,14 +497,6 @@ def _inspected_types(text: str, model: OnnxModel) -> str:
     return _counted(types)
 
 
-def _onnx_sha256(model: OnnxModel) -> str:
-    import onnx
-
-    graph = onnx.load(str(model.path), load_external_data=False).graph
-    names = {entry.value for i in graph.initializer for entry in i.external_data if entry.key == "location"}
-    return file_sha256(model.path, *(model.path.parent / name for name in sorted(names)))
-
-
 def _pooling(model: OnnxModel) -> dict[str, Any] | None:
     """How the file pools, by the sentence-transformers files beside it."""
     from mra_export.export import pooling_of
@@ -507,14 +508,6 @@ def _pooling(model: OnnxModel) -> dict[str, Any] | None:
         if pooling.mode != "none":
             return asdict(pooling)
     return None
-
-
-def _attributes(model: OnnxModel) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for attributes in model.attributes:
-        if not found or found[-1] != attributes.as_dict():
-            found.append(attributes.as_dict())
-    return found
 
 
 def _versions(backend: Backend, plugin: PluginInfo) -> dict[str, str | None]:

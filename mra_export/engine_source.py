@@ -7,7 +7,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError, ParityError
 from mra_export.libraries import tensorrt_library
@@ -27,10 +27,12 @@ __all__ = [
     "Range",
     "check_dtype",
     "check_ranges",
+    "distinct_attributes",
     "exported",
     "find_onnx",
     "in_dtype",
     "input_axes",
+    "onnx_files",
     "parse_range",
     "position_limit",
     "ranges_of",
@@ -277,6 +279,24 @@ def position_limit(model: OnnxModel) -> int | None:
         if initializer.name.endswith("position_embeddings.weight") and len(initializer.dims) == 2:
             limits.append(int(initializer.dims[0]) - 2)  # MraEmbeddings counts positions from 2
     return min(limits) if limits else None
+
+
+def onnx_files(model: OnnxModel) -> list[Path]:
+    """The files that a model is in: the .onnx file, then its external data by name."""
+    import onnx
+
+    graph = onnx.load(str(model.path), load_external_data=False).graph
+    names = {entry.value for i in graph.initializer for entry in i.external_data if entry.key == "location"}
+    return [model.path, *(model.path.parent / name for name in sorted(names))]
+
+
+def distinct_attributes(model: OnnxModel) -> list[dict[str, Any]]:
+    """The operator's attributes, one entry for each attention layer that differs from the one before it."""
+    found: list[dict[str, Any]] = []
+    for attributes in model.attributes:
+        if not found or found[-1] != attributes.as_dict():
+            found.append(attributes.as_dict())
+    return found
 
 
 def input_axes(model: OnnxModel) -> dict[str, list[int | str]]:

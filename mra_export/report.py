@@ -72,7 +72,7 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
                 for name, value in c.metrics.items()
                 if value is not None
             ],
-            "plots": _plots(c),
+            "plots": _plots(c) if c.cases else [],
             "cases": [
                 (
                     case.name,

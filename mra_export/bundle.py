@@ -1,0 +1,466 @@
+"""The bundle: one directory with all that a server needs, written whole, and verified before anything of it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mra_export import __version__
+from mra_export.bundle_manifest import FORMAT, MANIFEST_FILE, MEND, Bundle, Variant, read_bundle, seal
+from mra_export.checkpoint import SIDE_FILES, load_config
+from mra_export.engine_source import distinct_attributes, find_onnx, onnx_files, position_limit
+from mra_export.errors import DependencyError, InputError, ParityError
+from mra_export.export import MODEL_FILE, Pooling, pooling_of
+from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
+from mra_export.manifest import Manifest, check_engine, file_sha256, manifest_path, read_manifest
+from mra_export.op_spec import OP_VERSION
+from mra_export.outputs import check_target, staged_directory
+from mra_export.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
+from mra_export.runners import OnnxModel, read_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mra_export.checkpoint import Checkpoint
+    from mra_export.parity import Comparison
+
+__all__ = ["Bundle", "Variant", "bundle_alone", "create_bundle", "is_bundle", "read_bundle", "verify_bundle"]
+
+ENGINES = "engines"
+LIBRARIES = "lib"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a directory calls itself a bundle; `verify_bundle` says whether it is one."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def bundle_alone(source: str, *, random_init: int | None = None) -> Path | None:
+    """The bundle that `check` gets as its only argument; None where that is a checkpoint.
+
+    Raises:
+        InputError: it is an exported directory that is neither.
+    """
+    path = Path(source)
+    if not path.is_dir() or random_init is not None:
+        return None
+    if is_bundle(path):
+        return path
+    has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
+    if (path / MODEL_FILE).is_file() and not has_weights:
+        raise InputError(
+            f"{path / MANIFEST_FILE} is missing, so {path} is no whole bundle, and it has no weights, so it is no checkpoint. "
+            f"An ONNX directory is checked with its checkpoint: `mra-export check CHECKPOINT {path}`."
+        )
+    return None
+
+
+def verify_bundle(path: Path) -> Bundle:
+    """Reads a bundle and holds every file against its manifest; nothing of it is run.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The bundle: every file is there and unchanged, none is unlisted or lies elsewhere, and what the manifest says of the
+        model and its engines is what their files say.
+
+    Raises:
+        InputError: something is wrong; the message names the file or the field.
+    """
+    bundle = read_bundle(path)
+    _check_tree(bundle)
+    for name, entry in bundle.manifest["files"].items():
+        file = bundle.path / name
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise InputError(
+                f"{file} has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced. {MEND}"
+            )
+        if file_sha256(file) != entry["sha256"]:
+            raise InputError(f"{file} was changed: its SHA-256 is not that of {MANIFEST_FILE}. {MEND}")
+    for variant in bundle.variants[1:]:
+        try:
+            check_engine(variant.file, plugin=variant.library)
+        except DependencyError as error:  # what an engine needs belongs to the bundle, not to the machine
+            raise InputError(str(error)) from error
+    for name, value in _described(bundle.path).items():
+        _compare(bundle.manifest[name], value, name, bundle.path / MANIFEST_FILE)
+    return bundle
+
+
+def create_bundle(
+    source: str | Path,
+    output: Path,
+    *,
+    engines: Sequence[Path] = (),
+    task: str = "auto",
+    random_init: int | None = None,
+    dtype: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    library: Path | None = None,
+    plugin: Path | None = None,
+    check: bool = True,
+    triton: Callable[[Bundle, Path], None] | None = None,
+    comparisons: list[Comparison] | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Writes a bundle; the same input gives the same bytes.
+
+    Args:
+        source: a checkpoint or hub id, which is exported first; or an ONNX directory, an .onnx file in one, or a bundle.
+        output: the directory to write.
+        engines: .engine files that were built from the same ONNX file, each with its manifest beside it.
+        task: of a checkpoint, as are `random_init`, `pooling` and `normalize`.
+        random_init: as for `load_checkpoint`.
+        dtype: of the export, default fp32; an ONNX file that is there must have it.
+        pooling: "none", "cls" or "mean"; None for the checkpoint's own, or the mean where it has none.
+        normalize: whether embeddings are scaled to length 1; None for what the checkpoint says.
+        library: the ONNX Runtime library, None to have it found; without any, the function body serves.
+        plugin: the TensorRT plugin, None to have it found; looked for only if an engine needs it.
+        check: whether the model is compared with the checkpoint, or without one as `check_alone` does.
+        triton: called with the bundle and its directory `triton`, to write a model repository there.
+        comparisons: takes the comparisons.
+        force: whether an existing output is replaced.
+        progress: called with a line before each step.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        InputError: the source, an engine, a library or the output is wrong.
+        ParityError: the export is not the checkpoint's model, or the operator not the specification's.
+        DependencyError: what the check or an engine needs is missing.
+    """
+    check_target(output, force=force, sources=[Path(source), *engines])
+    library = find_library("onnxruntime", library)
+    made = comparisons if comparisons is not None else []
+    asked = _Asked(task, random_init, dtype, pooling, normalize)
+    with _onnx_file(source, asked, library if check else None, check, made, progress) as (file, stated):
+        model = read_onnx(file)
+        opened = _open_engines(engines, model)
+        progress(f"writing {output}")
+        with staged_directory(output, force=force) as stage:
+            _copy_model(model, stage)
+            _copy_engines(opened, stage)
+            _copy_libraries(library, plugin, opened, stage)
+            provenance = {**provenance_of(stage), "random_init": stated.pop("random_init")}
+            fields = {**_described(stage), **stated, "license": licence_of(stage), "provenance": provenance}
+            _write_manifest(stage, fields)
+            if triton is not None:
+                progress("writing the model repository for Triton")
+                triton(read_bundle(stage), stage / "triton")
+                _write_manifest(stage, fields)
+    return read_bundle(output)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How a checkpoint is to be exported; as the arguments of `create_bundle`."""
+
+    task: str
+    random_init: int | None
+    dtype: str | None
+    pooling: str | None
+    normalize: bool | None
+
+    def settled(self, checkpoint: Checkpoint) -> Pooling | None:
+        """The pooling of the export: what was asked for, else the checkpoint's, else the mean, so that embeddings come out."""
+        mode, normalize = self.pooling, self.normalize
+        if checkpoint.task.name != "feature-extraction" and mode is None and normalize is None:
+            return None
+        decided = mode == "none" or (mode is not None and normalize is not None)
+        own = Pooling() if decided else pooling_of(checkpoint.directory)
+        chosen = mode or (own.mode if own.mode != "none" else "mean")
+        return Pooling(chosen, own.normalize and chosen != "none" if normalize is None else normalize)
+
+
+@contextlib.contextmanager
+def _onnx_file(
+    source: str | Path,
+    asked: _Asked,
+    library: Path | None,
+    check: bool,
+    comparisons: list[Comparison],
+    progress: Callable[[str], None],
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The ONNX file to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
+    from mra_export.parity import as_json, describe_failures
+
+    def judge(found: list[Comparison]) -> None:
+        comparisons.extend(found)
+        if failed := describe_failures(found):
+            raise ParityError(f"FAILED {'; '.join(failed)}\nNothing was written; --no-check writes it nevertheless.")
+
+    path = Path(source)
+    file = find_onnx(path) if asked.random_init is None else None
+    if file is not None:
+        given = ["--pooling"] * (asked.pooling is not None) + ["--normalize"] * (asked.normalize is not None)
+        given += ["--task"] * (asked.task != "auto")
+        if given:
+            raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
+        model = read_onnx(file)
+        if asked.dtype not in (None, model.dtype):
+            raise InputError(
+                f"{file} is {model.dtype}, not {asked.dtype}. Give the checkpoint, or an export in that type."
+            )
+        if path.is_dir() and is_bundle(path):
+            old = verify_bundle(path).manifest
+            yield file, {**{k: old[k] for k in ("parity", "versions")}, "random_init": old["provenance"]["random_init"]}
+            return
+        if check:
+            from mra_export.check import check_alone
+
+            judge(check_alone(model, library=library, progress=progress))
+        stated = {"versions": _versions("onnxruntime") if check else {}, "random_init": None}
+        yield file, {**stated, "parity": [as_json(c) for c in comparisons] or None}
+        return
+    if path.suffix == ".onnx":
+        raise InputError(f"{path} does not exist.")
+    from mra_export.check import check as compare
+    from mra_export.checkpoint import load_checkpoint
+    from mra_export.export import export_onnx
+
+    progress(f"loading {source}")
+    checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init)
+
+    def prove(stage: Path) -> None:
+        judge(compare(checkpoint, [stage / MODEL_FILE], library=library, progress=progress))
+
+    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
+        progress(f"exporting {type(checkpoint.model).__name__}")
+        result = export_onnx(
+            checkpoint,
+            Path(folder) / "onnx",
+            dtype=asked.dtype or "fp32",
+            pooling=asked.settled(checkpoint),
+            finish=prove if check else None,
+        )
+        versions = _versions("onnx", "onnxscript", "torch", "transformers", *["onnxruntime"] * check)
+        parity = [as_json(c) for c in comparisons] or None
+        yield result.model, {"versions": versions, "random_init": asked.random_init, "parity": parity}
+
+
+def _open_engines(engines: Sequence[Path], model: OnnxModel) -> list[tuple[Path, Manifest]]:
+    """The engines by name with their manifests; refuses what is not whole, or not of this ONNX file."""
+    found: dict[str, tuple[Path, Manifest]] = {}
+    sha256 = file_sha256(*onnx_files(model)) if engines else ""
+    for engine in engines:
+        manifest = check_engine(engine)
+        build = f"Build it with `mra-export trt` from {model.path}."
+        if engine.suffix != ".engine":
+            raise InputError(f"{engine} must be called NAME.engine. Rename it and its manifest.")
+        if engine.name in found:
+            raise InputError(f"{found[engine.name][0]} and {engine} have the same name. Rename one, and its manifest.")
+        if manifest.onnx_sha256 != sha256:
+            raise InputError(
+                f"{engine} was built from another ONNX file than {model.path}: the SHA-256 differs. {build}"
+            )
+        if manifest.attributes != distinct_attributes(model) or manifest.plugin_layers != len(model.nodes):
+            raise InputError(
+                f"{engine}: the operator's attributes in its manifest are not those of {model.path}. {build}"
+            )
+        if manifest.weights_stripped:
+            raise InputError(f"{engine} was built with --strip-weights, so it cannot be served as it is. {build}")
+        if missing := [name for name in model.outputs if name not in manifest.outputs]:
+            raise InputError(f"{engine} lacks the output {', '.join(missing)} of {model.path}. {build}")
+        found[engine.name] = (engine, manifest)
+    return [found[name] for name in sorted(found)]
+
+
+def _copy_model(model: OnnxModel, stage: Path) -> None:
+    """The ONNX file as `MODEL_FILE`, and what stock clients look for beside it."""
+    root = model.path.parent.parent if model.path.parent.name == MODEL_FILE.parent.name else model.path.parent
+    if not (root / "config.json").is_file():
+        raise InputError(
+            f"{root} has no config.json, which a server needs. Give an ONNX directory that `mra-export onnx` wrote, whole."
+        )
+    if model.task is None:
+        raise InputError(f"{model.path} does not say what its task is. Export the checkpoint again.")
+    _copy(model.path, stage / MODEL_FILE)
+    for data in onnx_files(model)[1:]:
+        if data.parent != model.path.parent:
+            raise InputError(f"{model.path} keeps weights in {data}, which is not beside it. Export it again.")
+        _copy(data, (stage / MODEL_FILE).parent / data.name)
+    for name in dict.fromkeys(("config.json", MODEL_CARD, *SIDE_FILES, *LICENSE_FILES)):
+        if (root / name).is_file():
+            _copy(root / name, stage / name)
+    if "sentence_embedding" in model.outputs and pooling_of(stage).mode == "none":
+        raise InputError(
+            f"{model.path} has the output sentence_embedding, but {root} has no modules.json that says how it is pooled. "
+            "Keep the exported directory together."
+        )
+
+
+def _copy_engines(opened: list[tuple[Path, Manifest]], stage: Path) -> None:
+    for engine, _ in opened:
+        _copy(engine, stage / ENGINES / engine.name)
+        _copy(manifest_path(engine), manifest_path(stage / ENGINES / engine.name))
+
+
+def _copy_libraries(
+    library: Path | None, plugin: Path | None, opened: list[tuple[Path, Manifest]], stage: Path
+) -> None:
+    """The native libraries that a variant needs; refuses a plugin that is not the one an engine was built with."""
+    if library is not None:
+        _copy(library, stage / LIBRARIES / LIBRARY_FILES["onnxruntime"])
+    needing = [engine for engine, manifest in opened if not manifest.plugin_embedded]
+    if needing:
+        found = tensorrt_library(plugin)
+        for engine in needing:
+            check_engine(engine, plugin=found)
+        _copy(found, stage / LIBRARIES / LIBRARY_FILES["tensorrt"])
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _described(root: Path) -> dict[str, Any]:
+    """The fields model, pooling, tokenizer and variants of a manifest, as the files of a bundle have them."""
+    model, config = read_onnx(root / MODEL_FILE), load_config(root)
+    longest = position_limit(model) or int(config.max_position_embeddings)
+    names = getattr(config, "architectures", None) or [None]
+    first = model.nodes[0]
+    pooled = "sentence_embedding" in model.outputs
+    pooling = pooling_of(root) if pooled else None
+    return {
+        "model": {
+            "family": config.model_type,
+            "architecture": names[0],
+            "task": model.task,
+            "dtype": model.dtype,
+            "hidden_size": config.hidden_size,
+            "max_seq_len": longest,
+            "vocab_size": config.vocab_size,
+            "pad_token_id": config.pad_token_id if isinstance(config.pad_token_id, int) else 0,
+            "inputs": list(model.inputs),
+            "outputs": list(model.outputs),
+            "operator": {
+                "domain": first.domain,
+                "type": first.op_type,
+                "version": OP_VERSION,
+                "nodes": len(model.nodes),
+                "attributes": distinct_attributes(model),
+            },
+        },
+        "pooling": None if pooling is None else {"mode": pooling.mode, "normalize": pooling.normalize},
+        "tokenizer": _tokenizer(root, longest),
+        "variants": _variants(root, model),
+    }
+
+
+def _tokenizer(root: Path, longest: int) -> dict[str, Any] | None:
+    if not (root / TOKENIZER_FILE).is_file():
+        return None
+    limits = [longest]
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            value = json.loads((root / name).read_text(encoding="utf-8")).get(key)
+            if isinstance(value, int) and value > 0:
+                limits.append(value)
+    return {"file": TOKENIZER_FILE, "max_length": min(limits)}
+
+
+def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
+    def library(kind: str) -> str | None:
+        path = Path(LIBRARIES) / LIBRARY_FILES[kind]
+        return path.as_posix() if (root / path).is_file() else None
+
+    found: list[dict[str, Any]] = [
+        {
+            "backend": "onnxruntime",
+            "file": MODEL_FILE.as_posix(),
+            "precision": model.dtype,
+            "library": library("onnxruntime"),
+        }
+    ]
+    for engine in sorted((root / ENGINES).glob("*.engine")):
+        made = read_manifest(engine)
+        found.append(
+            {
+                "backend": made.backend,
+                "file": engine.relative_to(root).as_posix(),
+                "precision": made.precision,
+                "library": None if made.plugin_embedded else library("tensorrt"),
+                "manifest": manifest_path(engine).relative_to(root).as_posix(),
+                "backend_version": made.backend_version,
+                "version_compatible": made.version_compatible,
+                "compute_capability": made.compute_capability,
+                "hardware_compatible": made.hardware_compatible,
+                "gpu": made.gpu,
+                "profiles": made.inputs,
+            }
+        )
+    return found
+
+
+def _write_manifest(root: Path, fields: dict[str, Any]) -> None:
+    """Gives every file its mode, whatever the umask, and lists it."""
+    files = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        path.chmod(0o755 if path.is_dir() or path.parent == root / LIBRARIES else 0o644)
+        if path.is_file() and name != MANIFEST_FILE:
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    root.chmod(0o755)
+    manifest = root / MANIFEST_FILE
+    manifest.write_bytes(seal({"format": FORMAT, "mra_export": __version__, **fields, "files": files}))
+    manifest.chmod(0o644)
+
+
+def _check_tree(bundle: Bundle) -> None:
+    """Refuses what is missing, unlisted, not a plain file, or lies outside; nothing is opened before that."""
+    listed = set(bundle.manifest["files"])
+    root = bundle.path.resolve()
+    for name in sorted(listed):
+        file = bundle.path / name
+        if not os.path.lexists(file):
+            raise InputError(f"{file} is missing, but {MANIFEST_FILE} lists it. {MEND}")
+        if not file.resolve().is_relative_to(root):
+            raise InputError(f"{file} is a symbolic link that leads out of the bundle. Put the file itself there.")
+        if not file.is_file():
+            raise InputError(f"{file} is no file, but {MANIFEST_FILE} lists it as one. {MEND}")
+    for folder, folders, files in os.walk(bundle.path):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            inside = path.relative_to(bundle.path).as_posix()
+            if name in folders:
+                if path.is_symlink():
+                    raise InputError(f"{path} is a symbolic link to a directory. Put the directory itself there.")
+                if not any(entry.startswith(f"{inside}/") for entry in listed):
+                    raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
+            elif inside not in listed and inside != MANIFEST_FILE:
+                raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
+
+
+def _compare(stated: Any, found: Any, where: str, file: Path) -> None:
+    """Refuses a field that is not what the bundle's files say, and names it."""
+    if isinstance(stated, dict) and isinstance(found, dict) and stated.keys() == found.keys():
+        for name in stated:
+            _compare(stated[name], found[name], f"{where}.{name}", file)
+    elif isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
+        for index, (one, other) in enumerate(zip(stated, found, strict=True)):
+            _compare(one, other, f"{where}[{index}]", file)
+    elif stated != found:
+        raise InputError(f"{file}: {where}={stated!r}, but the bundle's files say {found!r}. {MEND}")
+
+
+def _versions(*names: str) -> dict[str, str]:
+    import importlib.metadata
+
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,434 @@
+"""The manifest of a bundle: its fields, their types, and the reader that refuses whatever else stands there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mra_export.errors import InputError
+
+if TYPE_CHECKING:
+    from mra_export.export import Pooling
+
+__all__ = ["FORMAT", "MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
+
+FORMAT = 1
+"""Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 26
+MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
+
+_ZEROS = "0" * 64
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A string; with `pattern` or `choices` only such a one."""
+
+    name: str
+    pattern: str = r"(?s).*"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _choice(*choices: str) -> _Text:
+    return _Text(f"one of {', '.join(choices)}", "|".join(choices))
+
+
+@dataclass(frozen=True)
+class _Int:
+    """An integer of at least `least`."""
+
+    least: int
+
+    def __str__(self) -> str:
+        return f"an integer of at least {self.least}"
+
+
+@dataclass(frozen=True)
+class _Or:
+    """null, or what `kind` says."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class _Map:
+    """An object of any names, with values of one kind."""
+
+    kind: Any
+
+
+_TEXT = _Text("text")
+_WORD = _Text("text on one line, without space around it", r"\S(.*\S)?")
+_SHA256 = _Text("64 hexadecimal digits, in lower case", r"[0-9a-f]{64}")
+_DTYPE = _choice("fp32", "fp16", "bf16")
+_SIZES = [_Int(1)]
+_ONNX_VARIANT = {
+    "backend": _choice("onnxruntime", "tensorrt", "rtx"),
+    "file": _WORD,
+    "precision": _DTYPE,
+    "library": _Or(_WORD),
+}
+_ENGINE_VARIANT = {
+    **_ONNX_VARIANT,
+    "backend_version": _WORD,
+    "version_compatible": bool,
+    "compute_capability": _Text("a compute capability, as in 9.0", r"\d+\.\d+"),
+    "hardware_compatible": bool,
+    "gpu": _TEXT,
+    "manifest": _WORD,
+    "profiles": _Map({"min": _SIZES, "opt": _SIZES, "max": _SIZES}),
+}
+_SCHEMA: dict[str, Any] = {
+    "format": int,
+    "mra_export": _WORD,
+    "manifest_sha256": _SHA256,
+    "model": {
+        "family": _WORD,
+        "architecture": _Or(_WORD),
+        "task": _WORD,
+        "dtype": _DTYPE,
+        "hidden_size": _Int(1),
+        "max_seq_len": _Int(1),
+        "vocab_size": _Int(1),
+        "pad_token_id": _Int(0),
+        "inputs": [_WORD],
+        "outputs": [_WORD],
+        "operator": {
+            "domain": _WORD,
+            "type": _WORD,
+            "version": _Int(1),
+            "nodes": _Int(1),
+            "attributes": [_Map(float)],
+        },
+    },
+    "pooling": _Or({"mode": _choice("cls", "mean"), "normalize": bool}),
+    "tokenizer": _Or({"file": _WORD, "max_length": _Int(1)}),
+    "variants": list,  # of _ONNX_VARIANT first, then _ENGINE_VARIANT
+    "files": _Map({"bytes": _Int(0), "sha256": _SHA256}),
+    "parity": _Or(
+        [
+            {
+                "reference": _WORD,
+                "candidate": _WORD,
+                "metrics": _Map(_Or(float)),
+                "tolerance": _Map(float),
+                "ok": _Or(bool),
+                "notes": [_TEXT],
+                "layers": [dict],
+                "cases": [dict],
+            }
+        ]
+    ),
+    "versions": _Map(_WORD),
+    "license": _Or(
+        {"id": _Or(_WORD), "name": _Or(_WORD), "link": _Or(_WORD), "source": _Or(_WORD), "file": _Or(_WORD)}
+    ),
+    "provenance": {"source": _Or(_WORD), "base_model": [_WORD], "random_init": _Or(_Int(0))},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the model of a bundle; what is only said of engines is None for ONNX Runtime.
+
+    Attributes:
+        backend: "onnxruntime", "tensorrt" or "rtx".
+        file: the .onnx or .engine file.
+        precision: fp32, fp16 or bf16.
+        library: the native library that goes with it; None where it runs without one.
+        backend_version: of the backend that built the engine.
+        version_compatible: whether a newer backend may run it.
+        compute_capability: of the GPU that it is for, as in "9.0".
+        hardware_compatible: whether that is the least one, instead of the only one.
+        gpu: name of the GPU on which it was built, or "ahead of time".
+        manifest: of the engine.
+        profiles: input -> "min", "opt", "max" -> shape.
+    """
+
+    backend: str
+    file: Path
+    precision: str
+    library: Path | None
+    backend_version: str | None = None
+    version_compatible: bool | None = None
+    compute_capability: str | None = None
+    hardware_compatible: bool | None = None
+    gpu: str | None = None
+    manifest: Path | None = None
+    profiles: dict[str, dict[str, list[int]]] | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest was read; its files were looked at only if `verify_bundle` gave it.
+
+    Attributes:
+        path: the directory.
+        manifest: the manifest, field by field as docs/bundle.md has it.
+        variants: the ways of running it, the ONNX file first.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    variants: tuple[Variant, ...]
+
+    @property
+    def model_file(self) -> Path:
+        """The ONNX file."""
+        return self.variants[0].file
+
+    @property
+    def library(self) -> Path | None:
+        """The native operator for ONNX Runtime; None where the bundle has none, and the function body runs."""
+        return self.variants[0].library
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How the output `sentence_embedding` is made; None where there is none."""
+        from mra_export.export import Pooling
+
+        return Pooling(**self.manifest["pooling"]) if self.manifest["pooling"] is not None else None
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """`tokenizer.json`, or None."""
+        tokenizer = self.manifest["tokenizer"]
+        return None if tokenizer is None else self.path / tokenizer["file"]
+
+    @property
+    def tokenizer_max_length(self) -> int:
+        """Tokens to which a text is cut, special tokens included; the model's longest where there is no tokenizer."""
+        tokenizer = self.manifest["tokenizer"]
+        return self.max_seq_len if tokenizer is None else int(tokenizer["max_length"])
+
+    @property
+    def task(self) -> str:
+        """As in `--task`."""
+        return str(self.manifest["model"]["task"])
+
+    @property
+    def dtype(self) -> str:
+        """Type of the ONNX file: fp32, fp16 or bf16."""
+        return str(self.manifest["model"]["dtype"])
+
+    @property
+    def family(self) -> str:
+        """`model_type` of the checkpoint."""
+        return str(self.manifest["model"]["family"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.manifest["model"]["hidden_size"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 to this, excluded."""
+        return int(self.manifest["model"]["vocab_size"])
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence, in tokens."""
+        return int(self.manifest["model"]["max_seq_len"])
+
+    @property
+    def pad_token_id(self) -> int:
+        """What stands at padding; its value does not matter, the mask does."""
+        return int(self.manifest["model"]["pad_token_id"])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in order."""
+        return tuple(self.manifest["model"]["inputs"])
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in order."""
+        return tuple(self.manifest["model"]["outputs"])
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """The bytes of a manifest, with `manifest_sha256` set: the SHA-256 of the same bytes with zeros in its place."""
+    manifest = {**manifest, "manifest_sha256": _ZEROS}
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.replace(_seal_text(_ZEROS), _seal_text(hashlib.sha256(text.encode()).hexdigest())).encode()
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Reads the manifest of a bundle: each field has its type, none is missing or unknown, and none was changed.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The bundle. Its files were not looked at; `verify_bundle` does that.
+
+    Raises:
+        InputError: it is no bundle, of a newer format, or a field is wrong; the message names the field.
+    """
+    path = Path(path)
+    file = path / MANIFEST_FILE
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory. Give a bundle that `mra-export bundle` wrote.")
+    raw = _read_json(file)
+    stated = raw.get("format") if isinstance(raw, dict) else None
+    if type(stated) is not int:
+        raise InputError(f"{file}: format={_shown(stated)} must be an integer: this is no manifest of a bundle. {MEND}")
+    if stated != FORMAT:
+        raise InputError(
+            f"{file} has format={stated}, this mra-export reads {FORMAT}. Take the mra-export that wrote it "
+            f"({_shown(raw.get('mra_export'))}), or write the bundle again."
+        )
+    _check(raw, _SCHEMA, "", file)
+    _check_seal(file, raw["manifest_sha256"])
+    _check_names(raw, file)
+    variants = []
+    for index, entry in enumerate(raw["variants"]):
+        kind = _ENGINE_VARIANT if index else _ONNX_VARIANT
+        _check(entry, kind, f"variants[{index}]", file)
+        if (entry["backend"] == "onnxruntime") != (index == 0):
+            raise InputError(
+                f"{file}: variants[{index}].backend={entry['backend']} must be "
+                f"{'an engine, since the ONNX file comes first' if index else 'onnxruntime'}. {MEND}"
+            )
+        for key in ("file", "library", "manifest"):
+            _check_listed(raw, entry.get(key), f"variants[{index}].{key}", file)
+        located = {k: path / entry[k] for k in ("file", "library", "manifest") if entry.get(k) is not None}
+        variants.append(Variant(**{**entry, **located}))
+    _check_fit(raw, variants, file)
+    return Bundle(path, raw, tuple(variants))
+
+
+def _read_json(file: Path) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        return found
+
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text} is no JSON number")
+
+    try:
+        if not file.is_file():
+            raise InputError(f"{file} does not exist, so {file.parent} is no bundle. {MEND}")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise InputError(f"{file} has {file.stat().st_size} bytes, more than a manifest can have. {MEND}")
+        text = file.read_bytes().decode("utf-8")
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not a readable manifest: {error}. {MEND}") from error
+
+
+def _check(value: Any, kind: Any, where: str, file: Path) -> None:
+    """Refuses a value that is not of its kind, and names the field."""
+
+    def wrong(expected: object) -> InputError:
+        return InputError(f"{file}: {where or 'the manifest'}={_shown(value)} must be {expected}. {MEND}")
+
+    if isinstance(kind, _Or):
+        if value is not None:
+            _check(value, kind.kind, where, file)
+    elif isinstance(kind, _Text):
+        if not isinstance(value, str) or not re.fullmatch(kind.pattern, value):
+            raise wrong(kind)
+    elif isinstance(kind, _Int):
+        if type(value) is not int or not kind.least <= value < 1 << 62:
+            raise wrong(kind)
+    elif isinstance(kind, _Map):
+        if not isinstance(value, dict):
+            raise wrong("an object")
+        for name, inner in value.items():
+            _check(inner, kind.kind, f"{where}[{name!r}]", file)
+    elif isinstance(kind, dict):
+        if not isinstance(value, dict):
+            raise wrong("an object")
+        dot = f"{where}." if where else ""
+        for name in kind:
+            if name not in value:
+                raise InputError(f"{file} lacks {dot}{name}. {MEND}")
+        for name in value:
+            if name not in kind:
+                raise InputError(f"{file}: {dot}{name} is not a field of format {FORMAT}. {MEND}")
+        for name, inner in kind.items():
+            _check(value[name], inner, f"{dot}{name}", file)
+    elif isinstance(kind, list):
+        if not isinstance(value, list):
+            raise wrong("a list")
+        for index, inner in enumerate(value):
+            _check(inner, kind[0], f"{where}[{index}]", file)
+    elif kind is float:
+        if type(value) not in (int, float):
+            raise wrong("a number")
+    elif type(value) is not kind:
+        raise wrong({int: "an integer", bool: "true or false", dict: "an object", list: "a list"}[kind])
+
+
+def _check_seal(file: Path, stated: str) -> None:
+    content = file.read_bytes()
+    sealed = _seal_text(stated).encode()
+    found = hashlib.sha256(content.replace(sealed, _seal_text(_ZEROS).encode())).hexdigest()
+    if content.count(sealed) != 1 or found != stated:
+        raise InputError(
+            f"{file}: manifest_sha256={stated[:12]}... is not that of this manifest ({found[:12]}...): it was changed after it "
+            f"was written. {MEND}"
+        )
+
+
+def _seal_text(digits: str) -> str:
+    return f'"manifest_sha256": "{digits}"'
+
+
+def _check_names(raw: dict[str, Any], file: Path) -> None:
+    """Refuses names that lead out of the bundle, or that file systems do not agree on."""
+    for name in raw["files"]:
+        parts = name.split("/")
+        if (
+            not name.isprintable()
+            or "\\" in name
+            or PurePosixPath(name).is_absolute()
+            or any(part in ("", ".", "..") for part in parts)
+            or name == MANIFEST_FILE
+        ):
+            raise InputError(f"{file}: files[{name!r}] is not the name of a file inside the bundle. {MEND}")
+
+
+def _check_listed(raw: dict[str, Any], name: str | None, where: str, file: Path) -> None:
+    if name is not None and name not in raw["files"]:
+        raise InputError(f"{file}: {where}={name!r} is not in files. {MEND}")
+
+
+def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None:
+    """Refuses fields that contradict each other."""
+
+    def refuse(text: str) -> None:
+        raise InputError(f"{file}: {text}. {MEND}")
+
+    model, tokenizer = raw["model"], raw["tokenizer"]
+    if not variants:
+        refuse("variants is empty, but names at least the ONNX file")
+    if raw["variants"][0]["precision"] != model["dtype"]:
+        refuse(f"variants[0].precision={variants[0].precision} is not model.dtype={model['dtype']}")
+    if not {"input_ids", "attention_mask"} <= set(model["inputs"]):
+        refuse(f"model.inputs={model['inputs']} lacks input_ids or attention_mask")
+    if ("sentence_embedding" in model["outputs"]) != (raw["pooling"] is not None):
+        refuse(f"pooling={_shown(raw['pooling'])} does not go with model.outputs={model['outputs']}")
+    if tokenizer is not None:
+        _check_listed(raw, tokenizer["file"], "tokenizer.file", file)
+        if tokenizer["max_length"] > model["max_seq_len"]:
+            refuse(f"tokenizer.max_length={tokenizer['max_length']} is above model.max_seq_len={model['max_seq_len']}")
+    if raw["license"] is not None:
+        _check_listed(raw, raw["license"]["file"], "license.file", file)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:80] + " ..."
