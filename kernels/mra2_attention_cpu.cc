@@ -27,8 +27,13 @@ bool machine_has(CpuIsa isa) { return isa == CpuIsa::kPortable; }
 #endif
 
 constexpr std::int64_t kAlignment = 64;
-// Heads are computed in groups: as many at a time as keep their scores below this, one at least.
+// Heads are computed in groups: as many at a time as keep their scores, and their packed keys and values, below these sizes,
+// one at least.
 constexpr std::int64_t kScoreBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kPackedBytes = std::int64_t{32} << 20;
+// From this many blocks on, keys and values are copied head by head while they are pooled. A head's rows then lie together, not
+// one to a page: reading them again and again costs more than the copy as soon as a head is larger than a core's cache.
+constexpr std::int64_t kPackedBlocks = 96;
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -42,8 +47,14 @@ std::size_t lay_out(const Mra2AttentionParams& params, char* base, CpuPlan* plan
   plan->heads = params.batch * params.num_heads;
   plan->selected = params.selected_blocks();
   const std::int64_t score_size = plan->nb * plan->padded_nb;
-  const std::int64_t fitting = kScoreBytes / (static_cast<std::int64_t>(sizeof(float)) * score_size);
-  plan->group_heads = std::max<std::int64_t>(1, std::min(fitting, plan->heads));
+  const std::int64_t packed_rows = plan->nb < kPackedBlocks ? 0 : plan->nb * kBlockSize;  // of one head
+  const std::int64_t packed_size = packed_rows * (plan->head_dim + plan->padded_dim);
+  constexpr std::int64_t kFloat = sizeof(float);
+  std::int64_t fitting = std::min(kScoreBytes / (kFloat * score_size), plan->heads);
+  if (packed_size > 0) fitting = std::min(fitting, kPackedBytes / (kFloat * packed_size));
+  fitting = std::max<std::int64_t>(1, fitting);
+  const std::int64_t groups = std::max<std::int64_t>(1, (plan->heads + fitting - 1) / fitting);  // 0 heads: an empty batch
+  plan->group_heads = std::max<std::int64_t>(1, (plan->heads + groups - 1) / groups);            // even groups
 
   std::int64_t used = 0;
   const auto take = [&](auto*& pointer, std::int64_t count) {
@@ -53,6 +64,9 @@ std::size_t lay_out(const Mra2AttentionParams& params, char* base, CpuPlan* plan
   };
   take(plan->token_bits, params.batch * plan->nb);
   take(plan->token_counts, params.batch * plan->padded_nb);
+  take(plan->packed_key, plan->group_heads * packed_rows * plan->head_dim);
+  take(plan->packed_value, plan->group_heads * packed_rows * plan->padded_dim);
+  if (packed_rows == 0) plan->packed_key = plan->packed_value = nullptr;
   take(plan->pooled_query, plan->heads * plan->nb * plan->padded_dim);
   take(plan->pooled_key, plan->heads * plan->head_dim * plan->padded_nb);
   take(plan->pooled_value, plan->heads * plan->nb * plan->padded_dim);

@@ -21,6 +21,8 @@ struct CpuPlan {
 
   std::uint32_t* token_bits;  // [batch, nb]; bit i: token i of the block is not padding
   float* token_counts;        // [batch, padded_nb]
+  float* packed_key;          // [group_heads, nb, 32, head_dim]: each block's tokens, then zeros; null: keys are read in place
+  float* packed_value;        // [group_heads, nb, 32, padded_dim]: the same
   float* pooled_query;        // [heads, nb, padded_dim]; then the low-resolution sums Σ W·v̂ (shifted by row_max)
   float* pooled_key;          // [heads, head_dim, padded_nb]: transposed
   float* pooled_value;        // [heads, nb, padded_dim]

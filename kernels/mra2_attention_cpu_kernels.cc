@@ -3,7 +3,8 @@
 // Everything here has internal linkage and no standard-library template is used: an inline function compiled for AVX-512
 // that the linker shared with the rest of the program would end it on a machine without AVX-512.
 //
-//  1. pool      per (example, block): token bits and counts, pooled q, k, v of all heads         steps 1-2 of op_spec
+//  1. pool      per (example, block): token bits and counts, pooled q, k, v of all heads,        steps 1-2 of op_spec
+//               and where heads are large, a copy of k and v head by head
 //  2. select    per head: low-resolution scores, the top T as lists per row, low-resolution sums  steps 3-7, 10
 //  3. attend    per (head, query block): online softmax over the row's list, started from 2       steps 8-12
 //
@@ -224,21 +225,32 @@ MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrd
   if (k < depth) add(a, b);
 }
 
-// One tile of c = c * row_scale + a·b; row_scale null: c = a·b.
+// The right-hand matrix of a product. Its rows, `step` apart, lie in up to two places, one after the other.
+struct Right {
+  const float* rows[2];
+  std::int64_t depth[2];
+  int parts;
+  std::ptrdiff_t step;
+};
+
+// One tile of c = c * row_scale + a·b, from column `column` of b on; row_scale null: c = a·b.
 template <int R, int N>
 MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                            std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth,
-                            Fetchers* fetchers) {
+                            std::ptrdiff_t k_step, const Right& b, std::ptrdiff_t column, Fetchers* fetchers) {
   Vec acc[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
       acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
-  if (fetchers != nullptr)
-    multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc, fetchers->even.take(), fetchers->odd.take());
-  else
-    multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc, {}, {});
+  for (int part = 0; part < b.parts; ++part) {
+    const float* rows = b.rows[part] + column;
+    if (fetchers != nullptr)
+      multiply_tile<R, N>(a, row_step, k_step, rows, b.step, b.depth[part], acc, fetchers->even.take(), fetchers->odd.take());
+    else
+      multiply_tile<R, N>(a, row_step, k_step, rows, b.step, b.depth[part], acc, {}, {});
+    a += b.depth[part] * k_step;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -250,32 +262,30 @@ constexpr int kUpdateRows = kLanes == 16 && N <= 2 ? 8 : 4;
 
 template <int N>
 void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                    std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows,
-                    Fetchers* fetchers) {
+                    std::ptrdiff_t k_step, const Right& b, std::ptrdiff_t column, std::int64_t rows, Fetchers* fetchers) {
   constexpr int kRows = kUpdateRows<N>;
   std::int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
     update_tile<kRows, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step,
-                          k_step, b, ldb, depth, fetchers);
+                          k_step, b, column, fetchers);
   for (; r < rows; ++r)
     update_tile<1, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step,
-                      b, ldb, depth, nullptr);
+                      b, column, nullptr);
 }
 
-// c [rows, width] = c * row_scale + a·b, where a is [rows, depth] with the given steps and b is [depth, width]. `width` is a
-// multiple of the vector.
+// c [rows, width] = c * row_scale + a·b, where a is [rows, depth of b] with the given steps. `width` is a multiple of the vector.
 void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                   std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows,
-                   std::int64_t width, Fetchers* fetchers = nullptr) {
+                   std::ptrdiff_t k_step, const Right& b, std::int64_t rows, std::int64_t width,
+                   Fetchers* fetchers = nullptr) {
   std::int64_t column = 0;
   for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
-    update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
+    update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
   if (kTileVecs > 2 && column + 2 * kLanes <= width) {
-    update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
+    update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
     column += 2 * kLanes;
   }
   if (column < width)
-    update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b + column, ldb, depth, rows, fetchers);
+    update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
 }
 
 // The tiles of update_matrix over kB rows.
@@ -290,13 +300,17 @@ constexpr std::int64_t count_update_tiles(std::int64_t width) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. Pool
 
-// Adds N rows into sum [count]; count is a multiple of 8.
+// Adds N rows into sum [count], and copies them to `packed`, `step` apart, unless it is null; count is a multiple of 8.
 template <int N, typename T>
-void add_rows(float* sum, const T* const* rows, std::int64_t count) {
+MRA_INLINE void add_rows(float* sum, const T* const* rows, std::int64_t count, float* packed, std::int64_t step) {
   for (std::int64_t i = 0; i < count; i += 8) {
     Float8 parts[N];
 #pragma GCC unroll 4
     for (int r = 0; r < N; ++r) parts[r] = load8(rows[r] + i);
+    if (packed != nullptr) {
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) store8(packed + r * step + i, parts[r]);
+    }
     if constexpr (N == 4)
       store8(sum + i, load8(sum + i) + ((parts[0] + parts[1]) + (parts[2] + parts[3])));
     else
@@ -306,10 +320,16 @@ void add_rows(float* sum, const T* const* rows, std::int64_t count) {
 
 constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their sums stay in the first-level cache
 
+// Where the heads of one tensor are copied to; null: they are not.
+struct Packed {
+  float* rows = nullptr;   // of the head `begin`, [heads, nb, 32, step]
+  std::int64_t step = 0;  // head_dim, or that rounded up and filled with zeros
+};
+
 // Pools one block of one tensor, for the heads [begin, end) of the example.
 template <typename T>
 void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t begin, std::int64_t end,
-                 std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed) {
+                 std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed, Packed packed) {
   const std::int64_t hidden = plan.params.hidden_size;
   const std::int64_t dim = plan.head_dim;
   const T* rows[kB];
@@ -325,14 +345,32 @@ void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, 
     const std::int64_t left = end - head;
     const std::int64_t width = (left < heads_at_once ? left : heads_at_once) * dim;
     std::memset(sum, 0, static_cast<std::size_t>(width) * sizeof(float));
+    // The place of a row of the block's copy, j heads on.
+    const auto place = [&](std::int64_t j, int row) {
+      return packed.rows + (((head - begin + j) * plan.nb + block) * kB + row) * packed.step;
+    };
+    // A copy goes head by head; without one, all heads are as one.
+    const std::int64_t part = packed.rows == nullptr ? width : dim;
     int i = 0;
     for (; i + 4 <= n; i += 4) {
-      const T* four[] = {rows[i] + head * dim, rows[i + 1] + head * dim, rows[i + 2] + head * dim, rows[i + 3] + head * dim};
-      add_rows<4>(sum, four, width);
+      for (std::int64_t at = 0; at < width; at += part) {
+        const std::int64_t from = head * dim + at;
+        const T* four[] = {rows[i] + from, rows[i + 1] + from, rows[i + 2] + from, rows[i + 3] + from};
+        add_rows<4>(sum + at, four, part, packed.rows == nullptr ? nullptr : place(at / dim, i), packed.step);
+      }
     }
     for (; i < n; ++i) {
-      const T* one[] = {rows[i] + head * dim};
-      add_rows<1>(sum, one, width);
+      for (std::int64_t at = 0; at < width; at += part) {
+        const T* one[] = {rows[i] + head * dim + at};
+        add_rows<1>(sum + at, one, part, packed.rows == nullptr ? nullptr : place(at / dim, i), packed.step);
+      }
+    }
+    for (std::int64_t j = 0; packed.rows != nullptr && j < width / dim; ++j) {
+      // Keys are multiplied kKeyRows at a time: those that fill them up give 0.
+      const int filled = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+      std::memset(place(j, n), 0, static_cast<std::size_t>((filled - n) * packed.step) * sizeof(float));
+      for (int row = 0; packed.step != dim && row < n; ++row)
+        std::memset(place(j, row) + dim, 0, static_cast<std::size_t>(packed.step - dim) * sizeof(float));
     }
     for (std::int64_t j = 0; j < width / dim; ++j) {
       const std::int64_t pair = example * plan.params.num_heads + head + j;
@@ -379,9 +417,14 @@ void pool_block(void* argument, std::size_t task) {
   plan.token_bits[example * plan.nb + block] = bits;
   plan.token_counts[example * plan.padded_nb + block] = static_cast<float>(count);
   const float c = static_cast<float>(count);
-  pool_tensor<T>(plan, plan.params.query, example, begin, end, block, bits, c, plan.pooled_query, false);
-  pool_tensor<T>(plan, plan.params.key, example, begin, end, block, bits, c, plan.pooled_key, true);
-  pool_tensor<T>(plan, plan.params.value, example, begin, end, block, bits, c, plan.pooled_value, false);
+  const std::int64_t slot = example * num_heads + begin - group.first;
+  const auto get_packed = [&](float* rows, std::int64_t step) {
+    return rows == nullptr ? Packed{} : Packed{rows + slot * plan.nb * kB * step, step};
+  };
+  const Packed key = get_packed(plan.packed_key, plan.head_dim), value = get_packed(plan.packed_value, plan.padded_dim);
+  pool_tensor<T>(plan, plan.params.query, example, begin, end, block, bits, c, plan.pooled_query, false, {});
+  pool_tensor<T>(plan, plan.params.key, example, begin, end, block, bits, c, plan.pooled_key, true, key);
+  pool_tensor<T>(plan, plan.params.value, example, begin, end, block, bits, c, plan.pooled_value, false, value);
   if (block == plan.nb - 1) {  // the columns that round nb up
     for (std::int64_t pad = plan.nb; pad < plan.padded_nb; ++pad) {
       plan.token_counts[example * plan.padded_nb + pad] = 0.0f;
@@ -418,8 +461,8 @@ void score_rows(const CpuPlan& plan, const Head& head, std::int64_t begin, std::
   const std::int64_t padded_nb = plan.padded_nb;
   const float* query = plan.pooled_query + head.index * plan.nb * plan.padded_dim;
   const float* key = plan.pooled_key + head.index * plan.head_dim * padded_nb;
-  update_matrix(head.scores + begin * padded_nb, padded_nb, nullptr, query + begin * plan.padded_dim, plan.padded_dim, 1, key,
-                padded_nb, plan.head_dim, end - begin, width);
+  update_matrix(head.scores + begin * padded_nb, padded_nb, nullptr, query + begin * plan.padded_dim, plan.padded_dim, 1,
+                Right{{key, nullptr}, {plan.head_dim, 0}, 1, padded_nb}, end - begin, width);
   const float infinity = __builtin_inff();
   for (std::int64_t a = begin; a < end; ++a) {
     float* row = head.scores + a * padded_nb;
@@ -562,8 +605,9 @@ void sum_low_resolution(const CpuPlan& plan, const Head& head, std::int64_t begi
   }
   const std::int64_t first = head.index * plan.nb;
   update_matrix(plan.pooled_query + (first + begin) * plan.padded_dim, plan.padded_dim, nullptr,
-                head.scores + begin * plan.padded_nb, plan.padded_nb, 1, plan.pooled_value + first * plan.padded_dim,
-                plan.padded_dim, head.used, end - begin, plan.padded_dim);
+                head.scores + begin * plan.padded_nb, plan.padded_nb, 1,
+                Right{{plan.pooled_value + first * plan.padded_dim, nullptr}, {head.used, 0}, 1, plan.padded_dim}, end - begin,
+                plan.padded_dim);
 }
 
 constexpr std::int64_t kSelectRows = 64;  // of scores, for one task of a large head
@@ -696,6 +740,9 @@ void attend_block(void* argument, std::size_t task) {
   const T* value = static_cast<const T*>(params.value) + origin;
   T* context_tensor = static_cast<T*>(params.context) + origin;
   T* context = context_tensor + a * kB * hidden;
+  const std::int64_t slot = index - group.first;
+  const float* packed_key = plan.packed_key == nullptr ? nullptr : plan.packed_key + slot * plan.nb * kB * dim;
+  const float* packed_value = plan.packed_value == nullptr ? nullptr : plan.packed_value + slot * plan.nb * kB * padded_dim;
   const std::uint32_t* token_bits = plan.token_bits + example * plan.nb;
 
   const std::int64_t tokens_left = params.seq_len - a * kB;
@@ -742,6 +789,17 @@ void attend_block(void* argument, std::size_t task) {
     const std::int64_t element = sizeof(T);
     return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, tiles, portion);
   };
+  const auto fetch_packed = [&](const float* packed, std::int64_t step, std::int64_t b, std::int64_t tiles, int portion) {
+    const std::int64_t size = step * static_cast<std::int64_t>(sizeof(float));
+    return Fetcher(packed + b * kB * step, size, size, tiles, portion);
+  };
+  const auto fetch_key = [&](std::int64_t b, std::int64_t tiles, int portion) {
+    return packed_key != nullptr ? fetch_packed(packed_key, dim, b, tiles, portion) : fetch_block(key, b, tiles, portion);
+  };
+  const auto fetch_value = [&](std::int64_t b, std::int64_t tiles, int portion) {
+    return packed_value != nullptr ? fetch_packed(packed_value, padded_dim, b, tiles, portion)
+                                   : fetch_block(value, b, tiles, portion);
+  };
   const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
     for (int q = 0; q < kQueryVecs; ++q) {
       const Vec larger = vmax(maximum[q], candidate[q]);
@@ -765,9 +823,11 @@ void attend_block(void* argument, std::size_t task) {
       first_key[i + 1] = first_key[i] + n;
       const float* key_rows = as_float(key_block);
       std::ptrdiff_t key_step = hidden;
-      int rows = kB;
-      if (key_rows == nullptr || n < kB) {
-        rows = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+      const int rows = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+      if (packed_key != nullptr) {
+        key_rows = packed_key + b * kB * dim;
+        key_step = dim;
+      } else if (key_rows == nullptr || n < kB) {
         for (int j = 0; j < n; ++j) load_row(scratch.rows + j * dim, key_block + keys[first_key[i] + j] * hidden, dim);
         // Padded keys give 0, and there are some if rows have to be filled up.
         std::memset(scratch.rows + n * dim, 0, static_cast<std::size_t>((rows - n) * dim) * sizeof(float));
@@ -776,23 +836,30 @@ void attend_block(void* argument, std::size_t task) {
       }
       if (n < kB)
         for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(largest[q], Vec{});
-      Fetchers during_keys{fetch_block(value, b, key_tiles, kKeyDepth / 2), {}};
+      Fetchers during_keys{fetch_value(b, key_tiles, kKeyDepth / 2), {}};
       if (i + 1 < blocks)
-        during_keys.odd = fetch_block(key, columns[at + i + 1], key_tiles, kKeyDepth / 2);
+        during_keys.odd = fetch_key(columns[at + i + 1], key_tiles, kKeyDepth / 2);
       else if (last)
         during_keys.odd = fetch_block(context_tensor, a, key_tiles, kKeyDepth / 2);
       multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.query, dim, rows, largest, during_keys);
     }
 
     update_maximum(largest);
+    Right values{{scratch.value, nullptr}, {first_key[blocks], 0}, 1, static_cast<std::ptrdiff_t>(padded_dim)};
+    if (packed_value != nullptr) values.parts = blocks;
     for (int i = 0; i < blocks; ++i) {
       const T* value_block = value + columns[at + i] * kB * hidden;
+      if (packed_value != nullptr) {
+        values.rows[i] = packed_value + columns[at + i] * kB * padded_dim;
+        values.depth[i] = first_key[i + 1] - first_key[i];
+      }
       for (int j = first_key[i]; j < first_key[i + 1]; ++j) {
         for (int q = 0; q < kQueryVecs; ++q) {
           const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - maximum[q]);
           store(scratch.weights + j * kB + q * kLanes, weight);
           total[q] += weight;
         }
+        if (packed_value != nullptr) continue;
         float* to = scratch.value + j * padded_dim;
         load_row(to, value_block + keys[j] * hidden, dim);
         if (padded_dim != dim) std::memset(to + dim, 0, 32);
@@ -801,15 +868,15 @@ void attend_block(void* argument, std::size_t task) {
 
     // After the last block comes the next query block and its first key block, most often this thread's too.
     Fetchers during_values;
-    const int portion = blocks * kB / 2;
+    const std::int64_t tiles = value_tiles * values.parts;
+    const int portion = blocks * kB / 2 / values.parts;
     if (!last) {
-      during_values.even = fetch_block(key, columns[at + blocks], value_tiles, portion);
+      during_values.even = fetch_key(columns[at + blocks], tiles, portion);
     } else if (a + 1 < plan.nb) {
-      during_values.even = fetch_block(query_tensor, a + 1, value_tiles, portion);
-      if (starts[a + 2] > end) during_values.odd = fetch_block(key, columns[end], value_tiles, portion);
+      during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
+      if (starts[a + 2] > end) during_values.odd = fetch_key(columns[end], tiles, portion);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, scratch.value, padded_dim,
-                  first_key[blocks], (n_queries + 3) / 4 * 4, padded_dim, &during_values);
+    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, values, (n_queries + 3) / 4 * 4, padded_dim, &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];
