@@ -6,28 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.bundle import Bundle, is_bundle, verify_bundle
 from mra_export.cases import build_cases
 from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import Pooling, pooling_of
+from mra_export.libraries import LIBRARY_FILES
 from mra_export.manifest import file_sha256
-from mra_export.parity import Comparison, check_candidate, compare_outputs
+from mra_export.parity import Comparison, check_candidate, check_operator, compare_outputs
 from mra_export.runners import (
     OnnxModel,
     OnnxReferenceRunner,
     OnnxRuntimeRunner,
     SpecificationRunner,
     TransformersRunner,
+    layer_constants,
     read_onnx,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from mra_export.cases import Case
     from mra_export.checkpoint import Checkpoint
     from mra_export.runners import Runner
 
-__all__ = ["BF16_MAX_SEQ_LEN", "check", "find_artifacts"]
+__all__ = ["BF16_MAX_SEQ_LEN", "check", "check_alone", "check_bundle", "find_artifacts"]
 
 BF16_MAX_SEQ_LEN = 512
 """The longest case for bfloat16 on the CPU: onnx's evaluator is slow."""
@@ -47,7 +51,9 @@ def find_artifacts(paths: list[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and is_bundle(path):
+            found += [variant.file for variant in verify_bundle(path).variants]
+        elif path.is_dir():
             inside = sorted((*path.glob("*.onnx"), *path.glob("onnx/*.onnx"), *path.glob("*.engine")))
             if not inside:
                 raise InputError(
@@ -78,7 +84,7 @@ def check(
 
     Args:
         checkpoint: the model.
-        artifacts: .onnx and .engine files.
+        artifacts: .onnx and .engine files; those of a bundle are run with the bundle's own libraries.
         library: the ONNX Runtime library; each .onnx file is then run with it too.
         plugin: the TensorRT plugin, None to have it found.
         max_seq_len: the longest length to run, None for the model's own maximum.
@@ -94,7 +100,11 @@ def check(
         DependencyError: the PyTorch model has no kernels; or there are only engines, and none can be run here.
     """
     models = [read_onnx(path) for path in artifacts if path.suffix != ".engine"]
-    engines = [EngineRunner(path, library=plugin) for path in artifacts if path.suffix == ".engine"]
+    engines = [
+        EngineRunner(path, library=_own_library(path, "tensorrt", plugin))
+        for path in artifacts
+        if path.suffix == ".engine"
+    ]
     for model in models:
         _match_family(checkpoint, model)
         _match(checkpoint, model.path, model.attributes, len(model.layers), model.task)
@@ -123,7 +133,7 @@ def check(
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
         reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, pooling)
-        for runner in _runners(model, library):
+        for runner in _runners(model, _own_library(model.path, "onnxruntime", library)):
             progress(f"{runner.name}: {len(cases)} cases on {origin}")
             result = check_candidate(
                 checkpoint,
@@ -143,6 +153,117 @@ def check(
     for engine in engines:
         comparisons += _check_engine(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
     return comparisons
+
+
+def _own_library(artifact: Path, kind: str, otherwise: Path | None) -> Path | None:
+    """The library to run a file with: the bundle's own where it lies in one, since that is what will serve it."""
+    root = artifact.parent.parent
+    if not is_bundle(root):
+        return otherwise
+    own = root / "lib" / LIBRARY_FILES[kind]
+    return own if own.is_file() else None
+
+
+def check_bundle(
+    path: Path, *, max_seq_len: int | None = None, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Bundle, list[Comparison]]:
+    """Verifies a bundle, and checks what can be checked without the checkpoint, with the libraries that are in it.
+
+    Args:
+        path: the directory.
+        max_seq_len: as for `check_alone`.
+        progress: called with a line before each step.
+
+    Returns:
+        The bundle, and the comparisons as by `check_alone`.
+
+    Raises:
+        InputError: a file or a field is wrong; the message names it.
+        DependencyError: ONNX Runtime is missing.
+    """
+    progress(f"verifying {path}")
+    bundle = verify_bundle(path)
+    engines = [EngineRunner(variant.file, library=variant.library) for variant in bundle.variants[1:]]
+    model = read_onnx(bundle.model_file)
+    return bundle, check_alone(
+        model, library=bundle.library, engines=engines, max_seq_len=max_seq_len, progress=progress
+    )
+
+
+def check_alone(
+    model: OnnxModel,
+    *,
+    library: Path | None = None,
+    engines: Sequence[EngineRunner] = (),
+    max_seq_len: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Comparison]:
+    """Checks an exported file without the checkpoint that it was made from.
+
+    Every attention node is held against the specification on its own inputs, and the native operator against the function
+    body end to end. Whether the weights are the checkpoint's, only `check` can say.
+
+    Args:
+        model: the file, in an ONNX directory.
+        library: the ONNX Runtime library; the file is then run with it too.
+        engines: built from the file; on a machine with a GPU they are compared with it.
+        max_seq_len: the longest length to run, None for the model's own maximum.
+        progress: called with a line before each step.
+
+    Returns:
+        One comparison for the function body, two for the native operator, one for each engine.
+
+    Raises:
+        InputError: the file is not in an ONNX directory with its configuration.
+        DependencyError: ONNX Runtime is missing.
+    """
+    from mra_export.checkpoint import TASKS, Checkpoint, load_config
+    from mra_export.families import family_of
+
+    folder = model.path.parent
+    directory = folder if (folder / "config.json").is_file() else folder.parent
+    config = load_config(directory)
+    task = TASKS[model.task or "feature-extraction"]
+    stand_in = Checkpoint(directory, family_of(config), task, config, model=None, random_init=None)
+    limit = max_seq_len
+    if model.dtype == "bf16":
+        limit = min(max_seq_len or stand_in.family.max_seq_len(config), BF16_MAX_SEQ_LEN)
+    cases, origin = build_cases(stand_in, max_seq_len=limit)
+    comparisons: list[Comparison] = []
+    body: Runner | None = None
+    for runner in _runners(model, library):
+        progress(f"{runner.name}: {len(cases)} cases on {origin}")
+        comparisons += check_operator(
+            runner,
+            model.family.judge(model.attributes[0], layer_constants(model)),
+            [layer.name for layer in model.layers],
+            model.dtype,
+            cases,
+            task.outputs if task.per_token else (),
+            reference=body,
+            progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
+        )
+        body = runner
+    return comparisons + [_engine_alone(stand_in, model, engine, cases, progress) for engine in engines]
+
+
+def _engine_alone(
+    stand_in: Checkpoint, model: OnnxModel, engine: EngineRunner, every: list[Case], progress: Callable[[str], None]
+) -> Comparison:
+    """An engine against its ONNX file, end to end."""
+    reference = OnnxReferenceRunner(model) if model.dtype == "bf16" else OnnxRuntimeRunner(model)
+    if reason := missing_for_engine():
+        notes = [f"whole, with a manifest that fits the ONNX file; {reason}."]
+        return Comparison(reference.name, engine.name, {}, {}, None, notes, [], [])
+    cases = [case for case in every if engine.accepts(case.inputs)]
+    if not cases:
+        raise InputError(f"{engine.engine}: no case is within its profile {engine.manifest.inputs['input_ids']}.")
+    progress(f"{engine.name}: {len(cases)} cases")
+    with engine:
+        found = compare_outputs(stand_in, reference, engine, engine.manifest.precision, cases)
+    if len(cases) < len(every):
+        found.notes.append(f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile.")
+    return found
 
 
 def _check_engine(

@@ -38,6 +38,7 @@ __all__ = [
     "LayerReport",
     "Tolerance",
     "check_candidate",
+    "check_operator",
     "compare_outputs",
     "describe_failures",
 ]
@@ -308,6 +309,60 @@ def check_candidate(
         _against_model(judge, reference.name, candidate.name, whole, tolerance, notes, tied),
         _against_specification(judge, candidate.name, forced, layers, alone_error, tolerance),
     ]
+
+
+def check_operator(
+    candidate: Runner,
+    judge: Judge,
+    names: list[str],
+    dtype: str,
+    cases: list[Case],
+    token_outputs: tuple[str, ...],
+    *,
+    reference: Runner | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Comparison]:
+    """Compares what can be compared where the PyTorch model is not at hand.
+
+    Args:
+        candidate: what is checked.
+        judge: of the file's family.
+        names: of each attention layer.
+        dtype: the candidate's type; one of `TOLERANCES`.
+        cases: the inputs.
+        token_outputs: outputs that have a value for each token.
+        reference: the same file in another runtime, or None.
+        progress: called with the name of each case.
+
+    Returns:
+        With a reference, the outputs of both on the rows for which they choose the same; and in any case each attention
+        layer against the specification, on the layer's own inputs.
+    """
+    tolerance = judge.tolerances[dtype]
+    layers = [LayerReport(name) for name in names]
+    whole = _Tally(token_outputs)
+    for case in cases:
+        progress(case.name)
+        trace = candidate.trace(case.inputs)
+        mask = _flat_mask(case.inputs)
+        choices = [
+            judge.operator(index, layer, mask, candidate, tolerance, report)
+            for index, (layer, report) in enumerate(zip(trace.layers, layers, strict=True))
+        ]
+        if reference is not None:
+            other = reference.trace(case.inputs)
+            same, _ = _same_choices(judge, other.layers, choices, mask)
+            whole.add(case, other.outputs, trace.outputs, _by_example(same, case), _by_example(same, case))
+    first = next((layer for layer in layers if layer.problem), None)
+    notes = [] if first is None else [f"the difference is in {first.name}: {first.problem}."]
+    metrics: dict[str, float | None] = {"operator_error": _worst([layer.operator_error for layer in layers])}
+    limits = {"operator_error": tolerance.operator}
+    alone = Comparison(
+        "specification, operator by operator", candidate.name, metrics, limits, not notes, notes, layers, []
+    )
+    if reference is None:
+        return [alone]
+    return [_against_model(judge, reference.name, candidate.name, whole, tolerance, [], 0), alone]
 
 
 def compare_outputs(
