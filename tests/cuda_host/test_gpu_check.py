@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import cuda_host
@@ -43,6 +44,21 @@ def test_leaves_with_4_where_no_gpu_is() -> None:
 )
 def test_reads_the_summary_of_pytest(gpu_check: ModuleType, output: str, summary: str) -> None:
     assert gpu_check.pytest_summary(output) == summary
+
+
+def test_checks_the_exported_model_against_pytorch(
+    gpu_check: ModuleType, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As on a GPU machine without TensorRT; here PyTorch is on the CPU."""
+    report = gpu_check.Report()
+    gpu_check.run_parity(tmp_path, None, None, report, (str(tiny_checkpoint), []))
+    assert not report.failed
+    assert [outcome for step, outcome, _ in report.lines if step == "check"].count("passed") >= 2
+    assert all(comparison["metrics"] for comparison in report.data["parity"])
+    report = gpu_check.Report()
+    gpu_check.run_parity(tmp_path, None, None, report, (str(tmp_path / "absent"), []))
+    assert report.failed
+    assert "does not exist" in report.lines[-1][2]
 
 
 @pytest.mark.parametrize("failed", [False, True])
