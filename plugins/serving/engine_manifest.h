@@ -14,8 +14,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,37 +61,31 @@ inline std::string version_text(std::int32_t version) {
 
 namespace detail {
 
-// A string, integer or boolean at the top level of the manifest.
-struct Scalar {
-  enum class Kind { kString, kInteger, kBoolean } kind = Kind::kString;
-  std::string text;
-  std::int64_t integer = 0;
+// A JSON value.
+struct Json {
+  enum class Kind { kNull, kBoolean, kInteger, kNumber, kString, kArray, kObject } kind = Kind::kNull;
+  std::string text;                // of a string; of a number, as it stands in the file
+  std::int64_t integer = 0;        // of an integer of up to 18 digits; 1 or 0 for true and false
+  std::vector<std::string> names;  // of an object's members, in the file's order
+  std::vector<Json> items;         // of an array, or the values of `names`
+
+  // The member of an object, null where there is none. Of several with one name it is the last, as for Python.
+  const Json* find(const std::string& name) const {
+    for (std::size_t i = names.size(); i-- > 0;)
+      if (names[i] == name) return &items[i];
+    return nullptr;
+  }
 };
 
-// Reads JSON (RFC 8259). Keeps the scalars of the top-level object; looks at the rest only to know that it is well formed.
+// Reads JSON (RFC 8259).
 class JsonReader {
  public:
   explicit JsonReader(const std::string& text) : text_(text) {}
 
-  bool read(std::map<std::string, Scalar>* fields) {
+  // False where the text is not one JSON object.
+  bool read(Json* object) {
     skip_space();
-    if (!take('{')) return false;
-    skip_space();
-    if (!take('}')) {
-      do {
-        std::string name;
-        Scalar scalar;
-        bool is_kept = false;
-        skip_space();
-        if (!read_string(&name)) return false;
-        skip_space();
-        if (!take(':') || !read_value(1, &scalar, &is_kept)) return false;
-        fields->erase(name);
-        if (is_kept) (*fields)[name] = scalar;
-        skip_space();
-      } while (take(','));
-      if (!take('}')) return false;
-    }
+    if (peek() != '{' || !read_value(0, object)) return false;
     skip_space();
     return at_ == text_.size();
   }
@@ -115,47 +109,44 @@ class JsonReader {
     return true;
   }
 
-  bool read_value(int depth, Scalar* scalar, bool* is_kept) {
-    *is_kept = false;
+  bool read_value(int depth, Json* value) {
     skip_space();
     switch (peek()) {
       case '"':
-        scalar->kind = Scalar::Kind::kString;
-        *is_kept = true;
-        return read_string(&scalar->text);
+        value->kind = Json::Kind::kString;
+        return read_string(&value->text);
       case '{':
       case '[':
-        return depth < kMaxDepth && skip_container(depth);
+        return depth < kMaxDepth && read_container(depth, value);
       case 't':
       case 'f':
-        scalar->kind = Scalar::Kind::kBoolean;
-        scalar->integer = peek() == 't';
-        *is_kept = true;
-        return take_word(scalar->integer ? "true" : "false");
+        value->kind = Json::Kind::kBoolean;
+        value->integer = peek() == 't';
+        return take_word(value->integer ? "true" : "false");
       case 'n':
         return take_word("null");
       default:
-        return read_number(scalar, is_kept);
+        return read_number(value);
     }
   }
 
-  bool skip_container(int depth) {
+  bool read_container(int depth, Json* value) {
     const bool is_object = peek() == '{';
     const char end = is_object ? '}' : ']';
+    value->kind = is_object ? Json::Kind::kObject : Json::Kind::kArray;
     ++at_;
     skip_space();
     if (take(end)) return true;
     do {
-      Scalar ignored;
-      bool is_kept = false;
       skip_space();
       if (is_object) {
-        std::string name;
-        if (!read_string(&name)) return false;
+        value->names.emplace_back();
+        if (!read_string(&value->names.back())) return false;
         skip_space();
         if (!take(':')) return false;
       }
-      if (!read_value(depth + 1, &ignored, &is_kept)) return false;
+      value->items.emplace_back();
+      if (!read_value(depth + 1, &value->items.back())) return false;
       skip_space();
     } while (take(','));
     return take(end);
@@ -167,8 +158,9 @@ class JsonReader {
     return at_ > start;
   }
 
-  // Integers of up to 18 digits are kept, which fit into 64 bits; other numbers are read over.
-  bool read_number(Scalar* scalar, bool* is_kept) {
+  // Integers of up to 18 digits fit into 64 bits; other numbers stay text.
+  bool read_number(Json* number) {
+    const std::size_t sign = at_;
     const bool is_negative = take('-');
     const std::size_t start = at_;
     if (!read_digits()) return false;
@@ -188,10 +180,10 @@ class JsonReader {
     if (is_integer && digits <= 18) {
       std::int64_t value = 0;
       for (std::size_t i = start; i < start + digits; ++i) value = value * 10 + (text_[i] - '0');
-      scalar->kind = Scalar::Kind::kInteger;
-      scalar->integer = is_negative ? -value : value;
-      *is_kept = true;
+      number->integer = is_negative ? -value : value;
     }
+    number->kind = is_integer && digits <= 18 ? Json::Kind::kInteger : Json::Kind::kNumber;
+    number->text = text_.substr(sign, at_ - sign);
     return true;
   }
 
@@ -263,8 +255,12 @@ class Sha256 {
  public:
   void update(const char* data, std::size_t size) {
     total_ += size;
-    for (std::size_t i = 0; i < size; ++i) {
-      block_[filled_++] = static_cast<unsigned char>(data[i]);
+    while (size > 0) {
+      const std::size_t taken = size < block_.size() - filled_ ? size : block_.size() - filled_;
+      std::memcpy(block_.data() + filled_, data, taken);
+      filled_ += taken;
+      data += taken;
+      size -= taken;
       if (filled_ == block_.size()) compress();
     }
   }
@@ -407,7 +403,7 @@ inline std::string title(const std::string& backend) {
 
 // Reads the manifest of an engine: ENGINE.json. The error, or an empty string.
 inline std::string read_manifest(const std::string& engine, Manifest* manifest) {
-  using Kind = detail::Scalar::Kind;
+  using Kind = detail::Json::Kind;
   constexpr std::streamsize kMaxBytes = 16 << 20;
   const std::string path = engine + ".json";
   std::ifstream file(path, std::ios::binary);
@@ -416,14 +412,14 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.gcount() > kMaxBytes) return path + " is too large for a manifest. Build the engine again.";
   text.resize(static_cast<std::size_t>(file.gcount()));
-  std::map<std::string, detail::Scalar> fields;
+  detail::Json fields;
   if (!detail::JsonReader(text).read(&fields)) return path + " is not a readable manifest. Build the engine again.";
 
   Manifest found;
   std::string missing;
-  const auto field = [&](const char* name, Kind kind) -> const detail::Scalar* {
-    const auto entry = fields.find(name);
-    if (entry != fields.end() && entry->second.kind == kind) return &entry->second;
+  const auto field = [&](const char* name, Kind kind) -> const detail::Json* {
+    const detail::Json* value = fields.find(name);
+    if (value != nullptr && value->kind == kind) return value;
     if (missing.empty()) missing = name;
     return nullptr;
   };

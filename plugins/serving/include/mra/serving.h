@@ -1,0 +1,164 @@
+// Serves a bundle that `mra-export bundle` wrote: token ids in, one vector a text out. The one header of the library mra_serving.
+//
+//   auto opened = mra::serving::Embedder::open("./bundle");
+//   if (!opened) return complain(opened.status().message);
+//   auto vectors = opened->embed({{101, 7592, 102}, {101, 2088, 102}});
+//   if (vectors) use(vectors->row(0), vectors->columns);
+//
+// No function throws: whatever goes wrong, out of memory included, comes back as a Status. An Embedder may be used by any
+// number of threads at once. No type of ONNX Runtime, TensorRT or CUDA is seen here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(MRA_SERVING_SHARED)
+#define MRA_SERVING_API __attribute__((visibility("default")))
+#else
+#define MRA_SERVING_API
+#endif
+
+namespace mra::serving {
+
+// The numbers are the exit codes of mra-export and mra-embed.
+enum class Code : int {
+  kOk = 0,
+  kInternal = 1,     // a bug, or the machine ran out of memory
+  kInput = 2,        // the bundle, an option or a text is not as it must be
+  kEnvironment = 4,  // a library or a GPU is missing
+};
+
+// What became of a call. `message` says what is wrong with the values and what to do; it is empty where all is well.
+struct Status {
+  Code code = Code::kOk;
+  std::string message;
+
+  bool ok() const noexcept { return code == Code::kOk; }
+};
+
+// A value, or the Status that says why there is none. As with std::optional, *r and r-> of a Result without a value are
+// undefined: ask `if (r)` first.
+template <typename T>
+class Result {
+ public:
+  Result(T value) noexcept : value_(std::move(value)) {}
+  Result(Status status) noexcept : status_(std::move(status)) {}
+
+  explicit operator bool() const noexcept { return value_.has_value(); }
+  const Status& status() const noexcept { return status_; }
+  T& operator*() noexcept { return *value_; }
+  const T& operator*() const noexcept { return *value_; }
+  T* operator->() noexcept { return &*value_; }
+  const T* operator->() const noexcept { return &*value_; }
+
+ private:
+  std::optional<T> value_;
+  Status status_;
+};
+
+// Vectors, one a row: float32 [rows, columns], row-major.
+struct Matrix {
+  std::size_t rows = 0;
+  std::size_t columns = 0;
+  std::vector<float> values;
+
+  const float* row(std::size_t i) const noexcept { return values.data() + i * columns; }
+};
+
+enum class Device {
+  kAuto,  // an engine that this machine can run, else ONNX Runtime on the CPU
+  kCpu,   // ONNX Runtime on the CPU
+  kGpu,   // an engine, else ONNX Runtime's CUDA provider; an error where neither can be used
+};
+
+struct Options {
+  Device device = Device::kAuto;
+  // Which variant of the bundle to run: its backend ("onnxruntime", "tensorrt", "rtx") or its file ("engines/fp16.engine").
+  // Empty: the first that `device` and the machine allow.
+  std::string variant;
+  int gpu = 0;  // number of the GPU, as CUDA counts
+  // ONNX Runtime: threads that share one run; 0 for one a core.
+  int threads = 0;
+  // Runs at the same time; further calls wait. Each needs memory of its own, for engines reserved when the bundle is opened.
+  // 0: 2 for engines, one a core for ONNX Runtime.
+  int parallel_runs = 0;
+  // Most tokens of one run, padding included; bounds the memory of a run. At least the longest text's, else opening fails.
+  std::int64_t max_batch_tokens = 8192;
+  // Engines: keep a CUDA graph for each shape (up to 16 for each of `parallel_runs`); batches are filled up to powers of two.
+  bool cuda_graphs = false;
+  // Hash every file of the bundle against its manifest. Leave it on, unless the bundle lies on storage that verifies itself.
+  bool verify_files = true;
+  // For a bundle without pooling: take the mean of the hidden states over a text's tokens. Without it such a bundle is refused.
+  bool mean_of_tokens = false;
+  // Pad each call's texts to the longest of them, as clients without length handling do, instead of to the end of their own
+  // 32-token block. For comparison: it is slower, and a vector then depends on the other texts of the call.
+  bool pad_to_longest = false;
+  // Folder of libmra_serving_tensorrt.so and libmra_serving_rtx.so. Empty: where the loader finds libraries.
+  std::string backend_dir;
+};
+
+// What was opened.
+struct Info {
+  std::string backend;          // "onnxruntime", "tensorrt" or "rtx"
+  std::string backend_version;  // of the library that runs it
+  std::string device;           // "cpu", or the name of the GPU
+  std::string file;             // of the variant, inside the bundle
+  std::string precision;        // fp32, fp16 or bf16
+  bool native_operator = false;  // whether the native operator runs, not its function body
+  std::string architecture;
+  std::int64_t hidden_size = 0;    // numbers in a vector
+  std::int64_t max_seq_len = 0;    // most tokens of a text, special tokens included
+  std::int64_t vocab_size = 0;     // ids are 0 to this, excluded
+  std::string pooling;             // "mean", "cls"; "mean of tokens" where Options::mean_of_tokens made it
+  bool normalized = false;
+  std::string tokenizer_file;      // path of tokenizer.json, or empty
+  std::vector<std::string> passed_over;  // variants that were not taken, and why
+};
+
+// Counts since the bundle was opened.
+struct Counters {
+  std::uint64_t texts = 0;
+  std::uint64_t tokens = 0;         // of the texts
+  std::uint64_t padded_tokens = 0;  // that were run: the texts', and padding
+  std::uint64_t runs = 0;
+};
+
+class MRA_SERVING_API Embedder {
+ public:
+  // Reads and verifies the bundle in `directory`, chooses a variant and loads it.
+  static Result<Embedder> open(const std::string& directory, const Options& options = {}) noexcept;
+
+  Embedder(Embedder&&) noexcept;
+  Embedder& operator=(Embedder&&) noexcept;
+  ~Embedder();
+
+  // One vector a text, in the order of the texts; no text needs another one beside it. `texts` are token ids with the special
+  // tokens in their places, as the model's tokenizer gives them; none is empty or longer than max_seq_len.
+  Result<Matrix> embed(const std::vector<std::vector<std::int64_t>>& texts) const noexcept;
+
+  // The same without containers: `ids` holds the texts one after the other, `lengths` [texts] their numbers of tokens, and
+  // the vectors go to `out` [texts, hidden_size]. After an error, what `out` holds is not defined.
+  Status embed(const std::int64_t* ids, const std::size_t* lengths, std::size_t texts, float* out) const noexcept;
+
+  // Both stay valid as long as the Embedder. Of an Embedder that was moved away, info() is empty.
+  const Info& info() const noexcept;
+  Counters counters() const noexcept;
+
+ private:
+  class Impl;
+  explicit Embedder(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Reads and verifies the bundle in `directory` and loads nothing of it. With `verify_files` false, only the manifest is read.
+MRA_SERVING_API Status verify_bundle(const std::string& directory, bool verify_files = true) noexcept;
+
+// The library's version, "0.1.0".
+MRA_SERVING_API const char* version() noexcept;
+
+}  // namespace mra::serving

@@ -1,0 +1,325 @@
+// Reads manifest.json as mra_export/bundle_manifest.py does, and holds the bundle's files against it.
+#include "bundle.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "engine_manifest.h"
+#include "failure.h"
+
+namespace mra::serving {
+namespace {
+
+namespace fs = std::filesystem;
+using detail::Json;
+using Kind = Json::Kind;
+
+constexpr std::int64_t kFormat = 1;
+constexpr std::int64_t kMaxManifestBytes = 1 << 26;
+constexpr const char* kMend = "Copy the bundle again, or write it again with `mra-export bundle`.";
+
+// The fields of the manifest. A leading '?' allows null, {"*": kind} is an object of any names, "a|b" a choice.
+constexpr const char* kSchema = R"({
+  "format": "integer", "mra_export": "word", "manifest_sha256": "sha256",
+  "model": {
+    "family": "word", "architecture": "?word", "task": "word", "dtype": "fp32|fp16|bf16",
+    "hidden_size": "size", "max_seq_len": "size", "vocab_size": "size", "pad_token_id": "count",
+    "inputs": ["word"], "outputs": ["word"],
+    "operator": {"domain": "word", "type": "word", "version": "size", "nodes": "size", "attributes": [{"*": "number"}]}
+  },
+  "pooling": ["?", {"mode": "cls|mean", "normalize": "boolean"}],
+  "tokenizer": ["?", {"file": "word", "max_length": "size"}],
+  "variants": "list",
+  "files": {"*": {"bytes": "count", "sha256": "sha256"}},
+  "parity": ["?", [{"reference": "word", "candidate": "word", "metrics": {"*": "?number"}, "tolerance": {"*": "number"},
+                    "ok": "?boolean", "notes": ["text"], "layers": ["object"], "cases": ["object"]}]],
+  "versions": {"*": "word"},
+  "license": ["?", {"id": "?word", "name": "?word", "link": "?word", "source": "?word", "file": "?word"}],
+  "provenance": {"source": "?word", "base_model": ["word"], "random_init": "?count"}
+})";
+constexpr const char* kOnnxSchema = R"({"backend": "onnxruntime", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word"})";
+constexpr const char* kEngineSchema = R"({"backend": "tensorrt|rtx", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word",
+  "backend_version": "word", "version_compatible": "boolean", "compute_capability": "capability", "hardware_compatible": "boolean",
+  "gpu": "text", "manifest": "word", "profiles": {"*": {"min": ["size"], "opt": ["size"], "max": ["size"]}}})";
+
+std::string shown(const Json& value) {
+  std::string text;
+  switch (value.kind) {
+    case Kind::kNull: return "null";
+    case Kind::kBoolean: return value.integer != 0 ? "true" : "false";
+    case Kind::kInteger:
+    case Kind::kNumber: text = value.text; break;
+    case Kind::kString: text = '"' + value.text + '"'; break;
+    case Kind::kArray: return "a list of " + std::to_string(value.items.size());
+    case Kind::kObject: return "an object of " + std::to_string(value.items.size());
+  }
+  return text.size() <= 80 ? text : text.substr(0, 80) + " ...";
+}
+
+bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+// What is wrong with a value of this kind, as "must be ..."; nullptr where it is right.
+const char* misfit(const Json& value, const std::string& kind) {
+  const std::string& text = value.text;
+  const bool is_string = value.kind == Kind::kString, is_integer = value.kind == Kind::kInteger;
+  if (kind == "text") return is_string ? nullptr : "text";
+  if (kind == "word") {
+    const bool is_word = is_string && !text.empty() && !is_space(text.front()) && !is_space(text.back()) &&
+                         text.find('\n') == std::string::npos;
+    return is_word ? nullptr : "text on one line, without space around it";
+  }
+  if (kind == "sha256") {
+    const bool is_hash = is_string && text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+    return is_hash ? nullptr : "64 hexadecimal digits, in lower case";
+  }
+  if (kind == "capability") {
+    const std::size_t dot = text.find('.');
+    const bool is_one = is_string && dot != std::string::npos && dot > 0 && dot + 1 < text.size() &&
+                        text.find_first_not_of("0123456789") == dot &&
+                        text.find_first_not_of("0123456789", dot + 1) == std::string::npos;
+    return is_one ? nullptr : "a compute capability, as in 9.0";
+  }
+  if (kind == "boolean") return value.kind == Kind::kBoolean ? nullptr : "true or false";
+  if (kind == "integer") return is_integer ? nullptr : "an integer";
+  if (kind == "size") return is_integer && value.integer >= 1 ? nullptr : "an integer of at least 1";
+  if (kind == "count") return is_integer && value.integer >= 0 ? nullptr : "an integer of at least 0";
+  if (kind == "number") return is_integer || value.kind == Kind::kNumber ? nullptr : "a number";
+  if (kind == "object") return value.kind == Kind::kObject ? nullptr : "an object";
+  if (kind == "list") return value.kind == Kind::kArray ? nullptr : "a list";
+  const std::string choices = "|" + kind + "|";
+  return is_string && text.find('|') == std::string::npos && choices.find("|" + text + "|") != std::string::npos ? nullptr : "one of";
+}
+
+class ManifestReader {
+ public:
+  explicit ManifestReader(const std::string& directory) : directory_(directory), path_(directory + "/manifest.json") {}
+
+  Bundle read() {
+    std::error_code error;
+    if (!fs::is_directory(directory_, error))
+      fail(Code::kInput, directory_ + " is not a directory. Give a bundle that `mra-export bundle` wrote.");
+    if (!fs::is_regular_file(path_, error)) fail(Code::kInput, path_ + " does not exist, so " + directory_ + " is no bundle. " + kMend);
+    load();
+    check(root_, schema(kSchema), "");
+    check_seal();
+    check_names();
+    check_variants();
+    check_fit();
+    return bundle();
+  }
+
+  // Every file is there and unchanged, and there is none that the manifest does not list.
+  void verify_files() const {
+    const Json& files = at(root_, "files");
+    for (std::size_t i = 0; i < files.names.size(); ++i) {
+      const std::string file = directory_ + "/" + files.names[i];
+      std::error_code error;
+      if (!fs::is_regular_file(file, error)) fail(Code::kInput, file + " is missing: manifest.json lists it. " + kMend);
+      std::int64_t size = 0;
+      std::string sha256;
+      const std::int64_t stated = at(files.items[i], "bytes").integer;
+      const auto found = static_cast<std::int64_t>(fs::file_size(file, error));
+      if (!error && found != stated)
+        fail(Code::kInput, file + " has " + std::to_string(found) + " bytes, manifest.json says " + std::to_string(stated) +
+                               ": it was cut off or replaced. " + kMend);
+      if (!detail::digest_file(file, &size, &sha256)) fail(Code::kInput, file + " cannot be read. " + kMend);
+      if (sha256 != at(files.items[i], "sha256").text)
+        fail(Code::kInput, file + " was changed: its SHA-256 is not that of manifest.json. " + kMend);
+    }
+    const std::set<std::string> listed(files.names.begin(), files.names.end());
+    const fs::path root(directory_);
+    for (fs::recursive_directory_iterator entry(root), end; entry != end; ++entry) {
+      if (entry->is_directory() && !entry->is_symlink()) continue;
+      const std::string name = entry->path().lexically_relative(root).generic_string();
+      if (name != "manifest.json" && listed.count(name) == 0)
+        fail(Code::kInput, entry->path().string() + " is not listed in manifest.json. Remove it. " + kMend);
+      if (entry->is_symlink())
+        fail(Code::kInput, entry->path().string() + " is a link, which may lead out of the bundle. " + kMend);
+    }
+  }
+
+ private:
+  static Json schema(const char* text) {
+    Json parsed;
+    const std::string source(text);
+    if (!detail::JsonReader(source).read(&parsed)) fail(Code::kInternal, "the schema of manifest.json cannot be read");
+    return parsed;
+  }
+
+  static const Json& at(const Json& object, const char* name) { return *object.find(name); }  // after check()
+
+  [[noreturn]] void refuse(const std::string& what) const { fail(Code::kInput, path_ + ": " + what + ". " + kMend); }
+
+  void load() {
+    std::ifstream file(path_, std::ios::binary | std::ios::ate);
+    const std::int64_t size = file ? static_cast<std::int64_t>(file.tellg()) : -1;
+    if (size < 0) fail(Code::kInput, path_ + " cannot be read. " + kMend);
+    if (size > kMaxManifestBytes)
+      fail(Code::kInput, path_ + " has " + std::to_string(size) + " bytes, more than a manifest can have. " + kMend);
+    text_.resize(static_cast<std::size_t>(size));
+    file.seekg(0);
+    file.read(text_.data(), size);
+    if (!file) fail(Code::kInput, path_ + " cannot be read. " + kMend);
+    if (!detail::JsonReader(text_).read(&root_)) fail(Code::kInput, path_ + " is not a readable manifest. " + kMend);
+    const Json* format = root_.find("format");
+    if (format == nullptr || format->kind != Kind::kInteger)
+      refuse("format=" + (format == nullptr ? "null" : shown(*format)) + " must be an integer: this is no manifest of a bundle");
+    if (format->integer != kFormat)
+      fail(Code::kInput, path_ + " has format=" + format->text + ", this program reads " + std::to_string(kFormat) +
+                             ". Take the mra_serving that goes with it, or write the bundle again.");
+  }
+
+  void check(const Json& value, const Json& kind, const std::string& where) const {
+    const std::string name = where.empty() ? "the manifest" : where;
+    if (kind.kind == Kind::kString) {
+      if (kind.text[0] == '?' && value.kind == Kind::kNull) return;
+      const std::string plain = kind.text.substr(kind.text[0] == '?' ? 1 : 0);
+      if (const char* wrong = misfit(value, plain)) {
+        std::string choices = plain;
+        std::replace(choices.begin(), choices.end(), '|', ' ');
+        refuse(name + "=" + shown(value) + " must be " + wrong + (std::string(wrong) == "one of" ? " " + choices : ""));
+      }
+    } else if (kind.kind == Kind::kArray && kind.items.size() == 2) {  // ["?", kind]
+      if (value.kind != Kind::kNull) check(value, kind.items[1], where);
+    } else if (kind.kind == Kind::kArray) {
+      if (value.kind != Kind::kArray) refuse(name + "=" + shown(value) + " must be a list");
+      for (std::size_t i = 0; i < value.items.size(); ++i) check(value.items[i], kind.items[0], where + "[" + std::to_string(i) + "]");
+    } else {
+      if (value.kind != Kind::kObject) refuse(name + "=" + shown(value) + " must be an object");
+      std::set<std::string> seen;
+      for (const std::string& member : value.names)
+        if (!seen.insert(member).second) refuse(name + " has '" + member + "' twice");
+      const std::string dot = where.empty() ? "" : where + ".";
+      if (const Json* any = kind.find("*")) {
+        for (std::size_t i = 0; i < value.items.size(); ++i) check(value.items[i], *any, where + "['" + value.names[i] + "']");
+        return;
+      }
+      for (const std::string& member : kind.names)
+        if (value.find(member) == nullptr) fail(Code::kInput, path_ + " lacks " + dot + member + ". " + kMend);
+      for (const std::string& member : value.names)
+        if (kind.find(member) == nullptr) refuse(dot + member + " is not a field of format " + std::to_string(kFormat));
+      for (std::size_t i = 0; i < kind.names.size(); ++i) check(*value.find(kind.names[i]), kind.items[i], dot + kind.names[i]);
+    }
+  }
+
+  // The manifest protects itself: its SHA-256, taken with zeros in place of the digits that state it.
+  void check_seal() const {
+    const std::string stated = at(root_, "manifest_sha256").text;
+    const auto line = [](const std::string& digits) { return "\"manifest_sha256\": \"" + digits + "\""; };
+    const std::size_t found = text_.find(line(stated));
+    std::string zeroed = text_;
+    if (found != std::string::npos) zeroed.replace(found, line(stated).size(), line(std::string(64, '0')));
+    detail::Sha256 digest;
+    digest.update(zeroed.data(), zeroed.size());
+    if (found == std::string::npos || text_.find(line(stated), found + 1) != std::string::npos || digest.hex() != stated)
+      refuse("manifest_sha256=" + stated.substr(0, 12) + "... is not that of this manifest: it was changed after it was written");
+  }
+
+  void check_names() const {
+    for (const std::string& name : at(root_, "files").names) {
+      bool is_inside = !name.empty() && name != "manifest.json" && name.find('\\') == std::string::npos;
+      for (const char c : name) is_inside = is_inside && static_cast<unsigned char>(c) >= 0x20 && c != 0x7f;
+      for (std::size_t start = 0; start <= name.size();) {
+        const std::size_t end = std::min(name.find('/', start), name.size());
+        const std::string part = name.substr(start, end - start);
+        is_inside = is_inside && !part.empty() && part != "." && part != "..";
+        start = end + 1;
+      }
+      if (!is_inside) refuse("files['" + name + "'] is not the name of a file inside the bundle");
+    }
+  }
+
+  void check_listed(const Json* name, const std::string& where) const {
+    if (name != nullptr && name->kind == Kind::kString && at(root_, "files").find(name->text) == nullptr)
+      refuse(where + "='" + name->text + "' is not in files");
+  }
+
+  void check_variants() const {
+    const Json& variants = at(root_, "variants");
+    if (variants.items.empty()) refuse("variants is empty, but names at least the ONNX file");
+    const Json onnx = schema(kOnnxSchema), engine = schema(kEngineSchema);
+    for (std::size_t i = 0; i < variants.items.size(); ++i) {
+      const std::string where = "variants[" + std::to_string(i) + "]";
+      check(variants.items[i], i == 0 ? onnx : engine, where);
+      for (const char* member : {"file", "library", "manifest"}) check_listed(variants.items[i].find(member), where + "." + member);
+    }
+  }
+
+  // Fields that contradict each other.
+  void check_fit() const {
+    const Json &model = at(root_, "model"), &tokenizer = at(root_, "tokenizer"), &license = at(root_, "license");
+    if (at(at(root_, "variants").items[0], "precision").text != at(model, "dtype").text)
+      refuse("variants[0].precision=" + at(at(root_, "variants").items[0], "precision").text + " is not model.dtype=" +
+             at(model, "dtype").text);
+    const std::vector<std::string> inputs = texts(at(model, "inputs")), outputs = texts(at(model, "outputs"));
+    if (!holds(inputs, "input_ids") || !holds(inputs, "attention_mask")) refuse("model.inputs lacks input_ids or attention_mask");
+    if (holds(outputs, "sentence_embedding") != (at(root_, "pooling").kind != Kind::kNull))
+      refuse("pooling=" + shown(at(root_, "pooling")) + " does not go with model.outputs");
+    if (tokenizer.kind != Kind::kNull) {
+      check_listed(&at(tokenizer, "file"), "tokenizer.file");
+      if (at(tokenizer, "max_length").integer > at(model, "max_seq_len").integer)
+        refuse("tokenizer.max_length=" + at(tokenizer, "max_length").text + " is above model.max_seq_len=" +
+               at(model, "max_seq_len").text);
+    }
+    if (license.kind != Kind::kNull) check_listed(&at(license, "file"), "license.file");
+  }
+
+  static std::vector<std::string> texts(const Json& list) {
+    std::vector<std::string> out;
+    for (const Json& item : list.items) out.push_back(item.text);
+    return out;
+  }
+  static bool holds(const std::vector<std::string>& list, const char* name) {
+    return std::find(list.begin(), list.end(), name) != list.end();
+  }
+
+  Bundle bundle() const {
+    const Json &model = at(root_, "model"), &pooling = at(root_, "pooling"), &tokenizer = at(root_, "tokenizer");
+    Bundle out;
+    out.directory = directory_;
+    out.architecture = at(model, "architecture").text;
+    out.task = at(model, "task").text;
+    out.hidden_size = at(model, "hidden_size").integer;
+    out.max_seq_len = at(model, "max_seq_len").integer;
+    out.vocab_size = at(model, "vocab_size").integer;
+    out.pad_token_id = at(model, "pad_token_id").integer;
+    out.inputs = texts(at(model, "inputs"));
+    out.outputs = texts(at(model, "outputs"));
+    if (pooling.kind != Kind::kNull) {
+      out.pooling = at(pooling, "mode").text;
+      out.normalize = at(pooling, "normalize").integer != 0;
+    }
+    if (tokenizer.kind != Kind::kNull) out.tokenizer_file = directory_ + "/" + at(tokenizer, "file").text;
+    for (const Json& entry : at(root_, "variants").items) {
+      const Json& library = at(entry, "library");
+      out.variants.push_back({at(entry, "backend").text, at(entry, "file").text, directory_ + "/" + at(entry, "file").text,
+                              at(entry, "precision").text, library.kind == Kind::kNull ? "" : directory_ + "/" + library.text});
+    }
+    return out;
+  }
+
+  std::string directory_;
+  std::string path_;
+  std::string text_;
+  Json root_;
+};
+
+}  // namespace
+
+Bundle read_bundle(const std::string& directory, bool verify_files) {
+  try {
+    ManifestReader reader(directory);
+    Bundle bundle = reader.read();
+    if (verify_files) reader.verify_files();
+    return bundle;
+  } catch (const fs::filesystem_error& error) {
+    fail(Code::kInput, error.path1().string() + " cannot be read: " + error.code().message() + ".");
+  }
+}
+
+}  // namespace mra::serving

@@ -1,0 +1,42 @@
+// The bundle: its manifest, read and checked field by field, and its files, held against it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mra/serving.h"
+
+namespace mra::serving {
+
+// One way of running the model. Paths are absolute or relative as the bundle's directory is.
+struct Variant {
+  std::string backend;
+  std::string name;  // of `file` inside the bundle
+  std::string file;
+  std::string precision;
+  std::string library;  // empty where it runs without one
+};
+
+// What the library needs of manifest.json; mra_export/bundle_manifest.py describes its fields.
+struct Bundle {
+  std::string directory;
+  std::string architecture;
+  std::string task;
+  std::int64_t hidden_size = 0;
+  std::int64_t max_seq_len = 0;
+  std::int64_t vocab_size = 0;
+  std::int64_t pad_token_id = 0;
+  std::vector<std::string> inputs;
+  std::vector<std::string> outputs;
+  std::string pooling;  // "mean" or "cls"; empty without
+  bool normalize = false;
+  std::string tokenizer_file;
+  std::vector<Variant> variants;
+};
+
+// Reads the manifest, and with `verify_files` every file. Throws Failure, whose message names the file or the field.
+Bundle read_bundle(const std::string& directory, bool verify_files);
+
+}  // namespace mra::serving

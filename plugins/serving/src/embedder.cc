@@ -1,0 +1,402 @@
+// Embedder: chooses a variant of the bundle, checks texts, and shares them out to runs that need little padding.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "backend.h"
+#include "bundle.h"
+#include "engine_manifest.h"
+#include "failure.h"
+#include "mra/serving.h"
+
+namespace mra::serving {
+namespace {
+
+constexpr std::int64_t kBlockSize = 32;  // of the operator: the number of blocks is part of what it computes
+constexpr int kMaxParallelRuns = 1024;
+
+// One thread's share of the backend.
+struct Slot {
+  std::unique_ptr<Context> context;
+  std::vector<float> vectors;  // of one run
+};
+
+// Hands each slot to one thread at a time. Slots are made when they are first needed, or all at once by reserve().
+class Pool {
+ public:
+  void set(Backend* backend, int slots, std::int64_t hidden_size) {
+    backend_ = backend;
+    max_slots_ = slots;
+    hidden_size_ = hidden_size;
+    free_.reserve(static_cast<std::size_t>(slots));
+  }
+
+  void reserve() {
+    while (made_ < max_slots_) {
+      free_.push_back(make());
+      ++made_;
+    }
+  }
+
+  std::unique_ptr<Slot> take() {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      returned_.wait(lock, [&] { return !free_.empty() || made_ < max_slots_; });
+      if (!free_.empty()) {
+        std::unique_ptr<Slot> slot = std::move(free_.back());
+        free_.pop_back();
+        return slot;
+      }
+      ++made_;
+    }
+    try {
+      return make();
+    } catch (...) {
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        --made_;
+      }
+      returned_.notify_one();
+      throw;
+    }
+  }
+
+  void give_back(std::unique_ptr<Slot> slot) noexcept {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      free_.push_back(std::move(slot));  // within the capacity that set() reserved
+    }
+    returned_.notify_one();
+  }
+
+ private:
+  std::unique_ptr<Slot> make() {
+    auto slot = std::make_unique<Slot>();
+    if (Status status = backend_->make_context(&slot->context); !status.ok()) throw Failure{std::move(status)};
+    const Limits limits = backend_->limits();
+    const std::int64_t rows = std::min(limits.max_rows, std::max<std::int64_t>(1, limits.max_tokens / std::min(kBlockSize, limits.max_width)));
+    slot->vectors.resize(static_cast<std::size_t>(rows * hidden_size_));
+    return slot;
+  }
+
+  Backend* backend_ = nullptr;
+  int max_slots_ = 0, made_ = 0;
+  std::int64_t hidden_size_ = 0;
+  std::vector<std::unique_ptr<Slot>> free_;
+  std::mutex mutex_;
+  std::condition_variable returned_;
+};
+
+struct Text {
+  const std::int64_t* ids = nullptr;
+  std::size_t size = 0;
+};
+
+// Texts [first, last) of an order, all padded to `width`.
+struct Run {
+  std::size_t first = 0, last = 0;
+  std::int64_t width = 0;
+};
+
+const BackendLibrary& load_backend(const std::string& name, const std::string& folder) {
+  const std::string file = "libmra_serving_" + name + ".so", path = folder.empty() ? file : folder + "/" + file;
+  // Never closed: TensorRT and CUDA keep threads and callbacks in the process.
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    const char* reason = dlerror();
+    fail(Code::kEnvironment, path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") +
+                                 ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with.");
+  }
+  using Entry = const BackendLibrary* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(handle, MRA_SERVING_BACKEND_ENTRY));
+  const BackendLibrary* library = entry != nullptr ? entry() : nullptr;
+  if (library == nullptr || std::strcmp(library->build, kBackendBuild) != 0 || name != library->name)
+    fail(Code::kEnvironment, path + " does not belong to this libmra_serving (" + kBackendBuild + "). Build the two together.");
+  return *library;
+}
+
+}  // namespace
+
+class Embedder::Impl {
+ public:
+  Impl(const std::string& directory, const Options& options) {
+    check(options);
+    bundle_ = read_bundle(directory, options.verify_files);
+    if (options.max_batch_tokens < bundle_.max_seq_len)
+      fail(Code::kInput, "max_batch_tokens=" + std::to_string(options.max_batch_tokens) + " must be at least the longest text's " +
+                             std::to_string(bundle_.max_seq_len) + " tokens.");
+    pad_to_longest_ = options.pad_to_longest;
+    choose(options);
+    limits_ = backend_->limits();
+    describe(options);
+    const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    const bool is_engine = info_.backend != "onnxruntime";
+    pool_.set(backend_.get(), options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores, bundle_.hidden_size);
+    if (is_engine) pool_.reserve();
+  }
+
+  void embed(const std::vector<Text>& texts, float* out) {
+    check(texts);
+    std::vector<std::size_t> order;
+    const std::vector<Run> runs = plan(texts, &order);
+    std::uint64_t tokens = 0, padded = 0;
+    for (const Text& text : texts) tokens += text.size;
+    for (const Run& run : runs) {
+      std::unique_ptr<Slot> slot = pool_.take();
+      const Status status = guarded([&] { padded += run_one(*slot, texts, order, run, out); });
+      pool_.give_back(std::move(slot));
+      if (!status.ok()) throw Failure{status};
+    }
+    texts_ += texts.size();
+    tokens_ += tokens;
+    padded_ += padded;
+    runs_ += runs.size();
+  }
+
+  const Info& info() const noexcept { return info_; }
+  Counters counters() const noexcept { return {texts_, tokens_, padded_, runs_}; }
+  std::size_t hidden_size() const noexcept { return static_cast<std::size_t>(bundle_.hidden_size); }
+
+ private:
+  static void check(const Options& options) {
+    const auto range = [](const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+      if (value < low || value > high)
+        fail(Code::kInput, std::string(name) + "=" + std::to_string(value) + " must be from " + std::to_string(low) + " to " +
+                               std::to_string(high) + ".");
+    };
+    range("gpu", options.gpu, 0, 1023);
+    range("threads", options.threads, 0, 1024);
+    range("parallel_runs", options.parallel_runs, 0, kMaxParallelRuns);
+    range("max_batch_tokens", options.max_batch_tokens, 1, std::int64_t{1} << 24);
+  }
+
+  // Tokens to which a text is padded: the end of its last block, or the model's longest, which has as many blocks.
+  std::int64_t padded_width(std::size_t size) const {
+    const auto length = static_cast<std::int64_t>(size);
+    return std::min((length + kBlockSize - 1) / kBlockSize * kBlockSize, bundle_.max_seq_len);
+  }
+
+  // Whether this machine can run a variant; if so backend_ and info_ are set, else the Status says why not.
+  Status try_variant(const Variant& variant, const Options& options) {
+    return guarded([&] {
+      Request request;
+      request.file = variant.file;
+      request.library = variant.library;
+      request.has_types = std::find(bundle_.inputs.begin(), bundle_.inputs.end(), "token_type_ids") != bundle_.inputs.end();
+      request.mean_of_tokens = bundle_.pooling.empty();
+      request.output = request.mean_of_tokens ? "last_hidden_state" : "sentence_embedding";
+      request.hidden_size = bundle_.hidden_size;
+      request.max_seq_len = bundle_.max_seq_len;
+      request.max_batch_tokens = options.max_batch_tokens;
+      request.gpu = options.gpu;
+      request.threads = options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+      request.cuda_graphs = options.cuda_graphs;
+      Status status;
+      if (variant.backend == "onnxruntime") {
+        request.use_gpu = options.device == Device::kGpu;
+        status = open_onnxruntime(request, &backend_);
+      } else {
+        const BackendLibrary& library = load_backend(variant.backend, options.backend_dir);
+        Machine machine;
+        machine.backend = variant.backend;
+        machine.plugin = variant.library;
+        status = library.machine(options.gpu, &machine.backend_version, &machine.compute_capability);
+        if (!status.ok()) throw Failure{std::move(status)};
+        Manifest manifest;
+        if (std::string error = check_engine(variant.file, machine, &manifest); !error.empty()) fail(Code::kEnvironment, error);
+        if (manifest.weights_stripped)
+          fail(Code::kInput, variant.file + " was built with --strip-weights and cannot run before it is refitted.");
+        if (manifest.plugin_embedded) request.library.clear();
+        status = library.open(request, &backend_);
+      }
+      if (!status.ok()) throw Failure{std::move(status)};
+      info_.backend = variant.backend;
+      info_.file = variant.name;
+      info_.precision = variant.precision;
+      info_.native_operator = variant.backend != "onnxruntime" || !variant.library.empty();
+    });
+  }
+
+  void choose(const Options& options) {
+    if (bundle_.pooling.empty() && (!options.mean_of_tokens || bundle_.task != "feature-extraction"))
+      fail(Code::kInput, bundle_.directory + " gives no embeddings: its task is " + bundle_.task + ", without pooling. " +
+                             (bundle_.task == "feature-extraction" ? "Set mean_of_tokens, or w" : "W") +
+                             "rite the bundle again with `mra-export bundle --pooling mean`.");
+    bool is_known = options.variant.empty();
+    Status last;
+    // Engines first, in the manifest's order; the ONNX file is its first entry.
+    std::vector<const Variant*> order;
+    for (std::size_t i = 1; i <= bundle_.variants.size(); ++i) order.push_back(&bundle_.variants[i % bundle_.variants.size()]);
+    for (const Variant* variant : order) {
+      const bool is_named = options.variant == variant->backend || options.variant == variant->name;
+      if (!options.variant.empty() && !is_named) continue;
+      is_known = true;
+      const bool is_engine = variant->backend != "onnxruntime";
+      if (is_engine && options.device == Device::kCpu)
+        last = {Code::kInput, variant->name + " needs a GPU, and the device cpu was asked for."};
+      else
+        last = try_variant(*variant, options);
+      if (last.ok()) return;
+      info_.passed_over.push_back(variant->name + ": " + last.message);
+      // An ONNX file that does not load is no reason to look on: nothing else runs on every machine.
+    }
+    if (!is_known) {
+      std::string known;
+      for (const Variant& variant : bundle_.variants) known += (known.empty() ? "" : ", ") + variant.name + " (" + variant.backend + ")";
+      fail(Code::kInput, "variant='" + options.variant + "' is not in " + bundle_.directory + ". It has " + known + ".");
+    }
+    if (info_.passed_over.size() > 1) {
+      last.message = "No variant of " + bundle_.directory + " can be run here.";
+      for (const std::string& reason : info_.passed_over) last.message += " " + reason;
+    }
+    throw Failure{last};
+  }
+
+  void describe(const Options& options) {
+    info_.backend_version = backend_->version();
+    info_.device = backend_->device();
+    info_.architecture = bundle_.architecture;
+    info_.hidden_size = bundle_.hidden_size;
+    info_.max_seq_len = std::min(bundle_.max_seq_len, limits_.max_width);
+    info_.vocab_size = bundle_.vocab_size;
+    info_.pooling = bundle_.pooling.empty() && options.mean_of_tokens ? "mean of tokens" : bundle_.pooling;
+    info_.normalized = bundle_.normalize;
+    info_.tokenizer_file = bundle_.tokenizer_file;
+  }
+
+  void check(const std::vector<Text>& texts) const {
+    for (std::size_t row = 0; row < texts.size(); ++row) {
+      const auto refuse = [&](const std::string& what) { fail(Code::kInput, "Text " + std::to_string(row) + " " + what); };
+      const Text& text = texts[row];
+      if (text.size == 0) refuse("has no tokens. Even an empty text has the model's special tokens.");
+      if (text.size > static_cast<std::size_t>(info_.max_seq_len))
+        refuse("has " + std::to_string(text.size) + " tokens, more than the " + std::to_string(info_.max_seq_len) +
+               " of this model. Truncate it when you tokenize.");
+      for (std::size_t i = 0; i < text.size; ++i)
+        if (text.ids[i] < 0 || text.ids[i] >= bundle_.vocab_size)
+          refuse("has the token id " + std::to_string(text.ids[i]) + " at place " + std::to_string(i) + "; ids are 0 to " +
+                 std::to_string(bundle_.vocab_size - 1) + ".");
+    }
+  }
+
+  // Texts with the same number of blocks share runs, the longest texts first; a group that needs several runs is divided evenly.
+  std::vector<Run> plan(const std::vector<Text>& texts, std::vector<std::size_t>* order) const {
+    std::vector<std::int64_t> widths(texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      order->push_back(i);
+      widths[i] = padded_width(texts[i].size);
+    }
+    if (pad_to_longest_ && !texts.empty()) std::fill(widths.begin(), widths.end(), *std::max_element(widths.begin(), widths.end()));
+    std::stable_sort(order->begin(), order->end(), [&](std::size_t a, std::size_t b) { return widths[a] > widths[b]; });
+    std::vector<Run> runs;
+    for (std::size_t first = 0; first < order->size();) {
+      const std::int64_t width = widths[(*order)[first]];
+      std::size_t last = first;
+      while (last < order->size() && widths[(*order)[last]] == width) ++last;
+      const auto most = static_cast<std::size_t>(std::max<std::int64_t>(1, std::min(limits_.max_rows, limits_.max_tokens / width)));
+      const std::size_t count = last - first, parts = (count + most - 1) / most;
+      for (std::size_t part = 0; part < parts; ++part)
+        runs.push_back({first + count * part / parts, first + count * (part + 1) / parts, width});
+      first = last;
+    }
+    return runs;
+  }
+
+  // The number of tokens that were run.
+  std::uint64_t run_one(Slot& slot, const std::vector<Text>& texts, const std::vector<std::size_t>& order, const Run& run, float* out) {
+    const auto wanted = static_cast<std::int64_t>(run.last - run.first);
+    const std::int64_t rows = slot.context->padded_rows(wanted);
+    const Buffers buffers = slot.context->buffers();
+    for (std::int64_t row = 0; row < rows; ++row) {
+      std::int64_t* ids = buffers.ids + row * run.width;
+      std::int64_t* mask = buffers.mask + row * run.width;
+      // Rows that only fill the batch hold one padding token that counts as a token: no row is without any.
+      const std::size_t size = row < wanted ? texts[order[run.first + static_cast<std::size_t>(row)]].size : 0;
+      if (size > 0) std::memcpy(ids, texts[order[run.first + static_cast<std::size_t>(row)]].ids, size * sizeof(std::int64_t));
+      std::fill(ids + size, ids + run.width, bundle_.pad_token_id);
+      std::fill(mask, mask + run.width, 0);
+      std::fill(mask, mask + std::max<std::size_t>(size, 1), 1);
+    }
+    if (Status status = slot.context->run(rows, run.width, wanted, slot.vectors.data()); !status.ok()) throw Failure{std::move(status)};
+    const std::size_t hidden = hidden_size();
+    for (std::size_t i = run.first; i < run.last; ++i)
+      std::memcpy(out + order[i] * hidden, slot.vectors.data() + (i - run.first) * hidden, hidden * sizeof(float));
+    return static_cast<std::uint64_t>(rows * run.width);
+  }
+
+  Bundle bundle_;
+  Info info_;
+  bool pad_to_longest_ = false;
+  Limits limits_;
+  std::unique_ptr<Backend> backend_;  // before pool_, whose contexts use it
+  Pool pool_;
+  std::atomic<std::uint64_t> texts_{0}, tokens_{0}, padded_{0}, runs_{0};
+};
+
+Embedder::Embedder(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+Embedder::Embedder(Embedder&&) noexcept = default;
+Embedder& Embedder::operator=(Embedder&&) noexcept = default;
+Embedder::~Embedder() = default;
+
+Result<Embedder> Embedder::open(const std::string& directory, const Options& options) noexcept {
+  std::unique_ptr<Impl> impl;
+  if (Status status = guarded([&] { impl = std::make_unique<Impl>(directory, options); }); !status.ok())
+    return Result<Embedder>(std::move(status));
+  return Embedder(std::move(impl));
+}
+
+Result<Matrix> Embedder::embed(const std::vector<std::vector<std::int64_t>>& texts) const noexcept {
+  Matrix matrix;
+  Status status = guarded([&] {
+    if (impl_ == nullptr) fail(Code::kInput, "This Embedder was moved away; nothing is open.");
+    std::vector<Text> rows;
+    rows.reserve(texts.size());
+    for (const std::vector<std::int64_t>& text : texts) rows.push_back({text.data(), text.size()});
+    matrix.rows = texts.size();
+    matrix.columns = impl_->hidden_size();
+    matrix.values.resize(matrix.rows * matrix.columns);
+    impl_->embed(rows, matrix.values.data());
+  });
+  if (!status.ok()) return Result<Matrix>(std::move(status));
+  return Result<Matrix>(std::move(matrix));
+}
+
+Status Embedder::embed(const std::int64_t* ids, const std::size_t* lengths, std::size_t texts, float* out) const noexcept {
+  return guarded([&] {
+    if (impl_ == nullptr) fail(Code::kInput, "This Embedder was moved away; nothing is open.");
+    if (texts > 0 && (ids == nullptr || lengths == nullptr || out == nullptr))
+      fail(Code::kInput, "ids, lengths and out must not be null where there are texts.");
+    std::vector<Text> rows;
+    rows.reserve(texts);
+    for (std::size_t i = 0; i < texts; ++i) {
+      rows.push_back({ids, lengths[i]});
+      // A length that cannot be is refused below, before anything is read there.
+      if (lengths[i] <= static_cast<std::size_t>(impl_->info().max_seq_len)) ids += lengths[i];
+    }
+    impl_->embed(rows, out);
+  });
+}
+
+const Info& Embedder::info() const noexcept {
+  static const Info nothing;
+  return impl_ != nullptr ? impl_->info() : nothing;
+}
+
+Counters Embedder::counters() const noexcept { return impl_ != nullptr ? impl_->counters() : Counters{}; }
+
+Status verify_bundle(const std::string& directory, bool verify_files) noexcept {
+  return guarded([&] { read_bundle(directory, verify_files); });
+}
+
+const char* version() noexcept { return MRA_SERVING_VERSION; }
+
+}  // namespace mra::serving

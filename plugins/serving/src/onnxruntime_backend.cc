@@ -1,0 +1,196 @@
+// Runs the ONNX file of a bundle: ONNX Runtime on the CPU, or with its CUDA provider.
+#define ORT_API_MANUAL_INIT  // a runtime that is too old is an error to report, not a crash before main()
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "failure.h"
+
+namespace mra::serving {
+namespace {
+
+Ort::Env& environment() {
+  static Ort::Env* env = [] {
+    const OrtApiBase* base = OrtGetApiBase();
+    const OrtApi* api = base->GetApi(ORT_API_VERSION);
+    if (api == nullptr)
+      fail(Code::kEnvironment, std::string("ONNX Runtime ") + base->GetVersionString() + " is older than 1." +
+                                   std::to_string(ORT_API_VERSION) + ", whose headers this library was built with. Install a newer one.");
+    Ort::InitApi(api);
+    // What goes wrong comes back as an error; a library has no business on standard error. Never freed: sessions may outlive it.
+    return new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "mra_serving");
+  }();
+  return *env;
+}
+
+struct Model {
+  Ort::Session session{nullptr};
+  std::string version;
+  std::string device = "cpu";
+  Request request;
+  Limits limits;
+};
+
+class OnnxContext final : public Context {
+ public:
+  explicit OnnxContext(std::shared_ptr<const Model> model)
+      : model_(std::move(model)), memory_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
+    const auto tokens = static_cast<std::size_t>(model_->limits.max_tokens);
+    ids_.resize(tokens);
+    mask_.resize(tokens);
+    if (model_->request.has_types) types_.assign(tokens, 0);
+  }
+
+  Buffers buffers() noexcept override { return {ids_.data(), mask_.data()}; }
+  std::int64_t padded_rows(std::int64_t rows) const noexcept override { return rows; }
+
+  Status run(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) noexcept override {
+    return guarded([&] {
+      try {
+        run_session(rows, width, wanted, out);
+      } catch (const Ort::Exception& error) {
+        fail(Code::kInternal, "ONNX Runtime could not run " + model_->request.file + " on [" + std::to_string(rows) + ", " +
+                                  std::to_string(width) + "]: " + error.what());
+      }
+    });
+  }
+
+ private:
+  void run_session(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) {
+    const Request& request = model_->request;
+    const std::int64_t shape[] = {rows, width};
+    const auto count = static_cast<std::size_t>(rows * width);
+    const auto tensor = [&](std::vector<std::int64_t>& data) {
+      return Ort::Value::CreateTensor<std::int64_t>(memory_, data.data(), count, shape, 2);
+    };
+    const char* names[] = {"input_ids", "attention_mask", "token_type_ids"};
+    Ort::Value inputs[] = {tensor(ids_), tensor(mask_), request.has_types ? tensor(types_) : Ort::Value(nullptr)};
+    const char* output = request.output.c_str();
+    Ort::Value result{nullptr};
+    if (!request.mean_of_tokens) {
+      const std::int64_t out_shape[] = {rows, request.hidden_size};
+      result = Ort::Value::CreateTensor<float>(memory_, out, static_cast<std::size_t>(rows * request.hidden_size), out_shape, 2);
+    }
+    // Run() is not const in the C++ API, but sessions are made to be run by several threads.
+    const_cast<Ort::Session&>(model_->session)
+        .Run(Ort::RunOptions{nullptr}, names, inputs, request.has_types ? 3 : 2, &output, &result, 1);
+    if (request.mean_of_tokens) {
+      if (result.GetTensorTypeAndShapeInfo().GetShape() != std::vector<std::int64_t>{rows, width, request.hidden_size})
+        fail(Code::kInput, request.file + " gives " + request.output + " in another shape than [batch, sequence, hidden_size].");
+      mean_over_tokens(result.GetTensorData<float>(), mask_.data(), wanted, width, request.hidden_size, out);
+    }
+  }
+
+  std::shared_ptr<const Model> model_;
+  Ort::MemoryInfo memory_;
+  std::vector<std::int64_t> ids_, mask_, types_;
+};
+
+class OnnxBackend final : public Backend {
+ public:
+  explicit OnnxBackend(std::shared_ptr<const Model> model) : model_(std::move(model)) {}
+  const char* version() const noexcept override { return model_->version.c_str(); }
+  const char* device() const noexcept override { return model_->device.c_str(); }
+  Limits limits() const noexcept override { return model_->limits; }
+  Status make_context(std::unique_ptr<Context>* context) noexcept override {
+    return guarded([&] { *context = std::make_unique<OnnxContext>(model_); });
+  }
+
+ private:
+  std::shared_ptr<const Model> model_;
+};
+
+// The file's inputs and outputs are what the manifest says.
+void check_signature(const Model& model) {
+  const Request& request = model.request;
+  Ort::AllocatorWithDefaultOptions allocator;
+  const auto check = [&](const std::string& name, const Ort::TypeInfo& type, ONNXTensorElementDataType element, std::size_t rank) {
+    if (type.GetONNXType() != ONNX_TYPE_TENSOR) fail(Code::kInput, request.file + ": " + name + " is no tensor.");
+    const auto info = type.GetTensorTypeAndShapeInfo();
+    if (info.GetElementType() != element || info.GetShape().size() != rank)
+      fail(Code::kInput, request.file + ": " + name + " must have " + std::to_string(rank) + " axes and be " +
+                             (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 ? "int64" : "float32") + ".");
+    if (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && info.GetShape().back() > 0 && info.GetShape().back() != request.hidden_size)
+      fail(Code::kInput, request.file + ": " + name + " has " + std::to_string(info.GetShape().back()) +
+                             " numbers a vector, manifest.json says hidden_size=" + std::to_string(request.hidden_size) + ".");
+  };
+  std::vector<std::string> wanted = {"input_ids", "attention_mask"};
+  if (request.has_types) wanted.emplace_back("token_type_ids");
+  for (std::size_t i = 0; i < model.session.GetInputCount(); ++i) {
+    const std::string name = model.session.GetInputNameAllocated(i, allocator).get();
+    const auto found = std::find(wanted.begin(), wanted.end(), name);
+    if (found == wanted.end()) fail(Code::kInput, request.file + " has the input " + name + ", which manifest.json does not.");
+    check(name, model.session.GetInputTypeInfo(i), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 2);
+    wanted.erase(found);
+  }
+  if (!wanted.empty()) fail(Code::kInput, request.file + " lacks the input " + wanted.front() + ", which manifest.json has.");
+  for (std::size_t i = 0; i < model.session.GetOutputCount(); ++i) {
+    const std::string name = model.session.GetOutputNameAllocated(i, allocator).get();
+    if (name != request.output) continue;
+    check(name, model.session.GetOutputTypeInfo(i), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, request.mean_of_tokens ? 3 : 2);
+    return;
+  }
+  fail(Code::kInput, request.file + " lacks the output " + request.output + ", which manifest.json has.");
+}
+
+std::shared_ptr<const Model> open_model(const Request& request) {
+  Ort::Env& env = environment();
+  auto model = std::make_shared<Model>();
+  model->request = request;
+  model->version = OrtGetApiBase()->GetVersionString();
+  model->limits = {request.max_batch_tokens, request.max_seq_len, request.max_batch_tokens};
+  Ort::SessionOptions options;
+  options.SetIntraOpNumThreads(request.threads);
+  options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+  // A pattern would be kept for each shape that ever came: memory that grows for as long as shapes differ.
+  options.DisableMemPattern();
+  // Threads that spin between runs take the cores from the other callers.
+  options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+  if (request.use_gpu) {
+    const auto providers = Ort::GetAvailableProviders();
+    if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end())
+      fail(Code::kEnvironment, "This ONNX Runtime " + model->version +
+                                   " has no CUDA provider. Take the one of the package onnxruntime-gpu, or the device cpu.");
+    OrtCUDAProviderOptions cuda{};
+    cuda.device_id = request.gpu;
+    try {
+      options.AppendExecutionProvider_CUDA(cuda);
+    } catch (const Ort::Exception& error) {
+      fail(Code::kEnvironment, std::string("ONNX Runtime's CUDA provider cannot be used: ") + error.what());
+    }
+    model->device = "cuda:" + std::to_string(request.gpu);
+  }
+  if (!request.library.empty()) {
+    try {
+      options.RegisterCustomOpsLibrary(request.library.c_str());
+    } catch (const Ort::Exception& error) {
+      fail(Code::kEnvironment, request.library + " cannot be loaded: " + error.what());
+    }
+  }
+  try {
+    model->session = Ort::Session(env, request.file.c_str(), options);
+  } catch (const Ort::Exception& error) {
+    fail(Code::kInput, "ONNX Runtime " + model->version + " cannot load " + request.file + ": " + error.what());
+  }
+  check_signature(*model);
+  return model;
+}
+
+}  // namespace
+
+Status open_onnxruntime(const Request& request, std::unique_ptr<Backend>* backend) noexcept {
+  return guarded([&] {
+    try {
+      *backend = std::make_unique<OnnxBackend>(open_model(request));
+    } catch (const Ort::Exception& error) {
+      fail(Code::kInternal, std::string("ONNX Runtime: ") + error.what());
+    }
+  });
+}
+
+}  // namespace mra::serving
