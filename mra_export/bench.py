@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import tempfile
 import time
@@ -189,7 +190,9 @@ def bound_run(session: Any, feed: Inputs) -> Callable[[], Any]:
 def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
     """Times calls in turns, so that what else the machine does falls on all of them.
 
-    Before each there is a pause: the threads of the one before spin for a while and would take its cores.
+    Before each there is a pause: the threads of the one before spin for a while and would take its cores. Turns in which other
+    programs used more than a twentieth of a core are left out; where too few would be left, time is added, up to twice
+    `seconds`, and then the least disturbed are taken.
 
     Args:
         runs: name -> call.
@@ -199,21 +202,42 @@ def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, at_least: int =
     Returns:
         Name -> milliseconds of each turn.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    turns: list[tuple[float, dict[str, float]]] = []  # cores that others used, milliseconds of each
     for run in runs.values():
         run()
+    last: dict[str, float] = dict.fromkeys(runs, 0.0)
     started = time.monotonic()
-    turns = 0
-    while turns < at_least or (time.monotonic() - started < seconds and turns < 200):
+    while True:
+        quiet = sum(others <= _QUIET for others, _ in turns)
+        spent = time.monotonic() - started
+        if len(turns) >= at_least and ((spent >= seconds and quiet >= at_least) or spent >= 2 * seconds):
+            break
+        begin, busy, own = time.monotonic(), _busy_seconds(), time.process_time()
         for name, run in runs.items():
             time.sleep(0.01)
-            if not times[name] or times[name][-1] < 50:
+            if last[name] < 50:
                 run()  # wakes its threads and fills the caches
-            begin = time.perf_counter()
+            began = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - begin) * 1e3)
-        turns += 1
-    return times
+            last[name] = (time.perf_counter() - began) * 1e3
+        others = (_busy_seconds() - busy - (time.process_time() - own)) / (time.monotonic() - begin)
+        turns.append((others, dict(last)))
+    turns.sort(key=lambda turn: turn[0])
+    kept = max(quiet, at_least)
+    return {name: [times[name] for _, times in turns[:kept]] for name in runs}
+
+
+_QUIET = 0.05  # cores that other programs may use
+
+
+def _busy_seconds() -> float:
+    """Processor time that all programs of the machine have used; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:

@@ -28,6 +28,7 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
+from mra_export.bench import bound_run, dense_twin, in_turns
 from mra_export.function_body import function_body
 from mra_export.libraries import onnxruntime_library
 from mra_export.op_spec import BLOCK_SIZE, INPUTS, OP_DOMAIN, OP_TYPE, OP_VERSION
@@ -36,7 +37,6 @@ REPO = Path(__file__).resolve().parents[1]
 HEADS, HEAD_DIM = 12, 64
 HIDDEN = HEADS * HEAD_DIM
 BUDGETS = (4, 8, 16)  # blocks per row
-QUIET = 0.05  # cores that other programs may use during a turn
 OPSET = 20
 DENSE = ("ONNX Runtime MultiHeadAttention", "ONNX Runtime Attention-23", "torch SDPA")
 GOALS = {(512, 4): 2.5, (1024, 4): 5.0, (2048, 4): 10.0, (4096, 4): 20.0, (512, 8): 1.5, (4096, 8): 12.0}
@@ -44,7 +44,7 @@ GOALS = {(512, 4): 2.5, (1024, 4): 5.0, (2048, 4): 10.0, (4096, 4): 20.0, (512, 
 Run = Callable[[], Any]
 
 
-def make_session(model: onnx.ModelProto | str, threads: int, *, library: bool = False) -> ort.InferenceSession:
+def make_session(model: onnx.ModelProto | bytes | str, threads: int, *, library: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -52,7 +52,7 @@ def make_session(model: onnx.ModelProto | str, threads: int, *, library: bool = 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if library:
         options.register_custom_ops_library(str(onnxruntime_library()))
-    source = model if isinstance(model, str) else model.SerializeToString()
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -87,61 +87,6 @@ def mra_node(num_blocks: int) -> onnx.NodeProto:
     return helper.make_node(OP_TYPE, list(INPUTS), ["context"], domain=OP_DOMAIN, **attributes)
 
 
-def runner(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> Run:
-    """Runs a session with its inputs and outputs bound: no copy is measured."""
-    binding = session.io_binding()
-    for info in session.get_inputs():
-        binding.bind_ortvalue_input(info.name, ort.OrtValue.ortvalue_from_numpy(feed[info.name]))
-    for info in session.get_outputs():
-        binding.bind_output(info.name, "cpu")
-    return lambda: session.run_with_iobinding(binding)
-
-
-def timed(run: Run) -> float:
-    started = time.perf_counter()
-    run()
-    return (time.perf_counter() - started) * 1e3
-
-
-def busy_seconds() -> float:
-    """Processor time that all programs of the machine have used."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def in_turns(runs: dict[str, Run], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
-    """Times in ms of each, taken in turns. Pauses let torch's threads fall asleep: they would take the cores of the next.
-
-    On a shared machine, turns are left out while other programs use more than a twentieth of a core; where too few are left,
-    the least disturbed are taken.
-    """
-    for run in runs.values():
-        run()
-    turns: list[tuple[float, dict[str, float]]] = []  # cores used by others, ms of each
-    started = time.monotonic()
-    last: dict[str, float] = dict.fromkeys(runs, 0.0)
-    while True:
-        quiet = sum(others <= QUIET for others, _ in turns)
-        spent = time.monotonic() - started
-        if (spent >= seconds and quiet >= at_least) or (spent >= 4 * seconds and len(turns) >= at_least):
-            break
-        wall, busy, own = time.monotonic(), busy_seconds(), time.process_time()
-        for name, run in runs.items():
-            time.sleep(0.01)
-            if last[name] < 50:
-                run()  # wakes its threads and fills the caches
-            last[name] = timed(run)
-        others = (busy_seconds() - busy - (time.process_time() - own)) / (time.monotonic() - wall)
-        turns.append((others, dict(last)))
-    turns.sort(key=lambda turn: turn[0])
-    kept = [times for others, times in turns if others <= QUIET]
-    if len(kept) < at_least:
-        kept = [times for _, times in turns[:at_least]]
-        print(f"warning: other programs used {turns[at_least - 1][0]:.2f} cores during these turns", file=sys.stderr)
-    return {name: [times[name] for times in kept] for name in runs}
-
-
 def ratio_of_best(times: dict[str, list[float]], ours: str, others: tuple[str, ...]) -> float:
     """The fastest other's best time over our best: what another program on the machine disturbs least."""
     return min(min(times[name]) for name in others if name in times) / min(times[ours])
@@ -169,19 +114,19 @@ def measure_kernel(
         attention = helper.make_node("Attention", list(INPUTS[:3]), ["context"], q_num_heads=HEADS, kv_num_heads=HEADS)
         heads = [torch.from_numpy(feed[name]).view(1, seq_len, HEADS, HEAD_DIM).transpose(1, 2) for name in INPUTS[:3]]
         runs: dict[str, Run] = {
-            DENSE[0]: runner(make_session(one_node(mha, INPUTS[:3], OPSET, []), threads), feed),
-            DENSE[1]: runner(make_session(one_node(attention, INPUTS[:3], 23, []), threads), feed),
+            DENSE[0]: bound_run(make_session(one_node(mha, INPUTS[:3], OPSET, []), threads), feed),
+            DENSE[1]: bound_run(make_session(one_node(attention, INPUTS[:3], 23, []), threads), feed),
             DENSE[2]: lambda heads=heads: torch.nn.functional.scaled_dot_product_attention(*heads),
         }
         rows_of = seq_len // BLOCK_SIZE
         selected = {budget: min(rows_of * budget, rows_of**2) for budget in BUDGETS}
         for budget in BUDGETS:
             model = one_node(mra_node(selected[budget]), INPUTS, OPSET, [])
-            runs[f"MRA {budget}"] = runner(make_session(model, threads, library=True), feed)
+            runs[f"MRA {budget}"] = bound_run(make_session(model, threads, library=True), feed)
             body = one_node(mra_node(selected[budget]), INPUTS, OPSET, [function_body(OPSET)])
-            runs[f"body {budget}"] = runner(make_session(body, threads), feed)
+            runs[f"body {budget}"] = bound_run(make_session(body, threads), feed)
         full = one_node(mra_node(rows_of**2), INPUTS, OPSET, [])
-        runs["MRA full"] = runner(make_session(full, threads, library=True), feed)
+        runs["MRA full"] = bound_run(make_session(full, threads, library=True), feed)
         gflops = max(gflops, peak())
         times = in_turns(runs, seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
@@ -227,29 +172,14 @@ def export_model(directory: Path, layers: int, longest: int) -> Path:
     return export_onnx(checkpoint, directory / "onnx").model
 
 
-def model_with(path: Path, folder: Path, name: str, seq_len: int, *, dense: bool, budget: int = 4) -> str:
-    """The exported model with another budget, or with dense attention in the place of every MRA node."""
+def with_budget(path: Path, folder: Path, seq_len: int, budget: int) -> str:
+    """The exported model with another number of blocks per row."""
     model = onnx.load(path)
     rows = seq_len // BLOCK_SIZE
     for node in model.graph.node:
-        if node.op_type != OP_TYPE:
-            continue
-        if dense:  # the mask as the key padding mask: 1 = token, [batch, seq_len] int32, as ours
-            query, key, value, mask = node.input
-            replacement = helper.make_node(
-                "MultiHeadAttention",
-                [query, key, value, "", mask],
-                list(node.output),
-                domain="com.microsoft",
-                num_heads=HEADS,
-            )
-            node.CopyFrom(replacement)
-        else:
+        if node.op_type == OP_TYPE:
             next(a for a in node.attribute if a.name == "num_blocks").i = min(rows * budget, rows**2)
-    if dense:
-        del model.functions[:]
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    target = folder / f"{name}.onnx"
+    target = folder / f"mra{budget}.onnx"
     onnx.save(model, target)
     return str(target)
 
@@ -262,13 +192,12 @@ def measure_model(lengths: list[int], threads: int, layers: int, seconds: float)
         for seq_len in lengths:
             ids = np.random.default_rng(0).integers(4, 2000, (1, seq_len))
             feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            dense = model_with(path, folder, "dense", seq_len, dense=True)
-            runs = {"dense": runner(make_session(dense, threads), feed)}
+            runs = {"dense": bound_run(make_session(dense_twin(path), threads), feed)}
             for budget in BUDGETS:
-                changed = model_with(path, folder, f"mra{budget}", seq_len, dense=False, budget=budget)
-                runs[f"MRA {budget}"] = runner(make_session(changed, threads, library=True), feed)
+                changed = with_budget(path, folder, seq_len, budget)
+                runs[f"MRA {budget}"] = bound_run(make_session(changed, threads, library=True), feed)
                 if budget == BUDGETS[0]:
-                    runs[f"body {budget}"] = runner(make_session(changed, threads), feed)
+                    runs[f"body {budget}"] = bound_run(make_session(changed, threads), feed)
             times = in_turns(runs, seconds, at_least=3)
             row: dict[str, Any] = {"seq_len": seq_len, "turns": len(times["dense"])}
             row["ms"] = {name: statistics.median(values) for name, values in times.items()}
