@@ -158,6 +158,14 @@ def measure_kernel(
     return rows, gflops
 
 
+def copy_speed() -> float:
+    """GB/s of a copy that no cache holds, read and written bytes together."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    times = in_turns({"copy": lambda: target.copy_(source)}, 1.0)["copy"]
+    return 2 * source.numel() * source.element_size() / statistics.median(times) / 1e6
+
+
 def export_model(directory: Path, layers: int, longest: int) -> Path:
     """A base-sized model with random weights, exported; its number of layers is given."""
     from transformers import MraConfig
@@ -274,6 +282,14 @@ def markdown(report: dict[str, Any]) -> str:
         "The floor is the multiply-adds of the selected blocks alone, at the "
         f"{report['fma_gflops']:.0f} GFLOP/s that `scripts/fma_peak.cc` measured in the same run.",
     ]
+    traffic = ", ".join(
+        f"{4 * row['seq_len'] * HIDDEN * 4 / report['copy_gb_per_s'] / 1e6:.1f} ms at {row['seq_len']}"
+        for row in report["kernel"]
+    )
+    lines.append(
+        "To read query, key and value once and write the context takes, where no cache holds them, "
+        f"{traffic}: by the {report['copy_gb_per_s']:.0f} GB/s of a copy in the same run."
+    )
     if "growth" in report:
         growth = report["growth"]
         lines.append(f"From {growth['from']} to {growth['to']} tokens the time grows as S^{growth['exponent']:.2f}.")
@@ -362,6 +378,7 @@ def main() -> int:
 
         report: dict[str, Any] = {"machine": host, "layers": arguments.layers}
         report["kernel"], report["fma_gflops"] = measure_kernel(lengths, arguments.threads, peak, seconds)
+    report["copy_gb_per_s"] = copy_speed()
     report["model"] = measure_model(lengths, arguments.threads, arguments.layers, seconds) if arguments.layers else []
     ends = [row for row in report["kernel"] if row["seq_len"] in (512, 4096)]
     if len(ends) == 2:
