@@ -518,6 +518,78 @@ def bundle_command(
     )
 
 
+@cli.command("embed")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@_output("The .npy or .parquet file to write.")
+@click.option("--column", "--text-column", default="text", show_default=True, metavar="NAME",
+              help="Where the texts are in .jsonl and .parquet.")  # fmt: skip
+@click.option("--id-column", "id_columns", multiple=True, metavar="NAME",
+              help="A column of INPUT to keep in a .parquet output; may be repeated.")  # fmt: skip
+@click.option(
+    "--batch-tokens", type=int, metavar="N", help="Most tokens of a batch, padding included.  [default: 8192]"
+)
+@click.option("--threads", type=int, default=0, metavar="N",
+              help="Of a session.  [default: ONNX Runtime's choice; 1 with ray]")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="This process, or workers of Ray Data.")  # fmt: skip
+@click.option("--workers", type=int, metavar="N", help="Of ray.  [default: as there are processors for]")
+@click.option("--force", is_flag=True, help="Replace an existing output; drop unfinished work of another command.")
+@_output_options
+def embed_command(
+    bundle: Path,
+    source: Path,
+    output: Path,
+    column: str,
+    id_columns: tuple[str, ...],
+    batch_tokens: int | None,
+    threads: int,
+    engine: str,
+    workers: int | None,
+    force: bool,
+    **shown: Any,
+) -> None:
+    """Embeds each text of INPUT, a .txt, .jsonl or .parquet file, with a bundle.
+
+    Interrupted or killed, the same command goes on where it was. The bytes of the output do not depend on that, nor on
+    threads, engine and workers.
+
+    \b
+    Example:
+      mra-export embed ./minilm-bundle ./documents.jsonl -o ./vectors.npy
+    """
+    from mra_export.console import rows_progress
+    from mra_export.embed import DEFAULT_BATCH_TOKENS, embed
+
+    with rows_progress(quiet=shown["quiet"]) as watcher:
+        result = embed(
+            bundle, source, output, column=column, id_columns=id_columns, engine=engine, workers=workers, threads=threads,
+            batch_tokens=DEFAULT_BATCH_TOKENS if batch_tokens is None else batch_tokens, force=force, watcher=watcher,
+        )  # fmt: skip
+    cut = f", {result.truncated} of them cut to {result.max_length} tokens" if result.truncated else ""
+    resumed = f" (and {result.resumed_rows} before)" if result.resumed_rows else ""
+    _print_result(
+        "embed",
+        f"{result.output}: {result.rows} rows of {result.hidden_size}{cut}\n  "
+        f"{result.rows - result.resumed_rows} rows in {result.seconds:.1f} s{resumed}, {result.rows_per_second:,.0f} rows/s, "
+        f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider})",
+        shown["as_json"],
+        outputs=[str(result.output)],
+        rows=result.rows,
+        hidden_size=result.hidden_size,
+        truncated=result.truncated,
+        max_length=result.max_length,
+        tokens=result.tokens,
+        padded_share=result.padded_share,
+        resumed_rows=result.resumed_rows,
+        seconds=result.seconds,
+        rows_per_second=result.rows_per_second,
+        engine=result.engine,
+        workers=result.workers,
+        provider=result.provider,
+    )
+
+
 @cli.command("build")
 @click.argument("kinds", nargs=-1, type=click.Choice(["onnxruntime", "tensorrt"]))
 @click.option("--no-fetch", is_flag=True, help="Do not fetch missing headers.")
@@ -694,9 +766,10 @@ def main(arguments: list[str] | None = None) -> None:
             _print_error(arguments, str(error))
         else:
             click.echo(f"Error: {error}", err=True)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         code = 1
-        message = "Interrupted; no output was written."
+        # A command that keeps what it did says so; click hides that behind its Abort.
+        message = str(error) or str(error.__cause__ or "") or "Interrupted; no output was written."
         if as_json:
             _print_error(arguments, message)
         else:

@@ -1,0 +1,162 @@
+"""Length handling: which texts share a batch, so that padding costs little and no vector depends on its neighbours.
+
+The number of 32-token blocks is part of what the operator computes: a text that is padded into one more block may get another
+vector. So only texts with the same number of blocks share a batch, each padded to the end of its own last block. That is
+also cheap: less than 32 tokens of padding a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mra_export.errors import InputError, MraExportError
+from mra_export.op_spec import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Batch", "collate", "padded_width", "plan_batches", "run_batched"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that are run together.
+
+    Attributes:
+        rows: int64 [batch], their places in the window.
+        width: tokens to which each is padded.
+    """
+
+    rows: Array
+    width: int
+
+
+def padded_width(length: int, max_length: int | None = None) -> int:
+    """Tokens to which a text is padded: the end of its last block, or `max_length` where that comes first.
+
+    Args:
+        length: tokens of the text, special tokens included; an empty one takes one block.
+        max_length: positions of the model; None for no limit. The number of blocks is the same with it.
+
+    Raises:
+        InputError: the text is longer than `max_length`.
+    """
+    if max_length is not None and length > max_length:
+        raise InputError(
+            f"A text of {length} tokens is longer than the model's {max_length}. Truncate it when you tokenize."
+        )
+    width = max(1, -(-length // BLOCK_SIZE)) * BLOCK_SIZE
+    return width if max_length is None else min(width, max_length)
+
+
+def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_length: int | None = None) -> list[Batch]:
+    """Batches of texts with the same number of 32-token blocks, the longest texts first.
+
+    The longest come first so that what does not fit into memory fails at once. The plan depends on `lengths` alone.
+
+    Args:
+        lengths: tokens of each text of a window.
+        max_tokens: most tokens of a batch, padding included; a single text may have more.
+        max_length: as for `padded_width`.
+
+    Returns:
+        Batches that hold each text once. A group that needs several batches is divided evenly.
+
+    Raises:
+        InputError: `max_tokens` is less than 1, or a text is longer than `max_length`.
+    """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens={max_tokens} must be at least 1.")
+    widths = np.array([padded_width(int(length), max_length) for length in lengths], dtype=np.int64)
+    batches = []
+    for width in sorted({int(w) for w in widths}, reverse=True):
+        rows = np.flatnonzero(widths == width)
+        parts = -(-len(rows) // max(1, max_tokens // width))
+        batches += [Batch(part, width) for part in np.array_split(rows, parts)]
+    return batches
+
+
+def collate(
+    batch: Batch,
+    token_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    *,
+    pad_id: int = 0,
+) -> dict[str, Array]:
+    """The model's inputs for a batch.
+
+    Args:
+        batch: which texts, and how wide.
+        token_ids: of each text of the window.
+        type_ids: of each token; None for zeros.
+        pad_id: the padding token.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids`, int64 [batch, width].
+    """
+    shape = (len(batch.rows), batch.width)
+    inputs = {
+        "input_ids": np.full(shape, pad_id, np.int64),
+        "attention_mask": np.zeros(shape, np.int64),
+        "token_type_ids": np.zeros(shape, np.int64),
+    }
+    for place, row in enumerate(batch.rows):
+        count = len(token_ids[row])
+        inputs["input_ids"][place, :count] = token_ids[row]
+        inputs["attention_mask"][place, :count] = 1
+        if type_ids is not None:
+            inputs["token_type_ids"][place, :count] = type_ids[row]
+    return inputs
+
+
+def run_batched(
+    run: Callable[[dict[str, Array]], Array],
+    token_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    *,
+    max_tokens: int,
+    hidden_size: int,
+    max_length: int | None = None,
+    pad_id: int = 0,
+    done: Callable[[int], None] = lambda texts: None,
+) -> tuple[Array, int]:
+    """Runs a window of texts batch by batch and returns the vectors in the order of the texts.
+
+    A vector is the same bits whatever else is in the window, as long as `run` gives the rows of a batch independently.
+
+    Args:
+        run: takes int64 inputs [batch, width], returns float32 [batch, hidden_size].
+        token_ids: of each text.
+        type_ids: as for `collate`.
+        max_tokens: as for `plan_batches`.
+        hidden_size: length of a vector.
+        max_length: as for `padded_width`.
+        pad_id: the padding token.
+        done: called after each batch with its number of texts.
+
+    Returns:
+        float32 [texts, hidden_size], and the number of tokens that were run, padding included.
+
+    Raises:
+        InputError: as `plan_batches`.
+        MraExportError: `run` returned another shape.
+    """
+    vectors = np.empty((len(token_ids), hidden_size), np.float32)
+    computed = 0
+    for batch in plan_batches([len(ids) for ids in token_ids], max_tokens=max_tokens, max_length=max_length):
+        inputs = collate(batch, token_ids, type_ids, pad_id=pad_id)
+        out = run(inputs)
+        if out.shape != (len(batch.rows), hidden_size):
+            raise MraExportError(
+                f"The model returned vectors of shape {list(out.shape)} for {len(batch.rows)} texts; expected is "
+                f"[{len(batch.rows)}, {hidden_size}]."
+            )
+        vectors[batch.rows] = out
+        computed += inputs["input_ids"].size
+        done(len(batch.rows))
+    return vectors, computed

@@ -1,0 +1,56 @@
+"""A tiny bundle with a tokenizer, and texts for it, for the tests of `embed`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from conftest import save_checkpoint
+
+WORDS = [f"word{i}" for i in range(116)]
+MAX_LENGTH = 96
+HIDDEN = 64
+
+
+def save_tokenizer(path: Path) -> None:
+    """A tokenizer of whole words, with BERT's special tokens around a text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.enable_padding(length=32)  # as files of sentence-transformers have it: embed must not use it
+    tokenizer.save(str(path))
+
+
+def make_bundle(folder: Path, **settings: Any) -> Path:
+    """A bundle of two small layers, pooled by the mean, that cuts texts to `MAX_LENGTH` tokens."""
+    from mra_export.bundle import create_bundle
+
+    checkpoint = save_checkpoint(folder / "checkpoint", hidden_size=HIDDEN, block_per_row=1, **settings)
+    save_tokenizer(checkpoint / "tokenizer.json")
+    (checkpoint / "tokenizer_config.json").write_text(f'{{"model_max_length": {MAX_LENGTH}}}')
+    (checkpoint / "1_Pooling").mkdir()
+    (checkpoint / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    return create_bundle(checkpoint, folder / "bundle", check=False).path
+
+
+def make_texts(count: int, *, seed: int = 0, longest: int = 120) -> list[str]:
+    """Texts of 0 to `longest` words, most of them short."""
+    rng = random.Random(seed)
+    lengths = [min(longest, int(rng.lognormvariate(2.5, 1.1))) for _ in range(count)]
+    return [" ".join(rng.choices(WORDS, k=length)) for length in lengths]
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path

@@ -1,0 +1,130 @@
+"""Batches by blocks: every text once, little padding, and vectors that do not depend on the company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from embed_support import HIDDEN, make_bundle, make_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mra_export.batching import Batch, collate, padded_width, plan_batches, run_batched
+from mra_export.errors import InputError, MraExportError
+
+LENGTHS = st.lists(st.integers(0, 300), max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 2000))
+def test_a_plan_holds_each_text_once_with_its_own_blocks(lengths: list[int], max_tokens: int) -> None:
+    batches = plan_batches(lengths, max_tokens=max_tokens)
+    assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
+    assert [batch.width for batch in batches] == sorted((batch.width for batch in batches), reverse=True)
+    for batch in batches:
+        assert list(batch.rows) == sorted(batch.rows)
+        assert len(batch.rows) * batch.width <= max_tokens or len(batch.rows) == 1
+        for row in batch.rows:
+            assert max(1, -(-lengths[row] // 32)) * 32 == batch.width
+            assert 0 <= batch.width - lengths[row] < 32 or lengths[row] == 0
+    for width in {batch.width for batch in batches}:
+        sizes = [len(batch.rows) for batch in batches if batch.width == width]
+        assert max(sizes) - min(sizes) <= 1
+        assert len(sizes) == -(-sum(sizes) // max(1, max_tokens // width))
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "width"),
+    [(0, None, 32), (1, None, 32), (32, None, 32), (33, None, 64), (65, 80, 80), (512, 512, 512)],
+)
+def test_the_width_is_the_end_of_the_last_block(length: int, limit: int | None, width: int) -> None:
+    assert padded_width(length, limit) == width
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="81 tokens is longer than the model's 80"):
+        padded_width(81, 80)
+    with pytest.raises(InputError, match="max_tokens=0 must be at least 1"):
+        plan_batches([3], max_tokens=0)
+
+
+def test_the_inputs_of_a_batch() -> None:
+    inputs = collate(Batch(np.array([2, 0]), 4), [[5, 6], [], [7, 8, 9]], [[0, 1], [], [1, 1, 0]], pad_id=3)
+    assert inputs["input_ids"].tolist() == [[7, 8, 9, 3], [5, 6, 3, 3]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert inputs["token_type_ids"].tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
+    assert all(value.dtype == np.int64 for value in inputs.values())
+    assert not collate(Batch(np.array([0]), 4), [[5]])["token_type_ids"].any()
+
+
+def _describe(inputs: dict[str, Any]) -> np.ndarray:
+    """A stand-in for the model: each row's tokens and width."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    return np.stack([(ids * mask).sum(1), mask.sum(1), np.full(len(ids), ids.shape[1])], axis=1).astype(np.float32)
+
+
+@given(LENGTHS, st.integers(1, 2000), st.randoms(use_true_random=False))
+def test_vectors_come_back_in_order_whatever_the_company(lengths: list[int], max_tokens: int, rng: Any) -> None:
+    texts = [[rng.randint(4, 99) for _ in range(length)] for length in lengths]
+    seen: list[int] = []
+    vectors, computed = run_batched(_describe, texts, max_tokens=max_tokens, hidden_size=3, done=seen.append)
+    assert vectors.dtype == np.float32
+    assert sum(seen) == len(texts)
+    widths = [padded_width(len(text)) for text in texts]
+    assert vectors.tolist() == [[sum(t), len(t), w] for t, w in zip(texts, widths, strict=True)]
+    assert computed == sum(widths)
+
+
+def test_a_model_of_another_size_is_refused() -> None:
+    with pytest.raises(MraExportError, match=r"shape \[2, 3\] for 2 texts; expected is \[2, 5\]"):
+        run_batched(_describe, [[1], [2]], max_tokens=64, hidden_size=5)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("batching"))
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "function body"])
+def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the real model, for any other texts, order, batch size and number of threads; rounding only for the function body."""
+    from mra_export.bundle_manifest import Bundle, read_bundle
+    from mra_export.embed_model import Encoder
+
+    opened = read_bundle(bundle)
+    if native and opened.library is None:
+        pytest.skip("the native library is not built")
+    if not native:
+        monkeypatch.setattr(Bundle, "library", None)
+    texts = make_texts(40, seed=3)
+    alone = Encoder(opened, threads=1, batch_tokens=1)
+    expected = np.concatenate([alone.encode([text]).vectors for text in texts])
+    assert expected.shape == (40, HIDDEN)
+    encoders = [
+        Encoder(opened, threads=threads, batch_tokens=tokens) for threads, tokens in ((1, 512), (2, 4096), (3, 64))
+    ]
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.integers(0, 39), min_size=1, max_size=40), st.integers(0, 2))
+    def compare(rows: list[int], which: int) -> None:
+        vectors = encoders[which].encode([texts[row] for row in rows]).vectors
+        if native:
+            assert np.array_equal(vectors.view(np.int32), expected[rows].view(np.int32))
+        else:
+            np.testing.assert_allclose(vectors, expected[rows], atol=2e-6)
+
+    compare()
+
+
+def test_padding_into_another_block_is_what_changes_a_vector(bundle: Path) -> None:
+    """Why buckets are by blocks: one block more is another result, by far more than rounding."""
+    from mra_export.bundle_manifest import read_bundle
+    from mra_export.embed_model import Encoder
+
+    run = Encoder(read_bundle(bundle), threads=1)._run
+    ids = np.random.default_rng(0).integers(4, 120, (20, 70)).tolist()
+    rows = np.arange(20)
+    narrow, within, wide = (run(collate(Batch(rows, width), ids, pad_id=1)) for width in (96, 70, 256))
+    assert np.abs(narrow - within).max() < 1e-6
+    assert np.abs(narrow - wide).max() > 5e-5
