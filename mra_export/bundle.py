@@ -19,13 +19,12 @@ from mra_export.errors import DependencyError, InputError, ParityError
 from mra_export.export import MODEL_FILE, Pooling, pooling_of
 from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.manifest import Manifest, check_engine, file_sha256, manifest_path, read_manifest
-from mra_export.op_spec import OP_VERSION
 from mra_export.outputs import check_target, staged_directory
 from mra_export.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.runners import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.parity import Comparison
@@ -106,6 +105,7 @@ def create_bundle(
     dtype: str | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
+    options: Mapping[str, Any] | None = None,
     library: Path | None = None,
     plugin: Path | None = None,
     check: bool = True,
@@ -125,6 +125,7 @@ def create_bundle(
         dtype: of the export, default fp32; an ONNX file that is there must have it.
         pooling: "none", "cls" or "mean"; None for the checkpoint's own, or the mean where it has none.
         normalize: whether embeddings are scaled to length 1; None for what the checkpoint says.
+        options: of the checkpoint's family, as for `load_checkpoint`.
         library: the ONNX Runtime library, None to have it found; without any, the function body serves.
         plugin: the TensorRT plugin, None to have it found; looked for only if an engine needs it.
         check: whether the model is compared with the checkpoint, or without one as `check_alone` does.
@@ -144,7 +145,7 @@ def create_bundle(
     check_target(output, force=force, sources=[Path(source), *engines])
     library = find_library("onnxruntime", library)
     made = comparisons if comparisons is not None else []
-    asked = _Asked(task, random_init, dtype, pooling, normalize)
+    asked = _Asked(task, random_init, options, dtype, pooling, normalize)
     with _onnx_file(source, asked, library if check else None, check, made, progress) as (file, stated):
         model = read_onnx(file)
         opened = _open_engines(engines, model)
@@ -169,6 +170,7 @@ class _Asked:
 
     task: str
     random_init: int | None
+    options: Mapping[str, Any] | None
     dtype: str | None
     pooling: str | None
     normalize: bool | None
@@ -205,7 +207,7 @@ def _onnx_file(
     file = find_onnx(path) if asked.random_init is None else None
     if file is not None:
         given = ["--pooling"] * (asked.pooling is not None) + ["--normalize"] * (asked.normalize is not None)
-        given += ["--task"] * (asked.task != "auto")
+        given += ["--task"] * (asked.task != "auto") + ["--option"] * bool(asked.options)
         if given:
             raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
         model = read_onnx(file)
@@ -231,7 +233,7 @@ def _onnx_file(
     from mra_export.export import export_onnx
 
     progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init)
+    checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init, options=asked.options)
 
     def prove(stage: Path) -> None:
         judge(compare(checkpoint, [stage / MODEL_FILE], library=library, progress=progress))
@@ -329,9 +331,9 @@ def _copy(source: Path, target: Path) -> None:
 def _described(root: Path) -> dict[str, Any]:
     """The fields model, pooling, tokenizer and variants of a manifest, as the files of a bundle have them."""
     model, config = read_onnx(root / MODEL_FILE), load_config(root)
-    longest = position_limit(model) or int(config.max_position_embeddings)
+    longest = min(limit for limit in (position_limit(model), model.family.max_seq_len(config)) if limit)
     names = getattr(config, "architectures", None) or [None]
-    first = model.nodes[0]
+    domain, kind = model.family.operator
     pooled = "sentence_embedding" in model.outputs
     pooling = pooling_of(root) if pooled else None
     return {
@@ -347,9 +349,9 @@ def _described(root: Path) -> dict[str, Any]:
             "inputs": list(model.inputs),
             "outputs": list(model.outputs),
             "operator": {
-                "domain": first.domain,
-                "type": first.op_type,
-                "version": OP_VERSION,
+                "domain": domain,
+                "type": kind,
+                "version": model.family.operator_version,
                 "nodes": len(model.nodes),
                 "attributes": distinct_attributes(model),
             },

@@ -104,7 +104,7 @@ _SCHEMA: dict[str, Any] = {
             "domain": _WORD,
             "type": _WORD,
             "version": _Int(1),
-            "nodes": _Int(1),
+            "nodes": _Int(0),
             "attributes": [_Map(float)],
         },
     },

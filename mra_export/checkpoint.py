@@ -44,9 +44,12 @@ SIDE_FILES = (
     "vocab.txt",
     "1_Pooling/config.json",
     "2_Normalize/config.json",
+    "COPYING",
     "LICENSE",
+    "LICENSE.md",
     "LICENSE.txt",
     "NOTICE",
+    "NOTICE.txt",
 )
 """Files beside the weights that travel with a checkpoint: tokenizer, sentence-transformers, licence."""
 
@@ -157,7 +160,8 @@ def locate(source: str | Path, *, weights: bool = True) -> Path:
         "*.model",
         "*_*/config.json",
         "LICENSE*",
-        "NOTICE",
+        "COPYING",
+        "NOTICE*",
         "README.md",
         "chat_template.jinja",
     ]

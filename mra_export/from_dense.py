@@ -20,6 +20,7 @@ from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
 from mra_export.op_spec import APPROX_MODES, BLOCK_SIZE
 from mra_export.outputs import check_target, staged_directory
+from mra_export.provenance import name_or_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,6 +181,8 @@ def from_dense(
     first_row, usable = _positions(config, family)
     length = _length(usable, max_position, config)
     target = _target_config(config, chosen, length, block_per_row, approx_mode)
+    if stated := name_or_path(directory):
+        target["_name_or_path"] = stated  # where the weights come from, as the source has it
     attributes = _validated(target)
 
     say(f"reading the weights of {source_architecture}")
