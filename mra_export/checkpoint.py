@@ -85,6 +85,7 @@ TASKS = {
             ("logits",),
             per_token=False,
         ),
+        Task("text-generation", "AutoModelForCausalLM", "ForCausalLM", ("logits",), per_token=True),
         Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", ("logits",), per_token=False),
         Task(
             "token-classification",
@@ -252,10 +253,7 @@ def load_checkpoint(
     family.validate(config)
     values = read_options(family, options or {})
     chosen = resolve_task(config, task)
-    if chosen.name not in family.tasks:
-        raise InputError(
-            f"{family.title} has no head for {chosen.name}. Choose one of: auto, {', '.join(family.tasks)}."
-        )
+    family.check_task(config, chosen.name)
     auto_class = getattr(transformers, chosen.auto_class)
     with quiet_transformers():
         if random_init is not None:

@@ -331,7 +331,6 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     for node, name in zip(nodes, names, strict=True):
         node.name = f"{name}.{node.op_type}"
     count = len(nodes)
-    checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
@@ -351,6 +350,7 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     model.metadata_props.update({"task": checkpoint.task.name, "dtype": dtype, "family": checkpoint.family.model_type})
     model.metadata_props["max_seq_len"] = str(checkpoint.family.max_seq_len(checkpoint.config))
     model.metadata_props.update({f"option.{name}": str(value) for name, value in checkpoint.options.items()})
+    checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
     for function in checkpoint.family.functions(opset):
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted

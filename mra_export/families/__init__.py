@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCODER_TASKS",
+    "MASKED",
     "Attributes",
     "Family",
     "OnnxLayer",
@@ -50,6 +51,9 @@ ENCODER_TASKS = (
     "question-answering",
 )
 """The heads that transformers gives to every encoder."""
+MASKED = {"fp32": -3.4028234663852886e38, "fp16": -32752.0, "bf16": -3.3895313892515355e38}
+"""What is added to a logit whose key has no weight, by type: the lowest number; half of it in float16, where the sum with a
+negative logit would be infinite and a row of such sums NaN."""
 
 
 class Attributes(Protocol):
@@ -167,6 +171,11 @@ class Family(ABC):
     @abstractmethod
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is outside what the operator computes."""
+
+    def check_task(self, config: Any, task: str) -> None:
+        """Raises `InputError` if the model has no head of that name."""
+        if task not in self.tasks:
+            raise InputError(f"{self.title} has no head for {task}. Choose one of: auto, {', '.join(self.tasks)}.")
 
     @abstractmethod
     def attributes(self, config: Any) -> Attributes:
