@@ -18,7 +18,6 @@ from mra_export import __version__
 from mra_export.checkpoint import SIDE_FILES, TASKS, load_config, locate, resolve_task
 from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
-from mra_export.families.mra import FAMILY as MRA
 from mra_export.op_spec import APPROX_MODES, BLOCK_SIZE
 from mra_export.outputs import check_target, staged_directory
 from mra_export.provenance import name_or_path
@@ -241,18 +240,18 @@ def _task(config: Any, family: DenseFamily, name: str) -> tuple[Task, str]:
     architecture = (getattr(config, "architectures", None) or [f"{family.class_prefix}Model"])[0]
     if name != "auto":
         chosen = resolve_task(config, name)
-        MRA.check_task(config, chosen.name)
+        FAMILY.check_task(config, chosen.name)
         if not architecture.startswith(family.class_prefix):
             raise InputError(_unknown_architecture(architecture, family))
         return chosen, family.class_prefix + chosen.suffix
-    for task in (TASKS[each] for each in MRA.tasks):
+    for task in (TASKS[each] for each in FAMILY.tasks):
         if architecture == family.class_prefix + task.suffix:
             return task, architecture
     raise InputError(_unknown_architecture(architecture, family))
 
 
 def _unknown_architecture(architecture: str, family: DenseFamily) -> str:
-    known = ", ".join(family.class_prefix + TASKS[task].suffix for task in MRA.tasks)
+    known = ", ".join(family.class_prefix + TASKS[task].suffix for task in FAMILY.tasks)
     if architecture.startswith(family.class_prefix):
         hint = "To keep one of its parts choose --task feature-extraction (the bare encoder) or --task fill-mask."
     else:

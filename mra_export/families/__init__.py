@@ -51,9 +51,9 @@ ENCODER_TASKS = (
     "question-answering",
 )
 """The heads that transformers gives to every encoder."""
-MASKED = {"fp32": -3.4028234663852886e38, "fp16": -32752.0, "bf16": -3.3895313892515355e38}
-"""What is added to a logit whose key has no weight, by type: the lowest number; half of it in float16, where the sum with a
-negative logit would be infinite and a row of such sums NaN."""
+MASKED = {"fp32": -1.7014117331926443e38, "fp16": -32752.0, "bf16": -1.6947656946257677e38}
+"""What is added to a logit whose key has no weight, by type: half of the lowest number. With all of it the sum with a negative
+logit would be infinite in float16, and a row of such sums NaN; and ONNX Runtime's Attention writes 0 for such a row."""
 
 
 class Attributes(Protocol):
