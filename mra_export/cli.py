@@ -451,6 +451,42 @@ def bench_command(
         _print_json(ok=True, command="bench", outputs=[], rows=[asdict(row) for row in rows])
 
 
+def _triton_options(function: Any) -> Any:
+    """The options of a model repository; the command gets them as one dictionary, `triton`."""
+    names = ("tokenizer", "pooling", "normalize", "device", "instances", "queue_delay", "name", "library")
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, triton: bool, batch: str | None, seq_len: str | None, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(f"triton_{name}") for name in names}
+        return function(*args, triton={"enabled": triton, "batch": batch, "seq_len": seq_len, **given}, **kwargs)
+
+    return _options(
+        click.option("--triton", is_flag=True, help="Also write a model repository for Triton Inference Server."),
+        click.option(
+            "--batch", metavar="1:OPT:MAX", help="Sizes that Triton batches to.  [default: 1:8:32; of an engine]"
+        ),
+        click.option(
+            "--seq-len", metavar="MIN:OPT:MAX", help="Tokens that Triton serves.  [default: all; of an engine]"
+        ),
+        click.option(
+            "--triton-tokenizer", is_flag=True, help="Models that take text: tokenizer and encoder as ensembles."
+        ),
+        click.option(
+            "--triton-pooling", type=click.Choice(["cls", "mean"]), help="A step for a model without pooling."
+        ),
+        click.option("--triton-normalize", is_flag=True, help="That step scales to length 1."),
+        click.option("--triton-device", type=click.Choice(["cpu", "gpu"]), help="Of the ONNX file.  [default: cpu]"),
+        click.option("--triton-instances", type=int, metavar="N", help="Of each model.  [default: 1]"),
+        click.option(
+            "--triton-queue-delay", type=int, metavar="MICROSECONDS", help="Wait for a batch.  [default: 500]"
+        ),
+        click.option("--triton-name", metavar="NAME", help="With which the models' names begin.  [default: mra]"),
+        click.option(
+            "--triton-library", metavar="PATH", help="Where the server has libmra_onnxruntime.so, if elsewhere."
+        ),
+    )(wrapper)
+
+
 @cli.command("bundle")
 @click.argument("source")
 @_output("The bundle directory to write.")
@@ -465,6 +501,7 @@ def bench_command(
 @click.option("--no-check", is_flag=True, help="Skip the parity check.")
 @click.option("--plugin-lib", type=click.Path(path_type=Path), multiple=True,
               help="A native library to put in, instead of the one found; may be repeated.")  # fmt: skip
+@_triton_options
 @_force
 @_output_options
 def bundle_command(
@@ -473,6 +510,7 @@ def bundle_command(
     engines: tuple[Path, ...],
     no_check: bool,
     plugin_lib: tuple[Path, ...],
+    triton: dict[str, Any],
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -489,7 +527,10 @@ def bundle_command(
     """
     from mra_export.bundle import create_bundle
     from mra_export.console import describe_bundle, print_comparisons, progress
+    from mra_export.triton import MODEL_REPOSITORY, RepositoryWriter, triton_settings
 
+    settings = triton_settings(**triton)
+    writer = None if settings is None else RepositoryWriter(settings)
     plugins = [path for path in plugin_lib if _plugin(path)]
     libraries = [path for path in plugin_lib if not _plugin(path)]
     comparisons: list[Any] = []
@@ -497,18 +538,24 @@ def bundle_command(
         try:
             bundle = create_bundle(
                 source, output, engines=engines, check=not no_check, comparisons=comparisons, progress=report,
-                library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None, **options,
+                library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None,
+                triton=writer, **options,
             )  # fmt: skip
         except ParityError as error:
             _fail_parity("bundle", error, comparisons, as_json)
     if not as_json:
         print_comparisons(comparisons)
     made = bundle.manifest
+    served = None if writer is None else writer.repository
+    lines = [describe_bundle(bundle), f"  next: mra-export check {output}"]
+    if served is not None:
+        lines.append(served.describe(output / MODEL_REPOSITORY))
     _print_result(
         "bundle",
-        describe_bundle(bundle) + f"\n  next: mra-export check {output}",
+        "\n".join(lines),
         as_json,
         outputs=[str(output)],
+        triton=None if served is None else served.as_json(output / MODEL_REPOSITORY),
         files=made["files"],
         variants=made["variants"],
         model=made["model"],

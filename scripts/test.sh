@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
-[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,embed,ray,dev
+[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,embed,ray,triton,dev
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 
 ruff check .
