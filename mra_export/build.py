@@ -132,10 +132,10 @@ def _build(
                     "nvcc was not found. Install the CUDA toolkit, or `pip install nvidia-cuda-nvcc nvidia-cuda-crt "
                     "nvidia-cuda-cccl nvidia-cuda-runtime nvidia-nvvm`."
                 )
-            arguments += ["-DMRA_TENSORRT=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+            arguments += ["-DMRA_TENSORRT=ON", *_cuda_arguments(nvcc)]
             details.append(nvcc)
         elif _has_cuda_provider() and (nvcc := find_nvcc()) is not None:
-            arguments += ["-DMRA_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+            arguments += ["-DMRA_CUDA=ON", *_cuda_arguments(nvcc)]
             details += [nvcc, "kernels of the CUDA provider"]
         headers = _headers(kind, fetch, progress)
         arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
@@ -151,6 +151,22 @@ def _build(
     except _Missing as missing:
         return BuildResult(kind, None, str(missing), False, time.monotonic() - started)
     return BuildResult(kind, target, ", ".join(details), False, time.monotonic() - started)
+
+
+def _wheel_libraries(nvcc: str) -> Path | None:
+    """The directory of the CUDA runtime beside an nvcc of NVIDIA's wheels; None for that of a toolkit."""
+    libraries = Path(nvcc).resolve().parents[1] / "lib"
+    toolkit = libraries.with_name("lib64").exists() or not (libraries / "libcudart_static.a").is_file()
+    return None if toolkit else libraries
+
+
+def _cuda_arguments(nvcc: str) -> list[str]:
+    """What CMake needs to know of CUDA. The wheels have no libcudart.so, which its FindCUDAToolkit insists on."""
+    arguments = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    libraries = _wheel_libraries(nvcc)
+    if libraries is not None and (shared := sorted(libraries.glob("libcudart.so.*"))):
+        arguments.append(f"-DCUDA_CUDART={shared[0]}")
+    return arguments
 
 
 def _has_cuda_provider() -> bool:
@@ -206,6 +222,11 @@ def _compile(cmake: str, sources: Path, tree: Path, target: str, arguments: list
     """Configures and builds one target; the error's text, empty if there is none."""
     # pip's wheels of cmake and ninja are Python programs: a build in isolation would hide their own packages from them.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    nvcc = next((a.partition("=")[2] for a in arguments if a.startswith("-DCMAKE_CUDA_COMPILER=")), None)
+    if nvcc is not None and (libraries := _wheel_libraries(nvcc)) is not None:
+        # The wheels' nvcc looks for the runtime in lib64, and they have it in lib.
+        known = environment.get("LIBRARY_PATH")
+        environment["LIBRARY_PATH"] = f"{libraries}:{known}" if known else str(libraries)
     generator = []
     if ninja := find_tool("ninja"):
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]

@@ -14,7 +14,7 @@ import mra_export.headers as headers_module
 import mra_export.libraries as libraries_module
 from mra_export.build import build_libraries, find_sources
 from mra_export.errors import DependencyError, InputError
-from mra_export.headers import fetch_headers, find_headers, headers_cache_dir
+from mra_export.headers import Headers, fetch_headers, find_headers, headers_cache_dir
 from mra_export.libraries import LIBRARY_FILES, find_library, onnxruntime_library, tensorrt_library, user_library_dir
 
 
@@ -154,6 +154,31 @@ def test_what_is_missing_is_named_and_nothing_fails(
     assert result.path is None
     assert not result.failed
     assert message in result.detail
+
+
+@pytest.mark.parametrize("wheels", [True, False], ids=["wheels", "toolkit"])
+def test_nvcc_of_the_wheels_is_told_where_the_runtime_is(
+    wheels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's wheels keep the runtime in lib, where their nvcc does not look, and without a libcudart.so, which CMake wants."""
+    lib = tmp_path / "cu13" / ("lib" if wheels else "lib64")
+    for path in (lib / "libcudart_static.a", lib / "libcudart.so.13", tmp_path / "cu13" / "bin" / "nvcc"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    nvcc = str(tmp_path / "cu13" / "bin" / "nvcc")
+    cmake = tmp_path / "cmake"
+    cmake.write_text(f'#!/bin/sh\necho "$LIBRARY_PATH|$@" >> {tmp_path}/calls\nexit 1\n')
+    cmake.chmod(0o755)
+    monkeypatch.setattr(build_module, "find_nvcc", lambda: nvcc)
+    monkeypatch.setattr(build_module, "_tools", lambda: (str(cmake), "c++"))
+    monkeypatch.setattr(build_module, "_headers", lambda *_: Headers("tensorrt", tmp_path, "10.14", "here"))
+    monkeypatch.setenv("LIBRARY_PATH", "/before")
+    (result,) = build_libraries(["tensorrt"], output_dir=tmp_path / "out")
+    assert result.failed
+    path, _, arguments = (tmp_path / "calls").read_text().partition("|")
+    assert f"-DCMAKE_CUDA_COMPILER={nvcc}" in arguments
+    assert (f"-DCUDA_CUDART={lib / 'libcudart.so.13'}" in arguments) == wheels
+    assert path == (f"{lib}:/before" if wheels else "/before")
 
 
 def test_an_unknown_kind_is_refused() -> None:
