@@ -245,6 +245,32 @@ def test_another_task(tmp_path: Path) -> None:
     assert (made.task, made.outputs, made.pooling) == ("text-classification", ("logits",), None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_there"),
+    [
+        ({"tokenizer_class": "BertTokenizer"}, True),
+        ({"tokenizer_class": "RobertaTokenizer"}, False),  # finds no vocabulary in vocab.txt
+        ({}, False),
+    ],
+)
+def test_a_tokenizer_in_older_files(settings: dict[str, str], is_there: bool, parts: Parts, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import BertTokenizer
+
+    source = Path(shutil.copytree(parts.onnx, tmp_path / "onnx"))
+    (source / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(90))]
+    (source / "vocab.txt").write_text("\n".join(words) + "\n")
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = create_bundle(source, tmp_path / "b", check=False, library=parts.library)
+    assert (made.tokenizer_file is not None) is is_there
+    if made.tokenizer_file is not None:
+        ids = Tokenizer.from_file(str(made.tokenizer_file)).encode("word3 Word17 other").ids
+        assert ids == BertTokenizer.from_pretrained(source)("word3 Word17 other")["input_ids"]
+        assert words.index("word17") in ids
+        verify_bundle(made.path)
+
+
 def test_without_the_native_library(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mra_export.libraries.library_dirs", list)
     made = parts.bundle(tmp_path / "b", engines=(), library=None)

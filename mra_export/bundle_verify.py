@@ -1,0 +1,209 @@
+"""Verifies a bundle: every file against the manifest, and the manifest against what the files say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mra_export.bundle_manifest import MANIFEST_FILE, MEND, Bundle, read_bundle
+from mra_export.checkpoint import load_config
+from mra_export.engine_source import distinct_attributes, position_limit
+from mra_export.errors import DependencyError, InputError
+from mra_export.export import MODEL_FILE, pooling_of
+from mra_export.libraries import LIBRARY_FILES
+from mra_export.manifest import check_engine, file_sha256, manifest_path, read_manifest
+from mra_export.runners import read_onnx
+
+if TYPE_CHECKING:
+    from mra_export.runners import OnnxModel
+
+__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_alone", "described", "is_bundle", "verify_bundle"]
+
+ENGINES = "engines"
+LIBRARIES = "lib"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a directory calls itself a bundle; `verify_bundle` says whether it is one."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def bundle_alone(source: str, *, random_init: int | None = None) -> Path | None:
+    """The bundle that `check` gets as its only argument; None where that is a checkpoint.
+
+    Raises:
+        InputError: it is an exported directory that is neither.
+    """
+    path = Path(source)
+    if not path.is_dir() or random_init is not None:
+        return None
+    if is_bundle(path):
+        return path
+    has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
+    if (path / MODEL_FILE).is_file() and not has_weights:
+        raise InputError(
+            f"{path / MANIFEST_FILE} is missing, so {path} is no whole bundle, and it has no weights, so it is no checkpoint. "
+            f"An ONNX directory is checked with its checkpoint: `mra-export check CHECKPOINT {path}`."
+        )
+    return None
+
+
+def verify_bundle(path: Path) -> Bundle:
+    """Reads a bundle and holds every file against its manifest; nothing of it is run.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The bundle: every file is there and unchanged, none is unlisted or lies elsewhere, and what the manifest says of the
+        model and its engines is what their files say.
+
+    Raises:
+        InputError: something is wrong; the message names the file or the field.
+    """
+    bundle = read_bundle(path)
+    _check_tree(bundle)
+    for name, entry in bundle.manifest["files"].items():
+        file = bundle.path / name
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise InputError(
+                f"{file} has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced. {MEND}"
+            )
+        if file_sha256(file) != entry["sha256"]:
+            raise InputError(f"{file} was changed: its SHA-256 is not that of {MANIFEST_FILE}. {MEND}")
+    for variant in bundle.variants[1:]:
+        try:
+            check_engine(variant.file, plugin=variant.library)
+        except DependencyError as error:  # what an engine needs belongs to the bundle, not to the machine
+            raise InputError(str(error)) from error
+    for name, value in described(bundle.path).items():
+        _compare(bundle.manifest[name], value, name, bundle.path / MANIFEST_FILE)
+    return bundle
+
+
+def described(root: Path) -> dict[str, Any]:
+    """The fields model, pooling, tokenizer and variants of a manifest, as the files of a bundle have them.
+
+    Args:
+        root: the bundle, or what becomes one.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    model, config = read_onnx(root / MODEL_FILE), load_config(root)
+    longest = min(limit for limit in (position_limit(model), model.family.max_seq_len(config)) if limit)
+    names = getattr(config, "architectures", None) or [None]
+    domain, kind = model.family.operator
+    pooled = "sentence_embedding" in model.outputs
+    pooling = pooling_of(root) if pooled else None
+    return {
+        "model": {
+            "family": config.model_type,
+            "architecture": names[0],
+            "task": model.task,
+            "dtype": model.dtype,
+            "hidden_size": config.hidden_size,
+            "max_seq_len": longest,
+            "vocab_size": config.vocab_size,
+            "pad_token_id": config.pad_token_id if isinstance(config.pad_token_id, int) else 0,
+            "inputs": list(model.inputs),
+            "outputs": list(model.outputs),
+            "operator": {
+                "domain": domain,
+                "type": kind,
+                "version": model.family.operator_version,
+                "nodes": len(model.nodes),
+                "attributes": distinct_attributes(model),
+            },
+        },
+        "pooling": None if pooling is None else {"mode": pooling.mode, "normalize": pooling.normalize},
+        "tokenizer": _tokenizer(root, longest),
+        "variants": _variants(root, model),
+    }
+
+
+def _tokenizer(root: Path, longest: int) -> dict[str, Any] | None:
+    if not (root / TOKENIZER_FILE).is_file():
+        return None
+    limits = [longest]
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            value = json.loads((root / name).read_text(encoding="utf-8")).get(key)
+            if isinstance(value, int) and value > 0:
+                limits.append(value)
+    return {"file": TOKENIZER_FILE, "max_length": min(limits)}
+
+
+def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
+    def library(kind: str) -> str | None:
+        path = Path(LIBRARIES) / LIBRARY_FILES[kind]
+        return path.as_posix() if (root / path).is_file() else None
+
+    found: list[dict[str, Any]] = [
+        {
+            "backend": "onnxruntime",
+            "file": MODEL_FILE.as_posix(),
+            "precision": model.dtype,
+            "library": library("onnxruntime"),
+        }
+    ]
+    for engine in sorted((root / ENGINES).glob("*.engine")):
+        made = read_manifest(engine)
+        found.append(
+            {
+                "backend": made.backend,
+                "file": engine.relative_to(root).as_posix(),
+                "precision": made.precision,
+                "library": None if made.plugin_embedded else library("tensorrt"),
+                "manifest": manifest_path(engine).relative_to(root).as_posix(),
+                "backend_version": made.backend_version,
+                "version_compatible": made.version_compatible,
+                "compute_capability": made.compute_capability,
+                "hardware_compatible": made.hardware_compatible,
+                "gpu": made.gpu,
+                "profiles": made.inputs,
+            }
+        )
+    return found
+
+
+def _check_tree(bundle: Bundle) -> None:
+    """Refuses what is missing, unlisted, not a plain file, or lies outside; nothing is opened before that."""
+    listed = set(bundle.manifest["files"])
+    root = bundle.path.resolve()
+    for name in sorted(listed):
+        file = bundle.path / name
+        if not os.path.lexists(file):
+            raise InputError(f"{file} is missing, but {MANIFEST_FILE} lists it. {MEND}")
+        if not file.resolve().is_relative_to(root):
+            raise InputError(f"{file} is a symbolic link that leads out of the bundle. Put the file itself there.")
+        if not file.is_file():
+            raise InputError(f"{file} is no file, but {MANIFEST_FILE} lists it as one. {MEND}")
+    for folder, folders, files in os.walk(bundle.path):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            inside = path.relative_to(bundle.path).as_posix()
+            if name in folders:
+                if path.is_symlink():
+                    raise InputError(f"{path} is a symbolic link to a directory. Put the directory itself there.")
+                if not any(entry.startswith(f"{inside}/") for entry in listed):
+                    raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
+            elif inside not in listed and inside != MANIFEST_FILE:
+                raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
+
+
+def _compare(stated: Any, found: Any, where: str, file: Path) -> None:
+    """Refuses a field that is not what the bundle's files say, and names it."""
+    if isinstance(stated, dict) and isinstance(found, dict) and stated.keys() == found.keys():
+        for name in stated:
+            _compare(stated[name], found[name], f"{where}.{name}", file)
+    elif isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
+        for index, (one, other) in enumerate(zip(stated, found, strict=True)):
+            _compare(one, other, f"{where}[{index}]", file)
+    elif stated != found:
+        raise InputError(f"{file}: {where}={stated!r}, but the bundle's files say {found!r}. {MEND}")
