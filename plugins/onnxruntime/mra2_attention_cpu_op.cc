@@ -33,15 +33,6 @@ OrtStatusPtr ORT_API_CALL create(const OrtCustomOp* op, const OrtApi*, const Ort
   return nullptr;
 }
 
-void run_in_pool(void* pool, void (*task)(void*, std::size_t), void* argument, std::size_t count) {
-  // As many batches as tasks: threads take the next one when they are free, for tasks differ in length.
-  OrtStatus* status = api->KernelContext_ParallelFor(static_cast<OrtKernelContext*>(pool), task, count, count, argument);
-  if (status == nullptr) return;
-  // It fails only where the runtime was built without it, before any task has run.
-  api->ReleaseStatus(status);
-  for (std::size_t i = 0; i < count; ++i) task(argument, i);
-}
-
 OrtStatusPtr ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
   const auto& self = *static_cast<const CpuKernel*>(kernel);
   Mra2AttentionParams params = self.attributes;
@@ -49,7 +40,7 @@ OrtStatusPtr ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
   if (params.batch == 0) return nullptr;
   void* workspace = self.allocator->Alloc(self.allocator, cpu_workspace_size(params));
   if (workspace == nullptr) return api->CreateStatus(ORT_FAIL, "No memory for the operator's workspace.");
-  mra2_attention_cpu(params, workspace, self.isa, {run_in_pool, context});
+  mra2_attention_cpu(params, workspace, self.isa, {run_in_session_pool, context});
   self.allocator->Free(self.allocator, workspace);
   return nullptr;
 }

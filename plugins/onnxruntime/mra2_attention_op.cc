@@ -58,6 +58,15 @@ const OrtApi* api = nullptr;
 
 OrtStatus* invalid_argument(const char* message) { return api->CreateStatus(ORT_INVALID_ARGUMENT, message); }
 
+void run_in_session_pool(void* pool, void (*task)(void*, std::size_t), void* argument, std::size_t count) {
+  // As many batches as tasks: threads take the next one when they are free, for tasks differ in length.
+  OrtStatus* status = api->KernelContext_ParallelFor(static_cast<OrtKernelContext*>(pool), task, count, count, argument);
+  if (status == nullptr) return;
+  // It fails only where the runtime was built without it, before any task has run.
+  api->ReleaseStatus(status);
+  for (std::size_t i = 0; i < count; ++i) task(argument, i);
+}
+
 OrtStatus* read_attributes(const OrtKernelInfo& info, DType dtype, Mra2AttentionParams* params) {
   const auto read = [&](Attribute attribute, std::int64_t* value) {
     return api->KernelInfoGetAttribute_int64(&info, kAttributeNames[attribute], value);

@@ -33,6 +33,9 @@ OrtStatus* read_tensors(OrtKernelContext& context, Mra2AttentionParams* params);
 // An error whose text is `message`.
 OrtStatus* invalid_argument(const char* message);
 
+// ParallelFor::run over the session's threads; `pool` is the OrtKernelContext of the call.
+void run_in_session_pool(void* pool, void (*task)(void*, std::size_t), void* argument, std::size_t count);
+
 // One op: a provider's kernel for one element type. ONNX Runtime merges the ops of one name into one schema.
 struct Op : OrtCustomOp {
   using Create = OrtStatusPtr(ORT_API_CALL*)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);

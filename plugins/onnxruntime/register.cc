@@ -1,8 +1,9 @@
-// The library's only exported function: registers the operator with a session's options.
+// The library's only exported function: registers the operators with a session's options.
 #include <cstdio>
 #include <mutex>
 
 #include "mra2_attention_op.h"
+#include "yoso_attention_op.h"
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                                                                                            const OrtApiBase* base) {
@@ -22,6 +23,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     MRA_RETURN_IF_ERROR(api->CreateCustomOpDomain(mra::kOpDomain, &created));
     OrtStatus* status = nullptr;
     for (const Op& op : cpu_ops())
+      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+    for (const YosoOp& op : yoso_cpu_ops())
       if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
 #if defined(MRA_ONNXRUNTIME_CUDA)
     for (const Op& op : cuda_ops())

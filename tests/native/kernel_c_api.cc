@@ -1,9 +1,10 @@
-// The CPU operator behind a C interface for ctypes, with a plain thread pool: no framework between the tests and the kernel.
+// The CPU operators behind a C interface for ctypes, with a plain thread pool: no framework between the tests and the kernel.
 #include <atomic>
 #include <thread>
 #include <vector>
 
 #include "mra2_attention.h"
+#include "yoso_attention.h"
 
 namespace {
 
@@ -42,4 +43,18 @@ MRA_TEST_API void mra_test_run(const mra::Mra2AttentionParams* params, void* wor
   mra::ParallelFor parallel_for;
   if (threads > 1) parallel_for = {run_on_threads, &threads};
   mra::mra2_attention_cpu(*params, workspace, static_cast<mra::CpuIsa>(isa), parallel_for);
+}
+
+MRA_TEST_API int mra_test_yoso_validate(const mra::YosoAttentionParams* params, char* message, std::size_t message_size) {
+  return mra::validate(*params, message, message_size) ? 1 : 0;
+}
+
+MRA_TEST_API std::size_t mra_test_yoso_workspace_size(const mra::YosoAttentionParams* params) {
+  return mra::cpu_workspace_size(*params);
+}
+
+MRA_TEST_API void mra_test_yoso_run(const mra::YosoAttentionParams* params, void* workspace, std::int32_t isa, int threads) {
+  mra::ParallelFor parallel_for;
+  if (threads > 1) parallel_for = {run_on_threads, &threads};
+  mra::yoso_attention_cpu(*params, workspace, static_cast<mra::CpuIsa>(isa), parallel_for);
 }
