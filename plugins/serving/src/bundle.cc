@@ -30,7 +30,7 @@ constexpr const char* kSchema = R"({
     "family": "word", "architecture": "?word", "task": "word", "dtype": "fp32|fp16|bf16",
     "hidden_size": "size", "max_seq_len": "size", "vocab_size": "size", "pad_token_id": "count",
     "inputs": ["word"], "outputs": ["word"],
-    "operator": {"domain": "word", "type": "word", "version": "size", "nodes": "size", "attributes": [{"*": "number"}]}
+    "operator": {"domain": "word", "type": "word", "version": "size", "nodes": "count", "attributes": [{"*": "number"}]}
   },
   "pooling": ["?", {"mode": "cls|mean", "normalize": "boolean"}],
   "tokenizer": ["?", {"file": "word", "max_length": "size"}],
@@ -119,7 +119,10 @@ class ManifestReader {
     for (std::size_t i = 0; i < files.names.size(); ++i) {
       const std::string file = directory_ + "/" + files.names[i];
       std::error_code error;
-      if (!fs::is_regular_file(file, error)) fail(Code::kInput, file + " is missing: manifest.json lists it. " + kMend);
+      if (!fs::is_regular_file(file, error)) fail(Code::kInput, file + " is missing, or is no file: manifest.json lists it. " + kMend);
+      // Links may lead to a file of the bundle, not out of it.
+      const std::string within = fs::canonical(file).lexically_relative(fs::canonical(directory_)).generic_string();
+      if (within.rfind("..", 0) == 0) fail(Code::kInput, file + " leads out of the bundle, to " + fs::canonical(file).string() + ". " + kMend);
       std::int64_t size = 0;
       std::string sha256;
       const std::int64_t stated = at(files.items[i], "bytes").integer;
@@ -131,15 +134,16 @@ class ManifestReader {
       if (sha256 != at(files.items[i], "sha256").text)
         fail(Code::kInput, file + " was changed: its SHA-256 is not that of manifest.json. " + kMend);
     }
-    const std::set<std::string> listed(files.names.begin(), files.names.end());
+    std::set<std::string> listed(files.names.begin(), files.names.end()), folders;
+    for (const std::string& name : files.names)
+      for (std::size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) folders.insert(name.substr(0, slash));
+    listed.insert("manifest.json");
     const fs::path root(directory_);
     for (fs::recursive_directory_iterator entry(root), end; entry != end; ++entry) {
-      if (entry->is_directory() && !entry->is_symlink()) continue;
       const std::string name = entry->path().lexically_relative(root).generic_string();
-      if (name != "manifest.json" && listed.count(name) == 0)
+      const bool is_folder = entry->is_directory() && !entry->is_symlink();
+      if ((is_folder ? folders : listed).count(name) == 0)
         fail(Code::kInput, entry->path().string() + " is not listed in manifest.json. Remove it. " + kMend);
-      if (entry->is_symlink())
-        fail(Code::kInput, entry->path().string() + " is a link, which may lead out of the bundle. " + kMend);
     }
   }
 

@@ -1,0 +1,207 @@
+"""What the serving tests share: builds of the library, the driver that runs many cases in one process, and bundles."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "native"))
+
+from native import REPO, build, build_root  # noqa: E402 (the folder must be on the path first)
+
+from mra_export.bundle_manifest import seal  # noqa: E402
+from mra_export.headers import fetch_headers, find_headers  # noqa: E402
+
+SOURCE = REPO / "plugins" / "serving"
+Texts = Sequence[Sequence[int]]
+
+
+@contextlib.contextmanager
+def once(path: Path) -> Iterator[bool]:
+    """Locks; whether the block is to make `path`, which two test processes share."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = path.with_name(f"{path.name}.done")
+        yield not done.exists()
+        done.touch()
+
+
+def run(*command: str | Path, **options: Any) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def runtime_library() -> Path:
+    ort = pytest.importorskip("onnxruntime")
+    return sorted((Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*"))[-1]
+
+
+def configure(source: Path, tree: Path, *arguments: str) -> None:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") and not (tree / "Makefile").exists() else []
+    run("cmake", "-S", source, "-B", tree, *generator, *arguments)
+
+
+@functools.cache
+def installed(kind: str) -> Path:
+    """The prefix of an installed library: "shared", optimized; or "static", under AddressSanitizer and UBSan."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake was not found")
+    tree, prefix = build_root() / f"serving-{kind}", build_root() / f"serving-{kind}-prefix"
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tree.with_name(f"{tree.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        headers = find_headers("onnxruntime") or fetch_headers("onnxruntime")
+        arguments = [f"-DMRA_ONNXRUNTIME_INCLUDE={headers.path}", f"-DMRA_ONNXRUNTIME_LIBRARY={runtime_library()}"]
+        if kind == "shared":
+            arguments += ["-DBUILD_SHARED_LIBS=ON"]
+        else:
+            arguments += ["-DMRA_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug"]
+            arguments += ["-DCMAKE_CXX_FLAGS=-O1", "-DMRA_SERVING_TOOLS=OFF"]
+        configure(SOURCE, tree, "-DCMAKE_CXX_FLAGS_INIT=-Werror", *arguments)
+        run("cmake", "--build", tree, "--parallel", "2")
+        run("cmake", "--install", tree, "--prefix", prefix)
+    return prefix
+
+
+@functools.cache
+def driver(kind: str) -> Path:
+    """The driver, built by a project that finds the installed library."""
+    prefix, tree = installed(kind), build_root() / f"serving-{kind}-consumer"
+    with tree.with_name(f"{tree.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" if kind == "static" else "-O2"
+        configure(HERE / "consumer", tree, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_CXX_FLAGS={flags}")
+        run("cmake", "--build", tree)
+    return tree / "driver"
+
+
+class Refused(Exception):
+    """What the library answered instead of a value: code and message."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Driver:
+    """A driver process; a context manager, which at the end holds the process to a clean exit (of leaks too)."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        env = {
+            **os.environ,
+            "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "LSAN_OPTIONS": f"suppressions={HERE / 'lsan.supp'}:print_suppressions=0",
+        }
+        self._out = folder / "vectors.bin"
+        self._errors = (folder / "driver.err").open("w+")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        self._process = subprocess.Popen([str(driver(kind))], text=True, env=env, **pipes)
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._process.communicate()
+        self._errors.seek(0)
+        said = self._errors.read()
+        self._errors.close()
+        if kind is None:
+            assert self._process.returncode == 0, said[-6000:]
+            assert said == ""
+
+    def ask(self, *fields: str | int | Path) -> list[str]:
+        """The fields of an answer after "ok"; `Refused` for an error."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\t".join(map(str, fields)) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().rstrip("\n").split("\t")
+        if answer[0] == "error":
+            raise Refused(int(answer[1]), answer[2])
+        if answer[0] != "ok":
+            self._process.wait()
+            self._errors.seek(0)
+            raise AssertionError(f"the driver died after {fields[:3]}: {self._errors.read()[-6000:]}")
+        return answer[1:]
+
+    def embed(self, name: str, texts: Texts) -> np.ndarray:
+        rows, columns = map(int, self.ask("embed", name, self._out, spell(texts)))
+        return np.fromfile(self._out, np.float32).reshape(rows, columns)
+
+
+def spell(texts: Texts) -> str:
+    return ";".join(" ".join(map(str, text)) for text in texts)
+
+
+def python_vectors(bundle: Path, texts: Texts) -> np.ndarray:
+    """What ONNX Runtime's Python session makes of each text alone, padded to the end of its last block."""
+    import onnxruntime as ort
+
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    variant = manifest["variants"][0]
+    options = ort.SessionOptions()
+    if variant["library"]:
+        options.register_custom_ops_library(str(bundle / variant["library"]))
+    session = ort.InferenceSession(str(bundle / variant["file"]), options, providers=["CPUExecutionProvider"])
+    vectors = []
+    for text in texts:
+        width = min(-(-len(text) // 32) * 32, manifest["model"]["max_seq_len"])
+        ids = np.full((1, width), manifest["model"]["pad_token_id"], np.int64)
+        ids[0, : len(text)] = text
+        mask = (np.arange(width) < len(text)).astype(np.int64)[None]
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        feed = {name: feed[name] for name in manifest["model"]["inputs"]}
+        if "sentence_embedding" in manifest["model"]["outputs"]:
+            vectors.append(session.run(["sentence_embedding"], feed)[0][0])
+        else:
+            vectors.append(session.run(["last_hidden_state"], feed)[0][0, : len(text)].astype(np.float64).mean(0))
+    return np.array(vectors)
+
+
+def mixed_texts(vocab_size: int, max_seq_len: int, count: int = 40, seed: int = 0) -> list[list[int]]:
+    """Texts of one token to the longest, every boundary of a block among them."""
+    generator = np.random.default_rng(seed)
+    lengths = [1, 2, 31, 32, 33, 64, 65, max_seq_len - 1, max_seq_len]
+    lengths += [int(n) for n in generator.lognormal(3.5, 1, count).clip(1, max_seq_len)]
+    return [generator.integers(0, vocab_size, length).tolist() for length in lengths[:count]]
+
+
+def write_manifest(bundle: Path, manifest: dict[str, Any]) -> Path:
+    bundle.mkdir(parents=True, exist_ok=True)
+    (bundle / "manifest.json").write_bytes(seal(manifest))
+    return bundle
+
+
+def relist(bundle: Path) -> None:
+    """Writes the manifest anew for the files that lie in a bundle now."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"] = {
+        path.relative_to(bundle).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+    write_manifest(bundle, manifest)
+
+
+def native_library() -> Path:
+    return build() / "plugins" / "onnxruntime" / "libmra_onnxruntime.so"
