@@ -89,17 +89,19 @@ def create_bundle(
     """
     check_target(output, force=force, sources=[Path(source), *engines])
     library = find_library("onnxruntime", library)
+    opened, plugin = _open_engines(engines, plugin)
     made = comparisons if comparisons is not None else []
     asked = _Asked(task, random_init, options, dtype, pooling, normalize)
     with _onnx_file(source, asked, library if check else None, check, made, progress) as (file, stated):
         model = read_onnx(file)
-        opened = _open_engines(engines, model)
+        _match_engines(opened, model, source)
         progress(f"writing {output}")
         with staged_directory(output, force=force) as stage:
             _copy_model(model, stage)
             _complete_tokenizer(stage)
             _copy_engines(opened, stage)
-            _copy_libraries(library, plugin, opened, stage)
+            for path in filter(None, (library, plugin)):
+                _copy(path, stage / LIBRARIES / LIBRARY_FILES["tensorrt" if path == plugin else "onnxruntime"])
             provenance = {**provenance_of(stage), "random_init": stated.pop("random_init")}
             fields = {**described(stage), **stated, "license": licence_of(stage), "provenance": provenance}
             _write_manifest(stage, fields)
@@ -198,31 +200,40 @@ def _onnx_file(
         yield result.model, {"versions": versions, "random_init": asked.random_init, "parity": parity}
 
 
-def _open_engines(engines: Sequence[Path], model: OnnxModel) -> list[tuple[Path, Manifest]]:
-    """The engines by name with their manifests; refuses what is not whole, or not of this ONNX file."""
+def _open_engines(engines: Sequence[Path], plugin: Path | None) -> tuple[list[tuple[Path, Manifest]], Path | None]:
+    """The engines by name with their manifests, and the plugin if one needs it; refuses what cannot be bundled at all."""
     found: dict[str, tuple[Path, Manifest]] = {}
-    sha256 = file_sha256(*onnx_files(model)) if engines else ""
     for engine in engines:
         manifest = check_engine(engine)
-        build = f"Build it with `mra-export trt` from {model.path}."
         if engine.suffix != ".engine":
             raise InputError(f"{engine} must be called NAME.engine. Rename it and its manifest.")
         if engine.name in found:
             raise InputError(f"{found[engine.name][0]} and {engine} have the same name. Rename one, and its manifest.")
+        if manifest.weights_stripped:
+            raise InputError(
+                f"{engine} was built with --strip-weights, so it cannot be served as it is. Build it without."
+            )
+        found[engine.name] = (engine, manifest)
+    needing = [engine for engine, manifest in found.values() if not manifest.plugin_embedded]
+    library = tensorrt_library(plugin) if needing else None
+    for engine in needing:
+        check_engine(engine, plugin=library)
+    return [found[name] for name in sorted(found)], library
+
+
+def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source: str | Path) -> None:
+    """Refuses engines of another model."""
+    once = "Export once with `mra-export onnx`, and give that directory to `trt` and to `bundle`."
+    sha256 = file_sha256(*onnx_files(model)) if opened else ""
+    for engine, manifest in opened:
         if manifest.onnx_sha256 != sha256:
             raise InputError(
-                f"{engine} was built from another ONNX file than {model.path}: the SHA-256 differs. {build}"
+                f"{engine} was built from another ONNX file than that of {source}: the SHA-256 differs. {once}"
             )
         if manifest.attributes != distinct_attributes(model) or manifest.plugin_layers != len(model.nodes):
-            raise InputError(
-                f"{engine}: the operator's attributes in its manifest are not those of {model.path}. {build}"
-            )
-        if manifest.weights_stripped:
-            raise InputError(f"{engine} was built with --strip-weights, so it cannot be served as it is. {build}")
+            raise InputError(f"{engine}: the operator's attributes in its manifest are not those of {source}. {once}")
         if missing := [name for name in model.outputs if name not in manifest.outputs]:
-            raise InputError(f"{engine} lacks the output {', '.join(missing)} of {model.path}. {build}")
-        found[engine.name] = (engine, manifest)
-    return [found[name] for name in sorted(found)]
+            raise InputError(f"{engine} lacks the output {', '.join(missing)} of {source}. {once}")
 
 
 def _copy_model(model: OnnxModel, stage: Path) -> None:
@@ -273,20 +284,6 @@ def _copy_engines(opened: list[tuple[Path, Manifest]], stage: Path) -> None:
     for engine, _ in opened:
         _copy(engine, stage / ENGINES / engine.name)
         _copy(manifest_path(engine), manifest_path(stage / ENGINES / engine.name))
-
-
-def _copy_libraries(
-    library: Path | None, plugin: Path | None, opened: list[tuple[Path, Manifest]], stage: Path
-) -> None:
-    """The native libraries that a variant needs; refuses a plugin that is not the one an engine was built with."""
-    if library is not None:
-        _copy(library, stage / LIBRARIES / LIBRARY_FILES["onnxruntime"])
-    needing = [engine for engine, manifest in opened if not manifest.plugin_embedded]
-    if needing:
-        found = tensorrt_library(plugin)
-        for engine in needing:
-            check_engine(engine, plugin=found)
-        _copy(found, stage / LIBRARIES / LIBRARY_FILES["tensorrt"])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,6 +18,8 @@ from mra_export.manifest import check_engine, file_sha256, manifest_path, read_m
 from mra_export.runners import read_onnx
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mra_export.runners import OnnxModel
 
 __all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_alone", "described", "is_bundle", "verify_bundle"]
@@ -32,16 +34,25 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_FILE).is_file()
 
 
-def bundle_alone(source: str, *, random_init: int | None = None) -> Path | None:
+def bundle_alone(source: str, *, random_init: int | None = None, options: Mapping[str, Any] = {}) -> Path | None:
     """The bundle that `check` gets as its only argument; None where that is a checkpoint.
 
+    Args:
+        source: the argument.
+        random_init: with a seed, `source` is a checkpoint, of which a config.json is enough.
+        options: others by name, which a bundle alone has no use for; None where not given.
+
     Raises:
-        InputError: it is an exported directory that is neither.
+        InputError: it is an exported directory that is neither, or such an option was given.
     """
     path = Path(source)
     if not path.is_dir() or random_init is not None:
         return None
     if is_bundle(path):
+        if given := [name for name, value in options.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)} cannot be used with {path} alone: a bundle is checked with what is in it. Leave it out."
+            )
         return path
     has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
     if (path / MODEL_FILE).is_file() and not has_weights:
@@ -69,12 +80,16 @@ def verify_bundle(path: Path) -> Bundle:
     _check_tree(bundle)
     for name, entry in bundle.manifest["files"].items():
         file = bundle.path / name
-        size = file.stat().st_size
+        try:
+            size = file.stat().st_size
+            digest = file_sha256(file) if size == entry["bytes"] else None
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror or error}. {MEND}") from error
         if size != entry["bytes"]:
             raise InputError(
                 f"{file} has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced. {MEND}"
             )
-        if file_sha256(file) != entry["sha256"]:
+        if digest != entry["sha256"]:
             raise InputError(f"{file} was changed: its SHA-256 is not that of {MANIFEST_FILE}. {MEND}")
     for variant in bundle.variants[1:]:
         try:
@@ -175,12 +190,12 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
 def _check_tree(bundle: Bundle) -> None:
     """Refuses what is missing, unlisted, not a plain file, or lies outside; nothing is opened before that."""
     listed = set(bundle.manifest["files"])
-    root = bundle.path.resolve()
+    root = os.path.realpath(bundle.path)
     for name in sorted(listed):
         file = bundle.path / name
         if not os.path.lexists(file):
             raise InputError(f"{file} is missing, but {MANIFEST_FILE} lists it. {MEND}")
-        if not file.resolve().is_relative_to(root):
+        if not Path(os.path.realpath(file)).is_relative_to(root):  # Path.resolve raises where links lead in a circle
             raise InputError(f"{file} is a symbolic link that leads out of the bundle. Put the file itself there.")
         if not file.is_file():
             raise InputError(f"{file} is no file, but {MANIFEST_FILE} lists it as one. {MEND}")

@@ -360,7 +360,8 @@ def check_command(
     from mra_export.checkpoint import load_checkpoint, locate
     from mra_export.console import describe_bundle, print_comparisons, print_recorded, progress
 
-    bundle = None if artifacts else bundle_alone(source, random_init=random_init)
+    unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources}
+    bundle = None if artifacts else bundle_alone(source, random_init=random_init, options=unused)
     with progress(quiet=shown["quiet"]) as step:
         if bundle is not None:
             verified, comparisons = check_bundle(bundle, max_seq_len=max_seq_len, progress=step)

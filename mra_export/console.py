@@ -141,7 +141,8 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
             sign = ">=" if name.startswith("cosine") else "<="
             bound = f" ({sign} {limit:g})" if limit is not None else ""
             shown.append(f"{name.replace('_', ' ')} {_number(name, value)}{bound}")
-        console.print("  " + ", ".join(shown), soft_wrap=True)
+        if shown:
+            console.print("  " + ", ".join(shown), soft_wrap=True)
         for note in comparison.notes:
             console.print(f"  note: {note}", soft_wrap=True)
         if comparison.ok is False and comparison.layers:

@@ -389,7 +389,9 @@ def test_the_same_input_gives_the_same_bytes(
 
 def test_parity_figures_are_the_same_twice(parts: Parts, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        made = create_bundle(parts.checkpoint, tmp_path / name, library=parts.library if native(parts) else None)
+        made = create_bundle(
+            parts.checkpoint, tmp_path / name, library=native(parts), engines=parts.engines, plugin=parts.plugin
+        )
         assert made.manifest["parity"]
         assert all(c["ok"] for c in made.manifest["parity"])
         assert made.manifest["versions"]["onnxruntime"]
@@ -471,7 +473,12 @@ def replace_by_link(file: Path) -> None:
     file.symlink_to(bundle.parent / "outside")
 
 
-DAMAGE = [flip, cut, grow, Path.unlink, replace_by_directory, replace_by_pipe, replace_by_link]
+def replace_by_circle(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+DAMAGE = [flip, cut, grow, Path.unlink, replace_by_directory, replace_by_pipe, replace_by_link, replace_by_circle]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
@@ -846,7 +853,7 @@ def test_an_engine_whose_manifest_is_another_one(field: str, bundle: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"onnx_sha256": "0" * 64}, InputError, r"was built from another ONNX file than .*model\.onnx"),
+        ({"onnx_sha256": "0" * 64}, InputError, r"was built from another ONNX file than that of .* Export once"),
         ({"attributes": [{"num_heads": 2}]}, InputError, "operator's attributes in its manifest are not those of"),
         ({"plugin_layers": 1}, InputError, "operator's attributes"),
         ({"weights_stripped": True}, InputError, "built with --strip-weights"),
@@ -994,6 +1001,28 @@ def test_the_words_for_people(parts: Parts, tmp_path: Path, capsys: pytest.Captu
     assert f"  next: mra-export check {tmp_path / 'b'}\n" in said
     assert "RECORDED nothing: the bundle was written without a check." in said
     assert f"VERIFIED {tmp_path / 'b'}: feature-extraction, ONNX Runtime fp32" in said
+
+
+@pytest.mark.parametrize("option", [("--task", "fill-mask"), ("--plugin-lib", "x.so"), ("--kernel-sources", "x")])
+def test_options_that_a_bundle_alone_has_no_use_for(
+    option: tuple[str, str], whole: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, failed = run("check", whole.path, *option, capsys=capsys)
+    assert code == 2
+    assert failed["error"].startswith(f"{option[0]} cannot be used with {whole.path} alone")
+
+
+def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*paths: Path) -> str:
+        if paths[0].name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied")
+        return file_sha256(*paths)
+
+    monkeypatch.setattr(
+        "mra_export.bundle_verify.file_sha256", fail
+    )  # root may read everything, so chmod shows nothing
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read: Permission denied"):
+        verify_bundle(bundle)
 
 
 def test_the_check_uses_the_bundles_own_library(
