@@ -1,0 +1,151 @@
+"""What the Triton tests share: a bundle with BERT's tokenizer, configurations read back, and the server's Python interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import save_checkpoint
+
+from mra_export.bundle import Bundle, create_bundle
+from mra_export.checkpoint import load_checkpoint
+from mra_export.export import Pooling, export_onnx
+from mra_export.triton import RepositoryWriter, TritonSettings
+
+HIDDEN = 64
+MAX_POSITIONS = 200  # no multiple of 32: the longest text is padded to the last position instead
+TEXTS = [
+    "A sentence.",
+    "",
+    "Grüße aus Jena! 你好 \U0001f600",
+    "A longer text that goes on for some time, and then for some more. " * 4,
+    "far too long " * 300,
+]
+
+
+def make_checkpoint(directory: Path, minilm_dense: Path) -> Path:
+    """A small random encoder that takes the token ids of all-MiniLM-L6-v2."""
+    save_checkpoint(
+        directory, vocab_size=30522, pad_token_id=0, hidden_size=HIDDEN, max_position_embeddings=MAX_POSITIONS
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (minilm_dense / name).is_file():
+            shutil.copyfile(minilm_dense / name, directory / name)
+    return directory
+
+
+def make_bundle(checkpoint: Path, output: Path, pooling: Pooling, settings: TritonSettings | None) -> Bundle:
+    onnx = export_onnx(load_checkpoint(checkpoint), output.with_name(f"{output.name}-onnx"), pooling=pooling).directory
+    return create_bundle(onnx, output, check=False, triton=settings and RepositoryWriter(settings))
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model, by Triton's schema; an unknown field or a wrong type is an error."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(
+        (folder / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig(), allow_unknown_field=False
+    )
+
+
+def configs(repository: Path) -> dict[str, Any]:
+    return {path.parent.name: read_config(path.parent) for path in sorted(repository.glob("*/config.pbtxt"))}
+
+
+def open_session(bundle: Bundle) -> Any:
+    """The bundle's ONNX file with its own library."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if bundle.library is not None:
+        options.register_custom_ops_library(str(bundle.library))
+    return onnxruntime.InferenceSession(str(bundle.model_file), options, providers=["CPUExecutionProvider"])
+
+
+def vector(bundle: Bundle, session: Any, text: str, output: str = "sentence_embedding") -> np.ndarray:
+    """The output for one text, without this package's and Triton's code: tokens, the end of the last block, the session."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+    encoded = tokenizer(text, truncation=True, max_length=bundle.tokenizer_max_length, return_tensors="np")
+    length = encoded["input_ids"].shape[1]
+    width = min(-(-length // 32) * 32, bundle.max_seq_len)
+    feed = {
+        name: np.pad(encoded[name], ((0, 0), (0, width - length))).astype(np.int64)
+        for name in (i.name for i in session.get_inputs())
+    }
+    return session.run([output], feed)[0]
+
+
+class FakeTensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        return self._array
+
+
+class FakeResponse:
+    def __init__(self, output_tensors: list[FakeTensor] | None = None, error: Exception | None = None) -> None:
+        self.tensors = {t.name(): t.as_numpy() for t in output_tensors or []}
+        self.error = error
+
+
+@contextmanager
+def python_model(folder: Path) -> Iterator[Any]:
+    """The model.py of a repository's folder as the python backend has it, with a stand-in for what the server gives it.
+
+    Yields:
+        A function: a list of requests (input -> array) to the list of responses.
+    """
+    utils: Any = types.ModuleType("triton_python_backend_utils")
+    utils.Tensor = FakeTensor
+    utils.InferenceResponse = FakeResponse
+    utils.TritonError = RuntimeError
+    utils.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name])
+    before = sys.modules.get(utils.__name__)
+    sys.modules[utils.__name__] = utils
+    try:
+        spec = importlib.util.spec_from_file_location(f"model_of_{folder.name}", folder / "1" / "model.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.TritonPythonModel()
+        model.initialize(
+            {
+                "model_config": json.dumps(as_the_server_has_it(read_config(folder))),
+                "model_repository": str(folder),
+                "model_version": "1",
+                "model_name": folder.name,
+            }
+        )
+        yield model.execute
+    finally:
+        sys.modules.pop(utils.__name__)
+        if before is not None:
+            sys.modules[utils.__name__] = before
+
+
+def as_the_server_has_it(config: Any) -> dict[str, Any]:
+    from google.protobuf import json_format
+
+    return json_format.MessageToDict(config, preserving_proto_field_name=True)
+
+
+def strings(*texts: str | bytes) -> np.ndarray:
+    """Texts as the python backend has them: bytes in an object array [batch, 1]."""
+    return np.array([[t if isinstance(t, bytes) else t.encode()] for t in texts], dtype=np.object_)
