@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ sys.path.insert(0, str(HERE.parent / "native"))
 
 from native import REPO, build, build_root  # noqa: E402 (the folder must be on the path first)
 
+from mra_export.build import find_nvcc  # noqa: E402
 from mra_export.bundle_manifest import seal  # noqa: E402
 from mra_export.headers import fetch_headers, find_headers  # noqa: E402
 
@@ -41,8 +44,8 @@ def once(path: Path) -> Iterator[bool]:
         done.touch()
 
 
-def run(*command: str | Path, **options: Any) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+def run(*command: str | Path | None) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout
 
@@ -73,10 +76,94 @@ def installed(kind: str) -> Path:
         else:
             arguments += ["-DMRA_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug"]
             arguments += ["-DCMAKE_CXX_FLAGS=-O1", "-DMRA_SERVING_TOOLS=OFF"]
-        configure(SOURCE, tree, "-DCMAKE_CXX_FLAGS_INIT=-Werror", *arguments)
+        configure(SOURCE, tree, "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *arguments, *engine_backend(kind))
         run("cmake", "--build", tree, "--parallel", "2")
         run("cmake", "--install", tree, "--prefix", prefix)
     return prefix
+
+
+def cuda_include() -> Path | None:
+    """The folder of cuda_runtime_api.h beside nvcc, or None."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=False)
+    roots = [Path(root) for root in re.findall(r"TOP=(\S+)", dry.stderr)]
+    folders = [root / folder for root in roots for folder in ("include", "targets/x86_64-linux/include")]
+    return next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
+
+
+def rtx_library() -> Path | None:
+    """libtensorrt_rtx.so.1 of the pip wheel, or None."""
+    found = importlib.util.find_spec("tensorrt_rtx_libs")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "libtensorrt_rtx.so.1"
+
+
+@functools.cache
+def fake_tensorrt() -> Path:
+    """TensorRT and CUDA in host memory, compiled against TensorRT's headers."""
+    folder = build_root() / "serving-fake"
+    folder.mkdir(parents=True, exist_ok=True)
+    library, source, headers = folder / "libnvinfer_fake.so", HERE / "fake_tensorrt.cc", tensorrt_headers()
+    with folder.with_name("serving-fake.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stubs = _stubs(headers)
+        if (
+            library.exists()
+            and (folder / "made-of").exists()
+            and (folder / "made-of").read_text() == source.read_text() + stubs
+        ):
+            return library
+        (folder / "fake_tensorrt_stubs.h").write_text(stubs)
+        command = ["g++", "-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-w", f"-I{folder}", "-isystem", headers]
+        command += ["-isystem", cuda_include(), source, "-o", library, "-Wl,-soname,libnvinfer_fake.so"]
+        run(*command, "-fsanitize=address,undefined")
+        (folder / "made-of").write_text(source.read_text() + stubs)
+    return library
+
+
+def _stubs(headers: Path) -> str:
+    """Classes that implement TensorRT's interfaces, each function by ending the process."""
+    text = ""
+    for file, name in (
+        ("NvInferImpl.h", "VRuntime"),
+        ("NvInferImpl.h", "VCudaEngine"),
+        ("NvInferImpl.h", "VExecutionContext"),
+        ("NvInferRuntimeCommon.h", "IPluginRegistry"),
+    ):
+        source = re.sub(
+            r"//[^\n]*|/\*.*?\*/|^#if ENABLE_FEATURE.*?^#endif", "", (headers / file).read_text(), flags=re.S | re.M
+        )
+        found = re.search(rf"class {name}\b[^;{{]*\{{(.*?)\n\}};", source, re.S)
+        assert found is not None, name
+        functions = re.findall(r"virtual\s+([^;{}]*?)=\s*0\s*;", found[1])
+        assert len(functions) > 10, name
+        base = f"nvinfer1::{'apiv::' if name.startswith('V') else ''}{name}"
+        bodies = ""
+        for function in (" ".join(words.split()) for words in functions):
+            bodies += f'  {function} override {{ unused("{name}: {function.split("(")[0].split()[-1]}"); }}\n'
+        text += f"namespace nvinfer1 {{ class {name}Stub : public {base} {{ public:\n{bodies}}}; }}\n"
+    return text
+
+
+def tensorrt_headers() -> Path:
+    return (find_headers("tensorrt") or fetch_headers("tensorrt")).path
+
+
+def engine_backend(kind: str) -> list[str]:
+    """CMake's arguments for the backend of engines: with TensorRT-RTX of the wheel, or under the sanitizers with the fake."""
+    include = cuda_include()
+    library = rtx_library() if kind == "shared" else fake_tensorrt() if include is not None else None
+    if include is None or library is None:
+        return ["-DMRA_SERVING_TENSORRT=OFF"]
+    arguments = [
+        "-DMRA_SERVING_TENSORRT=ON",
+        f"-DMRA_TENSORRT_INCLUDE={tensorrt_headers()}",
+        f"-DMRA_TENSORRT_LIBRARY={library}",
+    ]
+    if kind == "static":
+        return [*arguments, f"-DMRA_CUDART_LIBRARY={library}", f"-DMRA_CUDA_INCLUDE={include}"]
+    return [*arguments, f"-DCUDAToolkit_ROOT={include.parent}"]
 
 
 @functools.cache

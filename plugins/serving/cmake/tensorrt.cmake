@@ -37,7 +37,7 @@ if(NOT MRA_CUDART_LIBRARY)
 endif()
 
 add_library(mra_serving_backend MODULE src/tensorrt_backend.cc)
-set_target_properties(mra_serving_backend PROPERTIES OUTPUT_NAME mra_serving_${mra_backend})
+set_target_properties(mra_serving_backend PROPERTIES OUTPUT_NAME mra_serving_${mra_backend} INSTALL_RPATH_USE_LINK_PATH ON)
 target_compile_definitions(mra_serving_backend PRIVATE MRA_BACKEND_NAME="${mra_backend}")
 target_include_directories(mra_serving_backend PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/include)
 target_include_directories(mra_serving_backend SYSTEM PRIVATE ${MRA_TENSORRT_INCLUDE})

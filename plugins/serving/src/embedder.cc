@@ -33,10 +33,7 @@ struct Slot {
 // Hands each slot to one thread at a time. Slots are made when they are first needed, or all at once by reserve().
 class Pool {
  public:
-  void set(Backend* backend, int slots, std::int64_t hidden_size) {
-    backend_ = backend;
-    max_slots_ = slots;
-    hidden_size_ = hidden_size;
+  Pool(Backend* backend, int slots, std::int64_t hidden_size) : backend_(backend), max_slots_(slots), hidden_size_(hidden_size) {
     free_.reserve(static_cast<std::size_t>(slots));
   }
 
@@ -73,7 +70,7 @@ class Pool {
   void give_back(std::unique_ptr<Slot> slot) noexcept {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      free_.push_back(std::move(slot));  // within the capacity that set() reserved
+      free_.push_back(std::move(slot));  // within the capacity that was reserved
     }
     returned_.notify_one();
   }
@@ -88,9 +85,9 @@ class Pool {
     return slot;
   }
 
-  Backend* backend_ = nullptr;
-  int max_slots_ = 0, made_ = 0;
-  std::int64_t hidden_size_ = 0;
+  Backend* backend_;
+  int max_slots_, made_ = 0;
+  std::int64_t hidden_size_;
   std::vector<std::unique_ptr<Slot>> free_;
   std::mutex mutex_;
   std::condition_variable returned_;
@@ -138,10 +135,6 @@ class Embedder::Impl {
     choose(options);
     limits_ = backend_->limits();
     describe(options);
-    const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-    const bool is_engine = info_.backend != "onnxruntime";
-    pool_.set(backend_.get(), options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores, bundle_.hidden_size);
-    if (is_engine) pool_.reserve();
   }
 
   void embed(const std::vector<Text>& texts, float* out) {
@@ -151,9 +144,9 @@ class Embedder::Impl {
     std::uint64_t tokens = 0, padded = 0;
     for (const Text& text : texts) tokens += text.size;
     for (const Run& run : runs) {
-      std::unique_ptr<Slot> slot = pool_.take();
+      std::unique_ptr<Slot> slot = pool_->take();
       const Status status = guarded([&] { padded += run_one(*slot, texts, order, run, out); });
-      pool_.give_back(std::move(slot));
+      pool_->give_back(std::move(slot));
       if (!status.ok()) throw Failure{status};
     }
     texts_ += texts.size();
@@ -185,7 +178,7 @@ class Embedder::Impl {
     return std::min((length + kBlockSize - 1) / kBlockSize * kBlockSize, bundle_.max_seq_len);
   }
 
-  // Whether this machine can run a variant; if so backend_ and info_ are set, else the Status says why not.
+  // Whether this machine can run a variant; if so backend_, pool_ and info_ are set, else the Status says why not.
   Status try_variant(const Variant& variant, const Options& options) {
     return guarded([&] {
       Request request;
@@ -198,12 +191,15 @@ class Embedder::Impl {
       request.max_seq_len = bundle_.max_seq_len;
       request.max_batch_tokens = options.max_batch_tokens;
       request.gpu = options.gpu;
-      request.threads = options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+      const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+      request.threads = options.threads > 0 ? options.threads : cores;
       request.cuda_graphs = options.cuda_graphs;
       Status status;
-      if (variant.backend == "onnxruntime") {
+      std::unique_ptr<Backend> backend;
+      const bool is_engine = variant.backend != "onnxruntime";
+      if (!is_engine) {
         request.use_gpu = options.device == Device::kGpu;
-        status = open_onnxruntime(request, &backend_);
+        status = open_onnxruntime(request, &backend);
       } else {
         const BackendLibrary& library = load_backend(variant.backend, options.backend_dir);
         Machine machine;
@@ -216,13 +212,18 @@ class Embedder::Impl {
         if (manifest.weights_stripped)
           fail(Code::kInput, variant.file + " was built with --strip-weights and cannot run before it is refitted.");
         if (manifest.plugin_embedded) request.library.clear();
-        status = library.open(request, &backend_);
+        status = library.open(request, &backend);
       }
       if (!status.ok()) throw Failure{std::move(status)};
+      auto pool = std::make_unique<Pool>(backend.get(), options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores,
+                                         bundle_.hidden_size);
+      if (is_engine) pool->reserve();  // memory that a GPU lacks is missed now, not in the middle of the night
+      backend_ = std::move(backend);
+      pool_ = std::move(pool);
       info_.backend = variant.backend;
       info_.file = variant.name;
       info_.precision = variant.precision;
-      info_.native_operator = variant.backend != "onnxruntime" || !variant.library.empty();
+      info_.native_operator = is_engine || !variant.library.empty();
     });
   }
 
@@ -338,7 +339,7 @@ class Embedder::Impl {
   bool pad_to_longest_ = false;
   Limits limits_;
   std::unique_ptr<Backend> backend_;  // before pool_, whose contexts use it
-  Pool pool_;
+  std::unique_ptr<Pool> pool_;
   std::atomic<std::uint64_t> texts_{0}, tokens_{0}, padded_{0}, runs_{0};
 };
 
