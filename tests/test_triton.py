@@ -18,7 +18,6 @@ from triton_support import (
     TEXTS,
     configs,
     make_bundle,
-    make_checkpoint,
     open_session,
     python_model,
     read_config,
@@ -38,23 +37,13 @@ pytest.importorskip(
 
 
 @pytest.fixture(scope="session")
-def checkpoint(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("triton") / "checkpoint", minilm_dense)
+def bundle(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(minilm_dense, tmp_path_factory.getbasetemp(), pooled=True)
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Path) -> Bundle:
-    """Pooled in the model; with a model repository that takes text."""
-    return make_bundle(
-        checkpoint, checkpoint.with_name("bundle"), Pooling("mean", True), TritonSettings(tokenizer=True)
-    )
-
-
-@pytest.fixture(scope="session")
-def bare_bundle(checkpoint: Path) -> Bundle:
-    """Token vectors only; with a model repository whose ensemble pools."""
-    settings = TritonSettings(tokenizer=True, pooling="mean", normalize=True)
-    return make_bundle(checkpoint, checkpoint.with_name("bare"), Pooling(), settings)
+def bare_bundle(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(minilm_dense, tmp_path_factory.getbasetemp(), pooled=False)
 
 
 def engine(bundle: Bundle, name: str, folder: Path, **changes: Any) -> Variant:

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from triton_support import TEXTS, make_bundle, make_checkpoint, open_session, read_config, vector
+from triton_support import TEXTS, make_bundle, open_session, read_config, vector
 
 from mra_export.bundle import Bundle
-from mra_export.export import Pooling
 from mra_export.triton import Repository, TritonSettings, write_model_repository
 
 pytest.importorskip(
@@ -58,15 +57,10 @@ def find_server() -> Installation:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    find_server()
-    return make_checkpoint(tmp_path_factory.mktemp("server") / "checkpoint", minilm_dense)
-
-
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path) -> Bundle:
+def bundle(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Without pooling in the model, so that every kind of step is served."""
-    return make_bundle(checkpoint, checkpoint.with_name("bundle"), Pooling(), None)
+    find_server()
+    return make_bundle(minilm_dense, tmp_path_factory.getbasetemp(), pooled=False)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -31,10 +32,16 @@ TEXTS = [
 ]
 
 
-def make_checkpoint(directory: Path, minilm_dense: Path) -> Path:
+@functools.cache
+def make_checkpoint(minilm_dense: Path, root: Path) -> Path:
     """A small random encoder that takes the token ids of all-MiniLM-L6-v2."""
-    save_checkpoint(
-        directory, vocab_size=30522, pad_token_id=0, hidden_size=HIDDEN, max_position_embeddings=MAX_POSITIONS
+    directory = save_checkpoint(
+        root / "triton-checkpoint",
+        vocab_size=30522,
+        pad_token_id=0,
+        hidden_size=HIDDEN,
+        num_hidden_layers=1,
+        max_position_embeddings=MAX_POSITIONS,
     )
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (minilm_dense / name).is_file():
@@ -42,9 +49,21 @@ def make_checkpoint(directory: Path, minilm_dense: Path) -> Path:
     return directory
 
 
-def make_bundle(checkpoint: Path, output: Path, pooling: Pooling, settings: TritonSettings | None) -> Bundle:
-    onnx = export_onnx(load_checkpoint(checkpoint), output.with_name(f"{output.name}-onnx"), pooling=pooling).directory
-    return create_bundle(onnx, output, check=False, triton=settings and RepositoryWriter(settings))
+@functools.cache
+def make_bundle(minilm_dense: Path, root: Path, *, pooled: bool) -> Bundle:
+    """A bundle with a model repository that takes text, made once a process.
+
+    Args:
+        minilm_dense: where the tokenizer is.
+        root: pytest's directory.
+        pooled: whether the model pools, else a step of the ensemble does.
+    """
+    output = root / f"triton-bundle-{'pooled' if pooled else 'bare'}"
+    checkpoint = load_checkpoint(make_checkpoint(minilm_dense, root))
+    pooling = Pooling("mean", True) if pooled else Pooling()
+    onnx = export_onnx(checkpoint, output.with_name(f"{output.name}-onnx"), pooling=pooling).directory
+    settings = TritonSettings(tokenizer=True, pooling=None if pooled else "mean", normalize=not pooled)
+    return create_bundle(onnx, output, check=False, triton=RepositoryWriter(settings))
 
 
 def read_config(folder: Path) -> Any:
