@@ -319,13 +319,19 @@ def _check_engine(
 def _match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
     """Refuses an engine of another model than the checkpoint, by its manifest."""
     manifest = runner.manifest
+    if manifest.plugin_name != (checkpoint.family.plugin or ""):
+        raise InputError(
+            f"{runner.engine} is of another family of models than the checkpoint, {checkpoint.family.title}."
+        )
     try:
         attributes = [checkpoint.family.attributes_from(entry) for entry in manifest.attributes]
     except (KeyError, TypeError) as error:
         raise InputError(
             f"The manifest of {runner.engine} has attributes that are not the operator's: {error}."
         ) from error
-    _match(checkpoint, runner.engine, attributes, manifest.plugin_layers, manifest.task)
+    # Without a plugin the engine does not say how many layers it has.
+    layers = manifest.plugin_layers or len(checkpoint.family.attention_modules(checkpoint.model))
+    _match(checkpoint, runner.engine, attributes, layers, manifest.task)
 
 
 def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
@@ -339,7 +345,7 @@ def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
             "Install it with `pip install onnxruntime` (or onnxruntime-gpu)."
         ) from error
     runners: list[Runner] = [OnnxRuntimeRunner(model)]
-    if library is not None:
+    if library is not None and model.nodes:
         runners.append(OnnxRuntimeRunner(model, library=library))
     return runners
 

@@ -29,7 +29,6 @@ from mra_export.engine_source import (
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
-from mra_export.op_spec import OP_DOMAIN, OP_TYPE, OP_VERSION
 from mra_export.outputs import check_target, staged_file
 from mra_export.parity import as_json
 from mra_export.runners import OnnxModel, read_onnx
@@ -135,9 +134,11 @@ def build_engine(
     opened = open_backend(select_backend(backend))
     gpus = find_gpus()
     _check_options(opened, version_compatible, timing_cache, strip_weights)
-    plugin = load_plugin(opened, tensorrt_library(library))
+    plugin = load_plugin(opened, tensorrt_library(library)) if source.family.plugin else None
+    if embed_plugin and plugin is None:
+        raise InputError(f"--embed-plugin: an engine of {source.family.title} needs no plugin. Leave it out.")
     notes: list[str] = []
-    if gpus and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
+    if gpus and plugin and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
         raise DependencyError(
             f"{plugin.path} was compiled for the GPU architectures {plugin.architectures}, and {gpus[0].name} has compute "
             f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
@@ -153,8 +154,9 @@ def build_engine(
         builder, network, parser = _parse(opened, _prepare(model, layer_outputs), model)
     _check_plugin_layers(opened, network, model)
     tensor_types = _check_types(opened, network, model.dtype)
+    _allow_decomposition(opened, network)
     shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
-    progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.nodes)} attention layers")
+    progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.layers)} attention layers")
     started = time.monotonic()
     serialized = _build(
         opened, builder, network, parser, shapes,
@@ -188,11 +190,11 @@ def build_engine(
             gpu="ahead of time" if opened.name == "rtx" else gpus[0].name,
             engine_bytes=stage.stat().st_size,
             engine_sha256=file_sha256(stage),
-            plugin_name=OP_TYPE,
-            plugin_version=plugin.version,
-            plugin_sha256=plugin.sha256,
+            plugin_name=source.family.plugin or "",
+            plugin_version=plugin.version if plugin else "",
+            plugin_sha256=plugin.sha256 if plugin else "",
             plugin_embedded=embed_plugin,
-            plugin_architectures=plugin.architectures,
+            plugin_architectures=plugin.architectures if plugin else "",
             plugin_layers=len(model.nodes),
             precision=model.dtype,
             precision_proof=proof,
@@ -248,25 +250,24 @@ def _staged_pair(output: Path, *, force: bool) -> Iterator[tuple[Path, Path]]:
 def _prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
     """The file as TensorRT's parser gets it.
 
-    The parser prefers a function body to a plugin, silently: the bodies go, and the nodes name the plugin.
+    The parser prefers a function body to a plugin, silently: where there is a plugin the bodies go, and the nodes name it.
     """
     import onnx
 
+    family = model.family
     proto = onnx.load(str(model.path), load_external_data=False)
-    del proto.functions[:]
-    shown = []
+    if family.plugin:
+        del proto.functions[:]
     for node in proto.graph.node:
-        if (node.domain, node.op_type) != (OP_DOMAIN, OP_TYPE):
+        if not family.plugin or (node.domain, node.op_type) != family.operator:
             continue
         named = {attribute.name for attribute in node.attribute}
-        for name, value in (("plugin_version", str(OP_VERSION)), ("plugin_namespace", "")):
+        for name, value in (("plugin_version", str(family.operator_version)), ("plugin_namespace", "")):
             if name not in named:
                 node.attribute.append(onnx.helper.make_attribute(name, value))
-        if layer_outputs:
-            shown.append(node)
-    for node in shown:
-        for tensor, name in zip(LAYER_TENSORS, (*list(node.input)[:3], node.output[0]), strict=True):
-            output = layer_output(node.name, tensor)
+    for layer in model.layers if layer_outputs else []:
+        for tensor, name in zip(LAYER_TENSORS, (layer.query, layer.key, layer.value, layer.context), strict=True):
+            output = layer_output(layer.name, tensor)
             proto.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
             proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     return proto.SerializeToString()
@@ -286,7 +287,10 @@ def _parse(backend: Backend, proto: bytes, model: OnnxModel) -> tuple[Any, Any, 
     if not parser.parse(proto, str(model.path)):
         found = [parser.get_error(i) for i in range(parser.num_errors)]
         # Why our plugin refuses a node, only its own log lines say.
-        reasons = [text for kind, text in backend.logger.messages if "ERROR" in kind and text.startswith(OP_TYPE)]
+        plugin = model.family.plugin
+        reasons = [
+            text for kind, text in backend.logger.messages if plugin and "ERROR" in kind and text.startswith(plugin)
+        ]
         reasons += [f"{e.node_name() or e.node_operator() or 'model'}: {e.desc()}" for e in found]
         raise InputError(
             f"{model.path} was refused by the parser of {backend.title}: {' / '.join(dict.fromkeys(reasons)) or backend.errors()}. "
@@ -296,7 +300,10 @@ def _parse(backend: Backend, proto: bytes, model: OnnxModel) -> tuple[Any, Any, 
 
 
 def _check_plugin_layers(backend: Backend, network: Any, model: OnnxModel) -> None:
-    """Every attention node has to be one layer of our plugin: a parser that finds none may put something else there."""
+    """Every attention node has to be one layer of our plugin: a parser that finds none may put something else there.
+
+    Attention of standard operators has no such node, and there must be no plugin layer.
+    """
     kind = backend.module.LayerType.PLUGIN_V3
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     plugins = [layer.name for layer in layers if layer.type == kind]
@@ -314,7 +321,6 @@ def _check_types(backend: Backend, network: Any, dtype: str) -> Counter[str]:
     Matrix products and attention, which are nearly all of the work, must have the type asked for in every float tensor;
     inputs are int64 and outputs float32 with each type.
     """
-    trt = backend.module
     wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[dtype]
     floats = {"FLOAT", "HALF", "BF16"}
     types: Counter[str] = Counter()
@@ -323,7 +329,7 @@ def _check_types(backend: Backend, network: Any, dtype: str) -> Counter[str]:
         layer = network.get_layer(index)
         outputs = [layer.get_output(i).dtype.name for i in range(layer.num_outputs)]
         types.update(outputs)
-        if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.PLUGIN_V3):
+        if layer.type.name in ("MATRIX_MULTIPLY", "PLUGIN_V3", "ATTENTION_INPUT", "ATTENTION_OUTPUT"):
             inputs = [tensor.dtype.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None]
             seen = {name for name in (*inputs, *outputs) if name in floats}
             if seen != {wanted}:
@@ -334,6 +340,19 @@ def _check_types(backend: Backend, network: Any, dtype: str) -> Counter[str]:
             f"Export the checkpoint again with --dtype {dtype}."
         )
     return types
+
+
+def _allow_decomposition(backend: Backend, network: Any) -> None:
+    """Lets TensorRT compute attention by matrix products and a softmax where it has no kernel for it.
+
+    It has none for float32 and for some head sizes, and the build would fail. Where it has one, it is used.
+    """
+    output_layer = getattr(backend.module, "IAttentionOutputLayer", None)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if output_layer is not None and layer.type.name == "ATTENTION_OUTPUT":
+            layer.__class__ = output_layer  # the way to a layer's own members: the parser's come as their base class
+            layer.attention.decomposable = True
 
 
 def _counted(types: Counter[str]) -> str:
@@ -510,7 +529,7 @@ def _pooling(model: OnnxModel) -> dict[str, Any] | None:
     return None
 
 
-def _versions(backend: Backend, plugin: PluginInfo) -> dict[str, str | None]:
+def _versions(backend: Backend, plugin: PluginInfo | None) -> dict[str, str | None]:
     import importlib.metadata
 
     versions: dict[str, str | None] = {}
@@ -519,9 +538,7 @@ def _versions(backend: Backend, plugin: PluginInfo) -> dict[str, str | None]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return {
-        backend.name: backend.version,
-        "plugin_tensorrt_headers": plugin.tensorrt_headers,
-        "plugin_cuda_runtime": f"{plugin.cuda_runtime // 1000}.{plugin.cuda_runtime % 1000 // 10}",
-        **versions,
-    }
+    if plugin is not None:
+        cuda = f"{plugin.cuda_runtime // 1000}.{plugin.cuda_runtime % 1000 // 10}"
+        versions = {"plugin_tensorrt_headers": plugin.tensorrt_headers, "plugin_cuda_runtime": cuda, **versions}
+    return {backend.name: backend.version, **versions}

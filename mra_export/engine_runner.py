@@ -28,10 +28,13 @@ def layer_output(layer: str, tensor: str) -> str:
 
 
 def layers_of(manifest: Manifest) -> list[str]:
-    """The attention layers that an engine shows, in order; none if it was built without `--layer-outputs`."""
+    """The attention layers that an engine shows, in order; none if it was built without `--layer-outputs`.
+
+    Without plugin layers nothing says how many there are, and they are shown all or not at all.
+    """
     ending = f".{LAYER_TENSORS[-1]}"
     names = [name.removesuffix(ending) for name in manifest.outputs if name.endswith(ending)]
-    return names if len(names) == manifest.plugin_layers else []
+    return names if manifest.plugin_layers in (0, len(names)) else []
 
 
 def missing_for_engine() -> str | None:
@@ -71,7 +74,8 @@ class EngineRunner:
             raise DependencyError(f"{self.engine} is whole, but {reason}. Run this on a machine with one.")
         if self.manifest.weights_stripped:
             raise InputError(f"{self.engine} was built with --strip-weights and cannot run before it is refitted.")
-        plugin = find_library("tensorrt", self._library)
+        needs_plugin = bool(self.manifest.plugin_name)
+        plugin = find_library("tensorrt", self._library) if needs_plugin else None
         backend = open_backend(self.manifest.backend)
         check_engine(
             self.engine,
@@ -80,7 +84,7 @@ class EngineRunner:
             compute_capability=gpus[0].compute_capability,
             plugin=plugin,
         )
-        if not self.manifest.plugin_embedded:
+        if needs_plugin and not self.manifest.plugin_embedded:
             if plugin is None:
                 raise DependencyError(f"{self.engine} needs libmra_tensorrt.so. Run `mra-export build`.")
             load_plugin(backend, plugin)

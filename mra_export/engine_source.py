@@ -161,7 +161,8 @@ def exported(
     for target in (output, manifest_path(output)):
         check_target(target, force=force, sources=[onnx_file or path])
     select_backend(backend)
-    tensorrt_library(library)
+    if _needs_plugin(onnx_file, path):
+        tensorrt_library(library)
     if onnx_file is not None:
         options = {"--opset": opset, "--pooling or --normalize": pooling}
         given = [name for name, value in options.items() if value is not None] + ["--task"] * (task != "auto")
@@ -202,6 +203,23 @@ def exported(
             pooling=pooling(checkpoint.directory) if pooling is not None else None,
             finish=prove if check else None,
         ).model
+
+
+def _needs_plugin(onnx_file: Path | None, source: Path) -> bool:
+    """Whether an engine of a file, or else of a checkpoint, needs the plugin; true where that is not known yet."""
+    from mra_export.families import families
+
+    if onnx_file is not None:
+        from mra_export.runners import read_onnx
+
+        return read_onnx(onnx_file).family.plugin is not None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        config = json.loads(
+            (source if source.suffix == ".json" else source / "config.json").read_text(encoding="utf-8")
+        )
+        family = families().get(config.get("model_type"))
+        return family is None or family.plugin is not None
+    return True
 
 
 def check_dtype(source: OnnxModel, dtype: str | None) -> None:
@@ -263,21 +281,24 @@ def in_dtype(
 def position_limit(model: OnnxModel) -> int | None:
     """The longest sequence that a model takes, in tokens; None where that cannot be seen.
 
-    It is max_position_embeddings of the config.json that lies beside the file or above its folder, and what the table of
-    positions in the file holds; the smaller one where both are known.
+    It is what the config.json says that lies beside the file or above its folder, and what the exporter noted in the file or
+    else the table of positions in it holds; the smaller one where both are known.
     """
+    from types import SimpleNamespace
+
     import onnx
 
     limits = []
     for folder in (model.path.parent.parent, model.path.parent):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-            if isinstance(value, int):
-                limits.append(value)
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            limits.append(model.family.max_seq_len(SimpleNamespace(**values)))
+    if "max_seq_len" in model.metadata:
+        return min([*limits, int(model.metadata["max_seq_len"])])
     graph = onnx.load(str(model.path), load_external_data=False).graph
     for initializer in graph.initializer:
         if initializer.name.endswith("position_embeddings.weight") and len(initializer.dims) == 2:
-            limits.append(int(initializer.dims[0]) - 2)  # MraEmbeddings counts positions from 2
+            limits.append(int(initializer.dims[0]) - model.family.first_position)
     return min(limits) if limits else None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from mra_export.errors import InputError
 from mra_export.export import EXTERNAL_DATA_THRESHOLD
+from mra_export.families import MASKED
 from mra_export.parity import TOLERANCES, Comparison
 from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx
 
@@ -248,6 +249,8 @@ def _converted(tensor: Any, half: int) -> Any:
     from onnx import TensorProto, numpy_helper
 
     values: Array = numpy_helper.to_array(tensor)
+    if values.size == 1 and values.item() == np.float32(MASKED["fp32"]):  # stands for minus infinity
+        values = np.full_like(values, MASKED["fp16" if half == TensorProto.FLOAT16 else "bf16"])
     if half == TensorProto.FLOAT16:
         largest = float(np.abs(values).max(initial=0.0))
         if largest > LARGEST_FLOAT16:

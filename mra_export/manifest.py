@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.op_spec import OP_TYPE
+from mra_export.families import families
 from mra_export.tensorrt_backend import covers, parse_version
 
 __all__ = ["FORMAT", "Manifest", "check_engine", "file_sha256", "manifest_path", "read_manifest", "write_manifest"]
@@ -37,12 +37,12 @@ class Manifest:
         gpu: name of the GPU on which it was built, or "ahead of time".
         engine_bytes: size of the engine file.
         engine_sha256: of the engine file.
-        plugin_name: the operator.
+        plugin_name: the operator; "" where the engine needs no plugin, as are the four fields after it but `plugin_embedded`.
         plugin_version: of it.
         plugin_sha256: of the library.
         plugin_embedded: whether the engine carries the library.
         plugin_architectures: for which it was compiled, as CMake lists them.
-        plugin_layers: number of attention layers.
+        plugin_layers: number of attention layers that the plugin computes.
         precision: fp32, fp16 or bf16.
         precision_proof: where that was seen.
         tensor_types: type -> number of tensors of the parsed network.
@@ -206,7 +206,7 @@ def check_engine(
                 f"The plugin of {engine} was compiled for the GPU architectures {manifest.plugin_architectures}; this GPU "
                 f"has compute capability {compute_capability}. Run `mra-export build` here and build the engine again."
             )
-    if plugin is not None and not manifest.plugin_embedded:
+    if plugin is not None and manifest.plugin_name and not manifest.plugin_embedded:
         if not plugin.is_file():
             raise DependencyError(
                 f"{engine} needs the plugin library {plugin}, which does not exist. Copy it, or run `mra-export build`."
@@ -216,8 +216,9 @@ def check_engine(
                 f"{plugin} is not the plugin that {engine} was built with: the SHA-256 differs. "
                 "Copy the library that was there at the build, or build the engine again."
             )
-    if manifest.plugin_name != OP_TYPE:
-        raise InputError(f"{engine} needs the plugin {manifest.plugin_name}; mra-export has {OP_TYPE}.")
+    known = [family.plugin for family in families().values() if family.plugin]
+    if manifest.plugin_name and manifest.plugin_name not in known:
+        raise InputError(f"{engine} needs the plugin {manifest.plugin_name}; mra-export has {', '.join(known)}.")
     return manifest
 
 

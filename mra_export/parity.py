@@ -150,17 +150,19 @@ class Judge:
 
     Attributes:
         choice: what is chosen, in the plural for people ("blocks"); "" where nothing is.
-        tolerances: the largest errors that pass, by type of the candidate.
     """
 
     choice = ""
-    tolerances = TOLERANCES
 
     def __init__(self, family: Family, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> None:
         """Takes what `Family.judge` gets."""
         self.family = family
         self.attributes = attributes
         self.constants = constants
+
+    def tolerance(self, dtype: str) -> Tolerance:
+        """The largest errors that pass, by type of the candidate."""
+        return TOLERANCES[dtype]
 
     @property
     def specification(self) -> str:
@@ -270,7 +272,7 @@ def check_candidate(
     family = checkpoint.family
     judge = family.judge(family.attributes(checkpoint.config), family.constants(checkpoint.model))
     names = [name for name, _ in family.attention_modules(checkpoint.model)]
-    tolerance = judge.tolerances[dtype]
+    tolerance = judge.tolerance(dtype)
     token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
     whole = _Tally(token_outputs)
     forced = _Tally(token_outputs)
@@ -338,7 +340,7 @@ def check_operator(
         With a reference, the outputs of both on the rows for which they choose the same; and in any case each attention
         layer against the specification, on the layer's own inputs.
     """
-    tolerance = judge.tolerances[dtype]
+    tolerance = judge.tolerance(dtype)
     layers = [LayerReport(name) for name in names]
     whole = _Tally(token_outputs)
     for case in cases:
@@ -400,7 +402,7 @@ def compare_outputs(
     metrics["selection_agreement"] = None
     judged, total = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
     notes = [judge.unseen_note(judged, total)] if judged < total else []
-    tolerance = judge.tolerances[dtype]
+    tolerance = judge.tolerance(dtype)
     error = metrics["relative_error"]
     ok = None if error is None else error <= tolerance.outputs
     return Comparison(

@@ -411,8 +411,8 @@ class OnnxRuntimeRunner:
         self.model = model
         self.library = library
         self.threads = threads
-        how = "native operator" if library else "function body"
-        self.name = f"{model.path.name} {model.dtype}, ONNX Runtime ({how})"
+        how = _how("native operator" if library else "function body", model)
+        self.name = f"{model.path.name} {model.dtype}, ONNX Runtime{how}"
         self._session: Any = None
         self._traced: Any = None
 
@@ -469,7 +469,7 @@ class OnnxReferenceRunner:
 
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
-        self.name = f"{model.path.name} {model.dtype}, onnx ReferenceEvaluator (function body)"
+        self.name = f"{model.path.name} {model.dtype}, onnx ReferenceEvaluator{_how('function body', model)}"
         self._evaluator: Any = None
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
@@ -501,6 +501,11 @@ class OnnxReferenceRunner:
             feeds = {name: t.astype(np.float32) for name, t in zip(INPUTS, tensors, strict=False)}
             context: list[Array] = evaluator.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})  # type: ignore[assignment]
         return context[0]
+
+
+def _how(operator: str, model: OnnxModel) -> str:
+    """How the custom operator is computed, for the name of a runner; nothing where the file has none."""
+    return f" ({operator})" if model.nodes else ""
 
 
 def _operator_model(model: OnnxModel, attributes: Any, tensors: Sequence[Array], dtype: str) -> Any:

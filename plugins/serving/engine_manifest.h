@@ -42,7 +42,7 @@ struct Manifest {
   std::string gpu;
   std::int64_t engine_bytes = 0;
   std::string engine_sha256;
-  std::string plugin_name;
+  std::string plugin_name;  // empty where the engine needs no plugin, as are the strings of the plugin below
   std::string plugin_version;
   std::string plugin_sha256;
   bool plugin_embedded = false;
@@ -483,7 +483,7 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
              "; this GPU has compute capability " + machine.compute_capability +
              ". Run `mra-export build` here and build the engine again.";
   }
-  if (!machine.plugin.empty() && !found.plugin_embedded) {
+  if (!machine.plugin.empty() && !found.plugin_name.empty() && !found.plugin_embedded) {
     if (!detail::digest_file(machine.plugin, &size, &sha256))
       return engine + " needs the plugin library " + machine.plugin +
              ", which does not exist. Copy it, or run `mra-export build`.";
@@ -491,7 +491,8 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
       return machine.plugin + " is not the plugin that " + engine +
              " was built with: the SHA-256 differs. Copy the library that was there at the build, or build the engine again.";
   }
-  if (found.plugin_name != kPluginName) return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + kPluginName + ".";
+  if (!found.plugin_name.empty() && found.plugin_name != kPluginName)
+    return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + kPluginName + ".";
   if (manifest != nullptr) *manifest = found;
   return "";
 }
