@@ -151,7 +151,13 @@ def check(
                 )
             comparisons += result
     for engine in engines:
-        comparisons += _check_engine(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
+        try:
+            comparisons += _check_engine(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
+        except DependencyError as error:
+            if not is_bundle(engine.engine.parent.parent):
+                raise
+            # A bundle has engines for several machines side by side.
+            comparisons.append(Comparison("PyTorch", engine.name, {}, {}, None, [str(error)], [], []))
     return comparisons
 
 
@@ -259,8 +265,11 @@ def _engine_alone(
     if not cases:
         raise InputError(f"{engine.engine}: no case is within its profile {engine.manifest.inputs['input_ids']}.")
     progress(f"{engine.name}: {len(cases)} cases")
-    with engine:
-        found = compare_outputs(stand_in, reference, engine, engine.manifest.precision, cases)
+    try:
+        with engine:
+            found = compare_outputs(stand_in, reference, engine, engine.manifest.precision, cases)
+    except DependencyError as error:
+        return Comparison(reference.name, engine.name, {}, {}, None, [str(error)], [], [])
     if len(cases) < len(every):
         found.notes.append(f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile.")
     return found

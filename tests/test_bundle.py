@@ -99,7 +99,7 @@ def write_engine(engine: Path, onnx_file: Path, plugin: Path, **changes: Any) ->
         plugin_layers=len(model.nodes), precision="fp16", precision_proof="parsed", tensor_types={"HALF": 3},
         weights_stripped=False, task=model.task, inputs=dict.fromkeys(model.inputs, shape),
         outputs=list(model.outputs), onnx_sha256=file_sha256(*onnx_files(model)), onnx_dtype="fp32",
-        attributes=distinct_attributes(model), pooling=None, parity=None, versions={"torch": None},
+        attributes=distinct_attributes(model), pooling={"mode": "cls", "normalize": True}, parity=None, versions={"torch": None},
     )  # fmt: skip
     write_manifest(dataclasses.replace(manifest, **changes), manifest_path(engine))
     return engine
@@ -1034,6 +1034,41 @@ def test_the_check_uses_the_bundles_own_library(
         code, failed = run(*arguments, "--max-seq-len", 40, capsys=capsys)
         assert code == 2
         assert f"{made.library} is not the operator library" in failed["error"]
+
+
+@pytest.mark.parametrize("damage", [0.0, 0.1])
+def test_engines_are_run_where_there_is_a_gpu(
+    damage: float, parts: Parts, whole: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime in the place of what only a GPU runs; one of the two engines is for another GPU."""
+    from mra_export.engine_runner import EngineRunner
+    from mra_export.runners import OnnxRuntimeRunner
+
+    native(parts)
+
+    class Activated:
+        def infer(self, feed: dict[str, Any]) -> dict[str, Any]:
+            values = OnnxRuntimeRunner(read_onnx(whole.model_file)).run(feed)
+            return {name: value * (1 + damage) for name, value in values.items()}
+
+        def deactivate(self) -> None:
+            pass
+
+    def enter(runner: EngineRunner) -> EngineRunner:
+        if runner.manifest.gpu == "NVIDIA L4":
+            raise DependencyError("It needs a GPU of compute capability 8.9 exactly; this one has 9.0.")
+        runner._runner = Activated()
+        return runner
+
+    monkeypatch.setattr("mra_export.check.missing_for_engine", lambda: None)
+    monkeypatch.setattr(EngineRunner, "__enter__", enter)
+    for arguments in (["check", whole.path], ["check", parts.checkpoint, whole.path]):
+        code, made = run(*arguments, "--max-seq-len", 64, capsys=capsys)
+        engines = {c["candidate"].split()[0]: c for c in made["comparisons"] if ".engine" in c["candidate"]}
+        assert code == (3 if damage else 0)
+        assert engines["fast.engine"]["ok"] is (damage == 0)
+        assert engines["other.engine"]["ok"] is None
+        assert "8.9 exactly; this one has 9.0" in engines["other.engine"]["notes"][0]
 
 
 def break_operator(source: Path) -> None:
