@@ -92,6 +92,7 @@ class Repository:
         models: names, in order.
         notes: what a user has to know.
         backend_options: arguments of tritonserver that the models need.
+        environment: variables that the server needs, as NAME=VALUE.
         gpu: whether a model runs on GPUs.
         python: whether a model runs in the python backend.
         tensorrt: version of the TensorRT that built the engines in it, None without one.
@@ -101,6 +102,7 @@ class Repository:
     models: tuple[str, ...]
     notes: tuple[str, ...]
     backend_options: tuple[str, ...]
+    environment: tuple[str, ...]
     gpu: bool
     python: bool
     tensorrt: str | None
@@ -113,7 +115,7 @@ class Repository:
     def commands(self, directory: Path) -> dict[str, str]:
         """The commands that serve a repository at `directory`: "docker", "server", "ready" and "request"."""
         tag = TAG if self.tensorrt is None else "YY.MM"
-        options = ["--gpus all"] * self.gpu + ["--shm-size 256m"] * self.python
+        options = ["--gpus all"] * self.gpu + ["--shm-size 256m"] * self.python + [f"-e {e}" for e in self.environment]
         docker = [
             "docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002",
             *options,
@@ -122,7 +124,9 @@ class Repository:
         ]
         return {
             "docker": " ".join(docker),
-            "server": f"cd {shlex.quote(str(directory))} && tritonserver {self.arguments('.')}",
+            "server": " ".join(
+                [f"cd {shlex.quote(str(directory))} &&", *self.environment, f"tritonserver {self.arguments('.')}"]
+            ),
             "ready": "curl -sf localhost:8000/v2/health/ready",
             "request": f"curl -s localhost:8000/v2/models/{self.models[-1]}/infer -d '{self.request}'",
         }
@@ -237,10 +241,12 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
         for encoder, _ in encoders:
             names += _write_ensemble(target, settings, encoder, output)
     engines = [variant for variant in bundle.variants if variant.backend == "tensorrt"]
+    options, environment = _plugin_options(engines, encoders)
     return Repository(
         models=tuple(names),
         notes=tuple(notes),
-        backend_options=_backend_options(bundle, encoders),
+        backend_options=options,
+        environment=environment,
         gpu=any(encoder.gpu for encoder, _ in encoders),
         python=settings.tokenizer,
         tensorrt=engines[0].backend_version if engines else None,
@@ -259,11 +265,6 @@ def _encoders(bundle: Bundle, settings: TritonSettings) -> tuple[list[tuple[Enco
             notes.append(
                 f"{variant.file.name} is for TensorRT-RTX, which Triton's tensorrt backend does not load: it is not in the "
                 "repository. Build an engine with --backend tensorrt on the GPU that serves."
-            )
-        elif variant.library is not None:
-            raise InputError(
-                f"{variant.file.name} does not carry its plugin, and Triton's tensorrt backend only opens plugin libraries, "
-                "which does not register ours. Build the engine with --embed-plugin."
             )
         else:
             engines.append(variant)
@@ -416,6 +417,8 @@ def _engine_encoder(
         capability = "" if engine is default else str(engine.compute_capability)
         file = f"model_{capability}.plan" if capability else "model.plan"
         files[file], names[capability] = engine.file, file
+        if engine.library is not None:
+            files[LIBRARY_FILES["tensorrt"]] = engine.library
     encoder = Encoder(name, "tensorrt", inputs, outputs, ranges, profile["sequence"].min, True, names, None)
     return encoder, files
 
@@ -541,11 +544,18 @@ def _write_ensemble(target: Path, settings: TritonSettings, encoder: Encoder, ou
     return [name]
 
 
-def _backend_options(bundle: Bundle, encoders: list[tuple[Encoder, dict[str, Path]]]) -> tuple[str, ...]:
-    """What the tensorrt backend has to be told."""
-    if any(encoder.backend == "tensorrt" for encoder, _ in encoders):
-        return ("--backend-config=tensorrt,version-compatible=true",)
-    return ()
+def _plugin_options(
+    engines: Sequence[Variant], encoders: Sequence[tuple[Encoder, Mapping[str, Path]]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the tensorrt backend and its environment have to be told, so that engines find the operator."""
+    library = LIBRARY_FILES["tensorrt"]
+    holders = [encoder.name for encoder, files in encoders if library in files]
+    options = [f"--backend-config=tensorrt,plugins={holders[0]}/{VERSION}/{library}"] if holders else []
+    if any(engine.library is None or engine.version_compatible for engine in engines):
+        # It lets TensorRT run what an engine brings along, its plugin and its own runtime.
+        options.append("--backend-config=tensorrt,version-compatible=true")
+    # The backend opens the library and does no more.
+    return tuple(options), ("MRA_TENSORRT_REGISTER=1",) if holders else ()
 
 
 def _request(encoder: Encoder, settings: TritonSettings) -> str:

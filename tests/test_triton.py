@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from mra_export.bundle import Bundle, Variant, read_bundle, verify_bundle
 from mra_export.engine_source import Range
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import Pooling, pool
+from mra_export.libraries import find_library
 from mra_export.triton import TritonSettings, triton_settings, write_model_repository
 
 pytest.importorskip(
@@ -317,6 +320,48 @@ def test_engines_for_different_gpus_are_one_model(bundle: Bundle, tmp_path: Path
         shapes = [(w.batch_size, *w.inputs["input_ids"].dims) for w in config.model_warmup]
         assert max(shapes) == (batch, longest)  # the largest fits in the GPU's memory, or the server does not start
         assert all(1 <= rows <= batch and 1 <= length <= longest for rows, length in shapes)
+
+
+def test_engines_find_the_plugin(bundle: Bundle, tmp_path: Path) -> None:
+    """That of the repository, opened from its working directory; or the one they carry."""
+    library = tmp_path / "libmra_tensorrt.so"
+    library.write_bytes(b"a library")
+    plain = with_engines(bundle, engine(bundle, "plain.engine", tmp_path / "e", library=library))
+    made = write_model_repository(plain, tmp_path / "plain")
+    plugin = "mra_trt_fp16/1/libmra_tensorrt.so"
+    assert made.backend_options == (f"--backend-config=tensorrt,plugins={plugin}",)
+    assert (tmp_path / "plain" / plugin).read_bytes() == b"a library"
+    commands = made.commands(Path("DIR"))
+    assert (
+        f"MRA_TENSORRT_REGISTER=1 tritonserver --model-repository=. --disable-auto-complete-config {made.backend_options[0]}"
+        in (commands["server"])
+    )
+    assert "--gpus all -e MRA_TENSORRT_REGISTER=1 " in commands["docker"]
+    assert "TensorRT is 10.14.1" in made.describe(Path("DIR"))
+
+    carrying = with_engines(bundle, engine(bundle, "carrying.engine", tmp_path / "e"))
+    made = write_model_repository(carrying, tmp_path / "carrying")
+    assert made.backend_options == ("--backend-config=tensorrt,version-compatible=true",)
+    assert made.environment == ()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_plugin_registers_itself_where_triton_opens_it(asked: bool) -> None:
+    """With TensorRT-RTX, which has the registry of TensorRT 11: a library that is only opened, as Triton's backend opens it."""
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+    plugin = find_library("tensorrt")
+    if plugin is None:
+        pytest.skip("libmra_tensorrt.so was not built")
+    code = (
+        "import ctypes, sys, tensorrt_rtx; registry = tensorrt_rtx.get_plugin_registry(); ctypes.CDLL(sys.argv[1]); "
+        "print([c.plugin_namespace for c in registry.all_creators if c.name == 'Mra2Attention'])"
+    )
+    environment = {**os.environ, **({"MRA_TENSORRT_REGISTER": "1"} if asked else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(plugin)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ("['', 'mra']" if asked else "[]")
+    assert "libmra_tensorrt.so" not in done.stderr
 
 
 def test_engines_for_rtx_are_left_out_and_said_so(bundle: Bundle, tmp_path: Path) -> None:
