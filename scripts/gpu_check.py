@@ -97,11 +97,10 @@ def build_device(folder: Path, capability: str, report: Report) -> Path | None:
         "-fPIC,-fvisibility=hidden",
     ]
     common += [f"-I{REPO / 'kernels'}", f"-I{REPO / 'kernels' / 'cuda'}", f"-I{tests}"]
-    sources = [
-        tests / "device_api.cu",
-        REPO / "kernels" / "cuda" / "mra2_attention_cuda.cu",
-        REPO / "kernels" / "mra2_attention.cc",
-    ]
+    sources = [tests / "device_api.cu"]
+    for operator in ("mra2", "yoso"):
+        sources.append(REPO / "kernels" / "cuda" / f"{operator}_attention_cuda.cu")
+        sources.append(REPO / "kernels" / f"{operator}_attention.cc")
     library = folder / "libmra_cuda_device.so"
     began = time.monotonic()
     for extra in (["-shared", "-o", str(library)], ["-DMRA_DEVICE_MAIN", "-o", str(folder / "device_runner")]):
@@ -180,7 +179,7 @@ def run_sanitizers(folder: Path, report: Report) -> None:
         return
     cases, _ = case_file(folder)
     for check in ("memcheck", "racecheck", "synccheck"):
-        program = [str(folder / "device_runner"), str(cases), str(folder / "results")]
+        program = [str(folder / "device_runner"), "mra", str(cases), str(folder / "results")]
         done = run([tool, "--tool", check, "--error-exitcode", "9", *program], folder / f"{check}.log")
         errors = re.findall(r"(?m)^========= .*(?:SUMMARY|Error|ERROR).*$", done.stdout)
         detail = errors[-1].lstrip("= ") if errors else done.stdout[-300:]
@@ -195,7 +194,7 @@ def run_plugin(folder: Path, plugin: Path, library: Path, report: Report) -> Non
     del library
     cases, _ = case_file(folder)
     alone, both = folder / "alone", folder / "both"
-    first = run([str(folder / "device_runner"), str(cases), str(alone)], folder / "runner.log")
+    first = run([str(folder / "device_runner"), "mra", str(cases), str(alone)], folder / "runner.log")
     second = run([str(folder / "plugin_harness"), str(plugin), str(cases), str(both)], folder / "enqueue.log")
     if first.returncode != 0 or second.returncode != 0:
         report.add("plugin enqueue", "FAILED", (first.stdout + second.stdout)[-800:])

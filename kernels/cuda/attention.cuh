@@ -29,8 +29,8 @@ struct Work {
 };
 
 // Starts copying 32 rows of head_dim elements into shared memory [32, kStride]; zeros at padded tokens and from head_dim to kDim.
-template <typename T, int kDim, int kStride, int kThreads>
-__device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block, std::uint32_t token_bits, const Problem& p) {
+template <typename T, int kDim, int kStride, int kThreads, typename AnyProblem>
+__device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block, std::uint32_t token_bits, const AnyProblem& p) {
   constexpr int kSize = 16 / sizeof(T);
   constexpr int kVectors = kDim / kSize;
   constexpr int kRows = kThreads / kVectors;  // per step

@@ -6,6 +6,7 @@
 
 #include "attention_ffma.cuh"
 #include "attention_mma.cuh"
+#include "launch.cuh"
 #include "pool.cuh"
 #include "problem.cuh"
 #include "select.cuh"
@@ -14,14 +15,6 @@
 namespace mra {
 namespace cuda {
 namespace {
-
-// Launches `kernel` on `blocks` thread blocks, or says that there are too many for a grid.
-template <typename... Parameters>
-cudaError_t launch_checked(void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
-                           cudaStream_t stream, std::common_type_t<Parameters>... arguments) {
-  if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
-  return launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream, arguments...);
-}
 
 template <typename T, int kDim>
 cudaError_t launch_attention(const Problem& p, cudaStream_t stream) {
@@ -47,10 +40,6 @@ cudaError_t launch_all(const Problem& p, cudaStream_t stream) {
   if (p.head_dim <= 64) return launch_attention<T, 64>(p, stream);
   if (p.head_dim <= 128) return launch_attention<T, 128>(p, stream);
   return launch_attention<T, 256>(p, stream);
-}
-
-bool usable(const void* pointer) {
-  return pointer != nullptr && reinterpret_cast<std::uintptr_t>(pointer) % kCudaAlignment == 0;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@ With MRA_CUDA_TEST_LIBRARY naming a build of device_api.cu, the same tests run o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -12,6 +13,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.op_spec import YOSO_INPUTS, Mra2AttentionAttributes, YosoAttentionAttributes
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -50,6 +52,25 @@ class Call(ctypes.Structure):
         ("first_n", ctypes.c_int64),
         ("diagonal_n", ctypes.c_int64),
         ("scale", ctypes.c_double),
+    )
+
+
+class YosoCall(ctypes.Structure):
+    """`YosoCall` of kernel_api.h, field by field."""
+
+    _fields_ = (
+        ("inputs", ctypes.c_void_p * 6),
+        ("context", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("seq_len", ctypes.c_int64),
+        ("hidden_size", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("mode", ctypes.c_int64),
+        ("hash_code_len", ctypes.c_int64),
+        ("num_hash", ctypes.c_int64),
+        ("fast_hash", ctypes.c_int64),
+        ("conv_window", ctypes.c_int64),
     )
 
 
@@ -100,29 +121,54 @@ def build(sanitize: str = "") -> Path:
 def compile_host(
     name: str, sources: tuple[Path, ...], *, sanitize: str = "", options: tuple[str, ...] = (), kernels: bool = True
 ) -> Path:
-    """Compiles `sources` with g++ together with the kernels and the shim; a shared library where `name` ends in .so.
+    """Compiles `sources` with g++ and links them with the kernels and the shim; a shared library where `name` ends in .so.
 
-    Results are kept under a hash of everything that went in.
+    Results are kept under a hash of everything that went in; the kernels' objects once for all that link them.
     """
+    linked = (*kernel_objects(sanitize),) if kernels else ()
+    with _kept(name, sources, sanitize, options, tuple(map(str, linked))) as (target, command, flags):
+        if target.is_file():
+            return target
+        objects = _compile(command, sources, target.parent, flags)
+        partial = target.with_suffix(".partial")
+        link = ["-shared", "-Wl,--no-undefined"] if name.endswith(".so") else []
+        _run([command[0], *flags, *link, *map(str, (*objects, *linked)), "-ldl", "-o", str(partial)])
+        partial.rename(target)
+    return target
+
+
+@functools.cache
+def kernel_objects(sanitize: str = "") -> list[Path]:
+    """The kernels and the shim's runtime, compiled."""
+    sources = (
+        *(CUDA_SOURCES / f"{operator}_attention_cuda.cu" for operator in ("mra2", "yoso")),
+        *(CUDA_SOURCES.parent / f"{operator}_attention.cc" for operator in ("mra2", "yoso")),
+        HERE / "cuda_host_runtime.cc",
+    )
+    with _kept("kernels", sources, sanitize, (), ()) as (target, command, flags):
+        objects = [target.parent / f"{source.stem}.o" for source in sources]
+        if not target.is_file():
+            _compile(command, sources, target.parent, flags)
+            target.touch()
+    return objects
+
+
+@contextlib.contextmanager
+def _kept(
+    name: str, sources: tuple[Path, ...], sanitize: str, options: tuple[str, ...], linked: tuple[str, ...]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Where the result belongs, locked; the compiler's command and the sanitizer's flags."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ was not found")
     # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
-    common = ["-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    common += ["-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
-    common += [f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *options]
-    runtime = HERE / "cuda_host_runtime.cc"
-    if kernels:
-        sources = (
-            *sources,
-            CUDA_SOURCES / "mra2_attention_cuda.cu",
-            CUDA_SOURCES.parent / "mra2_attention.cc",
-            runtime,
-        )
+    command = [compiler, "-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
+    command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
+    command += [f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *options]
     flags = SANITIZERS[sanitize]
     inputs = {*CUDA_SOURCES.glob("*"), *CUDA_SOURCES.parent.glob("*.*"), *HERE.glob("*.[chi]*")}
     inputs |= {path for source in sources for path in source.parent.glob("*.[chi]*")}
-    key = hashlib.sha256(repr((compiler, common, flags, sources)).encode())
+    key = hashlib.sha256(repr((command, flags, sources, linked)).encode())
     for path in sorted(inputs):
         if path.is_file():
             key.update(path.name.encode() + path.read_bytes())
@@ -130,19 +176,18 @@ def compile_host(
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_file():
-            return target
-        objects = []
-        for source in sources:
-            objects.append(target.parent / f"{source.stem}.o")
-            # The runtime switches stacks: it tells the sanitizers what it does, and is not instrumented itself.
-            own = [flag for flag in flags if not flag.startswith("-fsanitize")] if source == runtime else flags
-            _run([compiler, *common, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
-        partial = target.with_suffix(".partial")
-        link = ["-shared", "-Wl,--no-undefined"] if name.endswith(".so") else []
-        _run([compiler, *flags, *link, *map(str, objects), "-ldl", "-o", str(partial)])
-        partial.rename(target)
-    return target
+        yield target, command, flags
+
+
+def _compile(command: list[str], sources: tuple[Path, ...], folder: Path, flags: list[str]) -> list[Path]:
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.stem}.o")
+        # The runtime switches stacks: it tells the sanitizers what it does, and is not instrumented itself.
+        runtime = source.name == "cuda_host_runtime.cc"
+        own = [flag for flag in flags if not (runtime and flag.startswith("-fsanitize"))]
+        _run([*command, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
+    return objects
 
 
 def pack_case(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attributes: Mra2AttentionAttributes) -> bytes:
@@ -170,6 +215,11 @@ def library() -> ctypes.CDLL:
     pointer = ctypes.POINTER(ctypes.c_int64)
     lib.mra_cuda_chunks.argtypes = [call, ctypes.c_void_p, pointer, pointer]
     lib.mra_cuda_chunks.restype = None
+    yoso_call = ctypes.POINTER(YosoCall)
+    lib.mra_yoso_workspace_size.argtypes = [yoso_call]
+    lib.mra_yoso_workspace_size.restype = ctypes.c_uint64
+    lib.mra_yoso_run.argtypes = [yoso_call, ctypes.c_void_p, ctypes.c_uint64]
+    lib.mra_yoso_codes.argtypes = [yoso_call, ctypes.c_void_p, ctypes.c_void_p]
     return lib
 
 
@@ -177,6 +227,12 @@ def guarded(size: int, fill: int) -> tuple[Tensor, int]:
     """A buffer of `fill` bytes and the offset of its `size` usable bytes, which are aligned and lie between guards."""
     buffer = torch.full((size + 2 * GUARD + ALIGNMENT,), fill, dtype=torch.uint8)
     return buffer, GUARD + -(buffer.data_ptr() + GUARD) % ALIGNMENT
+
+
+def assert_guards(name: str, buffer: Tensor, at: int, size: int, fill: int) -> None:
+    """Nothing was written beside the `size` bytes from `at` on."""
+    assert bool((buffer[:at] == fill).all()), f"{name}: written before its start"
+    assert bool((buffer[at + size :] == fill).all()), f"{name}: written after its end"
 
 
 def make_call(
@@ -214,12 +270,8 @@ def run(
     workspace, workspace_at = guarded(needed, fill)
     error = lib.mra_cuda_run(ctypes.byref(call), workspace.data_ptr() + workspace_at, needed)
     assert error == 0, f"cudaError_t {error}"
-    for name, buffer, at, length in (
-        ("context", context, context_at, size),
-        ("workspace", workspace, workspace_at, needed),
-    ):
-        assert bool((buffer[:at] == fill).all()), f"{name}: written before its start"
-        assert bool((buffer[at + length :] == fill).all()), f"{name}: written after its end"
+    assert_guards("context", context, context_at, size, fill)
+    assert_guards("workspace", workspace, workspace_at, needed, fill)
 
     batch, seq_len, _ = query.shape
     blocks = -(-seq_len // 32)
@@ -231,3 +283,55 @@ def run(
         lib.mra_cuda_chunks(ctypes.byref(call), pointer, ctypes.byref(chunks), ctypes.byref(parts))
     result = context[context_at : context_at + size].clone().view(query.dtype).view(query.shape)
     return Result(result, selected.bool(), chunks.value, parts.value)
+
+
+def yoso_inputs(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *constants: Tensor, attributes: YosoAttentionAttributes
+) -> list[Tensor | None]:
+    """The six inputs of a YosoCall as the kernels take them; None for those that the node does not have."""
+    given = dict(zip(attributes.inputs(), (query, key, value, mask.to(torch.int32), *constants), strict=True))
+    return [given[name].contiguous() if name in given else None for name in YOSO_INPUTS]
+
+
+def make_yoso_call(inputs: list[Tensor | None], context: int, attributes: YosoAttentionAttributes) -> YosoCall:
+    """The call with these inputs, which must outlive it."""
+    pointers = (ctypes.c_void_p * 6)(*(None if tensor is None else tensor.data_ptr() for tensor in inputs))
+    query = inputs[0]
+    assert query is not None
+    return YosoCall(pointers, context, *query.shape, DTYPES[query.dtype], *attributes.as_dict().values())
+
+
+def pack_yoso_case(inputs: list[Tensor | None], attributes: YosoAttentionAttributes) -> bytes:
+    """One case of the file that cuda_host_runner and plugin_harness read for mra::YosoAttention."""
+    sizes = bytes(make_yoso_call(inputs, 0, attributes))[YosoCall.batch.offset :]
+    return sizes + b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in inputs if tensor is not None)
+
+
+class YosoResult(NamedTuple):
+    context: Tensor  # of the type and shape of query
+    codes: Tensor | None  # int64 [2 (queries, keys), batch, num_heads, num_hash, seq_len]; of mode lsh
+
+
+def run_yoso(inputs: list[Tensor | None], attributes: YosoAttentionAttributes, *, fill: int = 0xFF) -> YosoResult:
+    """Runs mra::YosoAttention as `run` does mra::Mra2Attention; hash codes where all heads were computed at once."""
+    lib = library()
+    query = inputs[0]
+    assert query is not None
+    size = query.numel() * query.element_size()
+    context, context_at = guarded(size, fill)
+    call = make_yoso_call(inputs, context.data_ptr() + context_at, attributes)
+    needed = lib.mra_yoso_workspace_size(ctypes.byref(call))
+    workspace, workspace_at = guarded(needed, fill)
+    pointer = workspace.data_ptr() + workspace_at
+    error = lib.mra_yoso_run(ctypes.byref(call), pointer, needed)
+    assert error == 0, f"cudaError_t {error}"
+    assert_guards("context", context, context_at, size, fill)
+    assert_guards("workspace", workspace, workspace_at, needed, fill)
+    codes = None
+    if attributes.num_hash and query.shape[0]:
+        shape = (2, query.shape[0], attributes.num_heads, attributes.num_hash, query.shape[1])
+        found = torch.zeros(shape, dtype=torch.uint16)
+        if lib.mra_yoso_codes(ctypes.byref(call), pointer, found.data_ptr()) == 0:
+            codes = found.to(torch.int64)
+    result = context[context_at : context_at + size].clone().view(query.dtype).view(query.shape)
+    return YosoResult(result, codes)

@@ -1,6 +1,6 @@
-// Runs cases from a file under a sanitizer: CASES RESULTS. Every buffer is a heap block of exactly its size.
+// Runs cases from a file under a sanitizer: mra|yoso CASES RESULTS. Every buffer is a heap block of exactly its size.
 //
-// A case is the ten sizes and attributes of MraCall (nine int64, one double) and then query, key, value and mask. A result is the
+// A case is the ten sizes and attributes of MraCall (nine int64, one double) or YosoCall (ten int64), and then its inputs. A result is the
 // context. Gaps between the workspace's arrays are poisoned where AddressSanitizer is in.
 #include <cstdio>
 #include <cstdlib>
@@ -46,41 +46,53 @@ void* filled(std::size_t bytes) {
   return block;
 }
 
-}  // namespace
+cudaError_t enqueue(const MraCall& call, void* workspace, std::size_t bytes) {
+  return mra::mra2_attention_cuda(call.params(), workspace, bytes, nullptr);
+}
+cudaError_t enqueue(const YosoCall& call, void* workspace, std::size_t bytes) {
+  return mra::yoso_attention_cuda(call.params(), workspace, bytes, nullptr);
+}
 
-int main(int count, char** arguments) {
-  if (count != 3) stop("usage: cuda_host_runner CASES RESULTS", 0);
-  std::FILE* cases = std::fopen(arguments[1], "rb");
-  std::FILE* results = std::fopen(arguments[2], "wb");
-  if (cases == nullptr || results == nullptr) stop("cannot open the files", 0);
+// Returns how many cases there were.
+template <typename Call>
+long run_cases(std::FILE* cases, std::FILE* results) {
   long number = 0;
-  MraCall call{};
+  Call call{};
   constexpr std::size_t kHead = 10 * 8;
   while (std::fread(&call.batch, 1, kHead, cases) == kHead) {
     ++number;
-    void* tensors[4];
-    for (int i = 0; i < 4; ++i) {
-      const std::size_t bytes = i == 3 ? call.mask_bytes() : call.tensor_bytes();
+    void* tensors[Call::kInputs];
+    for (int i = 0; i < Call::kInputs; ++i) {
+      const std::size_t bytes = call.input_bytes(i);
       tensors[i] = filled(bytes);
       if (std::fread(tensors[i], 1, bytes, cases) != bytes) stop("the file ends early", number);
     }
-    call.query = tensors[0];
-    call.key = tensors[1];
-    call.value = tensors[2];
-    call.attention_mask = static_cast<const std::int32_t*>(tensors[3]);
+    call.set_inputs(tensors);
     call.context = filled(call.tensor_bytes());
-    const std::size_t bytes = mra_cuda_workspace_size(&call);
+    const std::size_t bytes = mra::cuda_workspace_size(call.params());
     void* workspace = filled(bytes);
-    mra::cuda::Problem p = mra::cuda::make_problem(call.params());
+    auto p = mra::cuda::make_problem(call.params());
     PoisoningArena arena(workspace);
     mra::cuda::lay_out(p, arena);
-    if (mra::mra2_attention_cuda(call.params(), workspace, bytes, nullptr) != cudaSuccess) stop("the launch failed", number);
+    if (enqueue(call, workspace, bytes) != cudaSuccess) stop("the launch failed", number);
     if (std::fwrite(call.context, 1, call.tensor_bytes(), results) != call.tensor_bytes()) stop("cannot write", number);
     ASAN_UNPOISON_MEMORY_REGION(workspace, bytes);
     std::free(workspace);
     std::free(call.context);
     for (void* tensor : tensors) std::free(tensor);
   }
+  return number;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) stop("usage: cuda_host_runner mra|yoso CASES RESULTS", 0);
+  std::FILE* cases = std::fopen(arguments[2], "rb");
+  std::FILE* results = std::fopen(arguments[3], "wb");
+  if (cases == nullptr || results == nullptr) stop("cannot open the files", 0);
+  const bool yoso = std::strcmp(arguments[1], "yoso") == 0;
+  const long number = yoso ? run_cases<YosoCall>(cases, results) : run_cases<MraCall>(cases, results);
   if (std::fclose(results) != 0) stop("cannot write", number);
   std::printf("%ld cases\n", number);
   return 0;

@@ -48,7 +48,7 @@ void fence();
 
 constexpr int kLanes = 32;
 constexpr int kWords = 8;
-enum class Collective { kShuffle, kBallot, kSync, kLoadMatrix, kMma };
+enum class Collective { kShuffle, kBallot, kSync, kLoadMatrix, kMma, kMatch };
 // Deposits `words` of this lane, waits for all lanes of `mask` in the same collective, and returns every lane's deposit.
 using Deposits = std::uint32_t[kLanes][kWords];
 const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* words, int count);
@@ -94,6 +94,15 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   return result;
 }
 
+inline unsigned __match_any_sync(unsigned mask, unsigned value) {
+  const std::uint32_t own = value;
+  const auto& all = ::cuda_host::exchange(::cuda_host::Collective::kMatch, mask, &own, 1);
+  unsigned result = 0;
+  for (int i = 0; i < ::cuda_host::kLanes; ++i)
+    if ((mask >> i & 1u) != 0 && all[i][0] == own) result |= 1u << i;
+  return result;
+}
+
 template <typename T>
 T cuda_host_shuffle(unsigned mask, T value, int source) {
   static_assert(sizeof(T) == 4);
@@ -124,6 +133,7 @@ inline std::uint32_t atomicAdd(std::uint32_t* address, std::uint32_t value) {
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline float __uint_as_float(std::uint32_t x) {
   float y;
   std::memcpy(&y, &x, 4);
@@ -221,6 +231,7 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
 }
 
 inline float exp2_fast(float x) { return exp2f(x); }
+inline float sqrt_fast(float x) { return x < 1.17549435e-38f ? (x < 0.0f ? NAN : x * 0.0f) : sqrtf(x); }
 
 template <typename T>
 T load_coherent(const T* pointer) {

@@ -1,9 +1,11 @@
 // kernel_api.h on a GPU: host pointers are copied to the device and back, guards included. scripts/gpu_check.py builds this.
 //
-// Also mra_cuda_enqueue, which takes device pointers, for benchmarks; and with MRA_DEVICE_MAIN a program that runs a case file (that of
-// cuda_host_runner.cc) under compute-sanitizer.
+// Also mra_cuda_enqueue and mra_yoso_enqueue, which take device pointers, for benchmarks; and with MRA_DEVICE_MAIN a program that runs a case file (arguments and
+// file are those of cuda_host_runner.cc) under compute-sanitizer.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #include "kernel_api.inc"
@@ -42,26 +44,31 @@ class DeviceCopy {
   cudaError_t error_ = cudaSuccess;
 };
 
-}  // namespace
+cudaError_t enqueue(const MraCall& call, void* workspace, std::size_t bytes, cudaStream_t stream) {
+  return mra::mra2_attention_cuda(call.params(), workspace, bytes, stream);
+}
+cudaError_t enqueue(const YosoCall& call, void* workspace, std::size_t bytes, cudaStream_t stream) {
+  return mra::yoso_attention_cuda(call.params(), workspace, bytes, stream);
+}
 
-int mra_cuda_run(const MraCall* call, void* workspace, std::uint64_t workspace_bytes) {
-  MraCall on_device = *call;
-  const bool valid = mra::validate(call->params(), nullptr, 0);
-  const std::size_t bytes = valid ? call->tensor_bytes() : 0;
-  const DeviceCopy query(call->query, bytes, 0);
-  const DeviceCopy key(call->key, bytes, 0);
-  const DeviceCopy value(call->value, bytes, 0);
-  const DeviceCopy mask(call->attention_mask, valid ? call->mask_bytes() : 0, 0);
-  const DeviceCopy context(call->context, bytes, kGuard);
+template <typename Call>
+int run_copied(const Call& call, void* workspace, std::uint64_t workspace_bytes) {
+  Call on_device = call;
+  const bool valid = mra::validate(call.params(), nullptr, 0);
+  std::unique_ptr<DeviceCopy> inputs[Call::kInputs];
+  void* pointers[Call::kInputs];
+  for (int i = 0; i < Call::kInputs; ++i) {
+    inputs[i] = std::make_unique<DeviceCopy>(call.input(i), valid ? call.input_bytes(i) : 0, 0);
+    if (inputs[i]->error() != cudaSuccess) return inputs[i]->error();
+    pointers[i] = inputs[i]->get();
+  }
+  const DeviceCopy context(call.context, valid ? call.tensor_bytes() : 0, kGuard);
   const DeviceCopy scratch(workspace, valid ? workspace_bytes : 0, kGuard);
-  for (const DeviceCopy* copy : {&query, &key, &value, &mask, &context, &scratch})
+  for (const DeviceCopy* copy : {&context, &scratch})
     if (copy->error() != cudaSuccess) return copy->error();
-  on_device.query = query.get();
-  on_device.key = key.get();
-  on_device.value = value.get();
-  on_device.attention_mask = reinterpret_cast<const std::int32_t*>(mask.get());
+  on_device.set_inputs(pointers);
   on_device.context = context.get();
-  cudaError_t error = mra::mra2_attention_cuda(on_device.params(), scratch.get(), workspace_bytes, nullptr);
+  cudaError_t error = enqueue(on_device, scratch.get(), workspace_bytes, nullptr);
   const cudaError_t ran = cudaDeviceSynchronize();
   if (error == cudaSuccess) error = ran;
   if (error != cudaSuccess) return error;
@@ -69,50 +76,69 @@ int mra_cuda_run(const MraCall* call, void* workspace, std::uint64_t workspace_b
   return error != cudaSuccess ? error : scratch.copy_back();
 }
 
+}  // namespace
+
+int mra_cuda_run(const MraCall* call, void* workspace, std::uint64_t workspace_bytes) {
+  return run_copied(*call, workspace, workspace_bytes);
+}
+int mra_yoso_run(const YosoCall* call, void* workspace, std::uint64_t workspace_bytes) {
+  return run_copied(*call, workspace, workspace_bytes);
+}
+
 // A cudaError_t; all pointers are the device's, and the work goes to `stream`.
 MRA_TEST_API int mra_cuda_enqueue(const MraCall* call, void* workspace, std::uint64_t workspace_bytes, void* stream) {
-  return mra::mra2_attention_cuda(call->params(), workspace, workspace_bytes, static_cast<cudaStream_t>(stream));
+  return enqueue(*call, workspace, workspace_bytes, static_cast<cudaStream_t>(stream));
+}
+MRA_TEST_API int mra_yoso_enqueue(const YosoCall* call, void* workspace, std::uint64_t workspace_bytes, void* stream) {
+  return enqueue(*call, workspace, workspace_bytes, static_cast<cudaStream_t>(stream));
 }
 
 #if defined(MRA_DEVICE_MAIN)
-int main(int count, char** arguments) {
-  if (count != 3) return 3;
-  std::FILE* cases = std::fopen(arguments[1], "rb");
-  std::FILE* results = std::fopen(arguments[2], "wb");
-  if (cases == nullptr || results == nullptr) return 3;
-  long number = 0;
-  MraCall call{};
+namespace {
+
+// No guards here but those of the sanitizer: device blocks of exactly the size.
+template <typename Call>
+int run_cases(std::FILE* cases, std::FILE* results, long& number) {
+  Call call{};
   constexpr std::size_t kHead = 10 * 8;
   while (std::fread(&call.batch, 1, kHead, cases) == kHead) {
-    std::vector<unsigned char> tensors[4];
-    for (int i = 0; i < 4; ++i) {
-      tensors[i].resize(i == 3 ? call.mask_bytes() : call.tensor_bytes());
-      if (std::fread(tensors[i].data(), 1, tensors[i].size(), cases) != tensors[i].size()) return 3;
+    void* inputs[Call::kInputs] = {};
+    for (int i = 0; i < Call::kInputs; ++i) {
+      std::vector<unsigned char> host(call.input_bytes(i));
+      if (host.empty()) continue;
+      if (std::fread(host.data(), 1, host.size(), cases) != host.size()) return 3;
+      if (cudaMalloc(&inputs[i], host.size()) != cudaSuccess) return 4;
+      cudaMemcpy(inputs[i], host.data(), host.size(), cudaMemcpyHostToDevice);
     }
-    call.query = tensors[0].data();
-    call.key = tensors[1].data();
-    call.value = tensors[2].data();
-    call.attention_mask = reinterpret_cast<const std::int32_t*>(tensors[3].data());
-    // No guards here but those of the sanitizer: device blocks of exactly the size.
-    void* device[6] = {};
-    std::size_t sizes[6] = {tensors[0].size(), tensors[1].size(), tensors[2].size(), tensors[3].size(), call.tensor_bytes(),
-                            mra_cuda_workspace_size(&call)};
-    for (int i = 0; i < 6; ++i)
-      if (cudaMalloc(&device[i], sizes[i]) != cudaSuccess) return 4;
-    for (int i = 0; i < 4; ++i) cudaMemcpy(device[i], tensors[i].data(), sizes[i], cudaMemcpyHostToDevice);
-    MraCall on_device = call;
-    on_device.query = device[0];
-    on_device.key = device[1];
-    on_device.value = device[2];
-    on_device.attention_mask = static_cast<const std::int32_t*>(device[3]);
-    on_device.context = device[4];
-    if (mra::mra2_attention_cuda(on_device.params(), device[5], sizes[5], nullptr) != cudaSuccess) return 5;
-    std::vector<unsigned char> context(sizes[4]);
-    if (cudaMemcpy(context.data(), device[4], sizes[4], cudaMemcpyDeviceToHost) != cudaSuccess) return 6;
+    const std::size_t workspace_bytes = mra::cuda_workspace_size(call.params());
+    void* workspace = nullptr;
+    Call on_device = call;
+    on_device.set_inputs(inputs);
+    if (cudaMalloc(&workspace, workspace_bytes) != cudaSuccess || cudaMalloc(&on_device.context, call.tensor_bytes()) != cudaSuccess)
+      return 4;
+    if (enqueue(on_device, workspace, workspace_bytes, nullptr) != cudaSuccess) return 5;
+    std::vector<unsigned char> context(call.tensor_bytes());
+    if (cudaMemcpy(context.data(), on_device.context, context.size(), cudaMemcpyDeviceToHost) != cudaSuccess) return 6;
     if (std::fwrite(context.data(), 1, context.size(), results) != context.size()) return 3;
-    for (void* block : device) cudaFree(block);
+    for (void* block : inputs) cudaFree(block);
+    cudaFree(workspace);
+    cudaFree(on_device.context);
     ++number;
   }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) return 3;
+  std::FILE* cases = std::fopen(arguments[2], "rb");
+  std::FILE* results = std::fopen(arguments[3], "wb");
+  if (cases == nullptr || results == nullptr) return 3;
+  long number = 0;
+  const bool yoso = std::strcmp(arguments[1], "yoso") == 0;
+  const int error = yoso ? run_cases<YosoCall>(cases, results, number) : run_cases<MraCall>(cases, results, number);
+  if (error != 0) return error;
   std::fclose(results);
   std::printf("%ld cases\n", number);
   return 0;

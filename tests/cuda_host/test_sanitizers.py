@@ -61,7 +61,7 @@ THREAD_CASES = [
 def run_cases(program: Path, cases: list[Case], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "cases").write_bytes(b"".join(cuda_host.pack_case(*case) for case in cases))
     return subprocess.run(
-        [str(program), str(folder / "cases"), str(folder / "results")],
+        [str(program), "mra", str(folder / "cases"), str(folder / "results")],
         capture_output=True,
         text=True,
         check=False,
