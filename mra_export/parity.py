@@ -307,6 +307,7 @@ def check_candidate(
             if error is not None:
                 alone_error.append(error)
     notes = [judge.tie_note(tied)] if tied else []
+    notes += getattr(reference, "notes", [])
     return [
         _against_model(judge, reference.name, candidate.name, whole, tolerance, notes, tied),
         _against_specification(judge, candidate.name, forced, layers, alone_error, tolerance),

@@ -122,7 +122,11 @@ class _TorchRunner:
 
 
 class TransformersRunner(_TorchRunner):
-    """The unmodified transformers model, made to run as its family says; float32, on the GPU if torch has one."""
+    """The unmodified transformers model, made to run as its family says; float32, on the GPU if torch has one.
+
+    Attributes:
+        notes: what was found out about the model while it ran.
+    """
 
     def __init__(self, checkpoint: Checkpoint, pooling: Pooling, *, kernel_sources: Path | None = None) -> None:
         import torch
@@ -132,6 +136,7 @@ class TransformersRunner(_TorchRunner):
         model = checkpoint.model if device == "cpu" else copy.deepcopy(checkpoint.model).to(device)
         super().__init__(checkpoint, model, pooling)
         self._setup = checkpoint.family.transformers_setup(checkpoint, device, kernel_sources)
+        self.notes: list[str] = []
         with self._setup.kernels() as kernels:
             self._setup.probe(self.model)
         self.name = f"PyTorch, transformers {transformers.__version__}" + (f" ({kernels} kernels)" if kernels else "")
@@ -142,7 +147,23 @@ class TransformersRunner(_TorchRunner):
                 return self._run_one_by_one(inputs, layers)
             mask = inputs["attention_mask"]
             with self._setup.mended(self.model, mask.reshape(-1, mask.shape[-1])):
-                return self._forward(inputs, {}, layers)
+                outputs = self._forward(inputs, {}, layers)
+            if self._setup.unmended is not None and not self.notes and not mask.all():
+                self.notes.append(
+                    self._setup.unmended(self._difference(outputs, self._forward(inputs, {}, None), mask))
+                )
+            return outputs
+
+    def _difference(self, expected: dict[str, Array], actual: dict[str, Array], mask: Array) -> float:
+        """Largest relative error of an output at tokens."""
+        found = 0.0
+        for name, want in expected.items():
+            keep = mask != 0 if name in self.checkpoint.task.outputs and self.checkpoint.task.per_token else ...
+            norm = float(np.linalg.norm(want[keep].astype(np.float64)))
+            found = max(
+                found, float(np.linalg.norm(actual[name][keep].astype(np.float64) - want[keep])) / (norm or 1.0)
+            )
+        return found
 
     def _run_one_by_one(self, inputs: Inputs, layers: list[LayerTrace] | None) -> dict[str, Array]:
         """Each example alone, at the length that the family fills it to."""

@@ -118,6 +118,8 @@ class TransformersSetup:
         filled_length: the length to which one example is filled with padding, for a length; only with `one_by_one`.
         arguments: further arguments of the model, for one example's inputs and its length; only with `one_by_one`.
         mended: a context in which the model's mask is right, for the model and the mask [rows, seq_len].
+        unmended: what to tell of the difference that the model's own mask makes at tokens (largest relative error of an output
+            over the rows of the first case with padding); None where it is not worth a word.
     """
 
     kernels: Callable[[], AbstractContextManager[str]] = field(default=lambda: nullcontext(""))
@@ -126,6 +128,7 @@ class TransformersSetup:
     filled_length: Callable[[int], int] = field(default=lambda length: length)
     arguments: Callable[[Inputs, int], dict[str, Any]] = _no_arguments
     mended: Callable[[Any, Array], AbstractContextManager[None]] = field(default=lambda _model, _mask: nullcontext())
+    unmended: Callable[[float], str] | None = None
 
 
 class Family(ABC):
