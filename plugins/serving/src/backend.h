@@ -46,6 +46,8 @@ class Backend {
 struct Request {
   std::string file;     // of the model
   std::string library;  // the native operator; empty for none
+  std::string plugin_name, plugin_version;  // of an engine whose plugin is in `library`
+  bool carries_plugin = false;              // whether an engine has its plugin within
   bool has_types = false;
   std::string output;          // name of the output to take
   bool mean_of_tokens = false;  // whether `output` is [rows, width, hidden_size] and is to be averaged over a row's tokens

@@ -211,7 +211,11 @@ class Embedder::Impl {
         if (std::string error = check_engine(variant.file, machine, &manifest); !error.empty()) fail(Code::kEnvironment, error);
         if (manifest.weights_stripped)
           fail(Code::kInput, variant.file + " was built with --strip-weights and cannot run before it is refitted.");
-        if (manifest.plugin_embedded) request.library.clear();
+        request.carries_plugin = manifest.plugin_embedded;
+        request.plugin_name = manifest.plugin_name;
+        request.plugin_version = manifest.plugin_version;
+        if (!manifest.plugin_name.empty() && !manifest.plugin_embedded && request.library.empty())
+          fail(Code::kInput, variant.file + " needs the plugin " + manifest.plugin_name + ", and the bundle names no library for it.");
         status = library.open(request, &backend);
       }
       if (!status.ok()) throw Failure{std::move(status)};

@@ -343,15 +343,15 @@ class EngineBackend final : public Backend {
 };
 
 // The plugin library, once in the process: its creator stays registered.
-void load_plugin(const std::string& library) {
+void load_plugin(const Request& request) {
   static std::mutex* mutex = new std::mutex;
   const std::lock_guard<std::mutex> lock(*mutex);
   nvinfer1::IPluginRegistry* registry = getPluginRegistry();
   if (registry == nullptr) fail(Code::kEnvironment, "TensorRT has no plugin registry here.");
-  if (registry->getCreator("Mra2Attention", "1", "") != nullptr) return;
+  if (registry->getCreator(request.plugin_name.c_str(), request.plugin_version.c_str(), "") != nullptr) return;
   Logger::instance().take();
-  if (registry->loadLibrary(library.c_str()) == nullptr)
-    fail(Code::kEnvironment, library + " could not be loaded as a plugin: " + Logger::instance().take() + ".");
+  if (registry->loadLibrary(request.library.c_str()) == nullptr)
+    fail(Code::kEnvironment, request.library + " could not be loaded as a plugin: " + Logger::instance().take() + ".");
 }
 
 std::vector<char> read_file(const std::string& path) {
@@ -419,11 +419,11 @@ std::shared_ptr<const Model> open_model(const Request& request) {
   check(cudaGetDeviceProperties(&properties, request.gpu), "cudaGetDeviceProperties");
   model->device = properties.name;
   Logger::instance().take();
-  if (!request.library.empty()) load_plugin(request.library);
+  if (!request.plugin_name.empty() && !request.carries_plugin) load_plugin(request);
   model->runtime.reset(nvinfer1::createInferRuntime(Logger::instance()));
   if (model->runtime == nullptr) fail(Code::kEnvironment, "TensorRT's runtime cannot be created: " + Logger::instance().take() + ".");
   // An engine that carries its plugin carries code: the bundle's hashes are what it is trusted by.
-  if (request.library.empty()) model->runtime->setEngineHostCodeAllowed(true);
+  if (request.carries_plugin) model->runtime->setEngineHostCodeAllowed(true);
   {
     const std::vector<char> bytes = read_file(request.file);
     model->engine.reset(model->runtime->deserializeCudaEngine(bytes.data(), bytes.size()));

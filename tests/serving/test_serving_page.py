@@ -1,0 +1,40 @@
+"""The commands of docs/serving.md run, in order, as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from serving_support import REPO
+
+PAGE = (REPO / "docs" / "serving.md").read_text()
+
+
+def test_from_the_package_to_a_vector_out_of_a_program(minilm_dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(minilm_dense, tmp_path / "all-MiniLM-L6-v2")
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].startswith("2 vectors of 384 numbers: ")
+    assert len((tmp_path / "vectors.jsonl").read_text().splitlines()) == 2
+    # The folder works where it is copied to.
+    moved = shutil.move(tmp_path / "serving", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "serving-build")
+    command = [str(moved / "bin" / "mra-embed"), "./minilm-bundle"]
+    again = subprocess.run(
+        command, cwd=tmp_path, stdin=(tmp_path / "ids").open(), capture_output=True, text=True, check=True
+    )
+    assert again.stdout == (tmp_path / "vectors.jsonl").read_text()
