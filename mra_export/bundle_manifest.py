@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,13 +15,13 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from mra_export.export import Pooling
 
-__all__ = ["FORMAT", "MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
+__all__ = ["FORMAT", "MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "refusal", "seal"]
 
 FORMAT = 1
 """Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 26
-MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
+_MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
 
 _ZEROS = "0" * 64
 
@@ -254,6 +255,12 @@ class Bundle:
         return tuple(self.manifest["model"]["outputs"])
 
 
+def refusal(subject: Path, text: str) -> InputError:
+    """What to raise for a damaged bundle: the file, what is wrong with it (cut to a readable length), what to do."""
+    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    return InputError(f"{subject}{text}. {_MEND}")
+
+
 def seal(manifest: dict[str, Any]) -> bytes:
     """The bytes of a manifest, with `manifest_sha256` set: the SHA-256 of the same bytes with zeros in its place."""
     manifest = {**manifest, "manifest_sha256": _ZEROS}
@@ -277,27 +284,26 @@ def read_bundle(path: Path) -> Bundle:
     file = path / MANIFEST_FILE
     if not path.is_dir():
         raise InputError(f"{path} is not a directory. Give a bundle that `mra-export bundle` wrote.")
-    raw = _read_json(file)
+    content = _read(file)
+    raw = _parse(content, file)
     stated = raw.get("format") if isinstance(raw, dict) else None
     if type(stated) is not int:
-        raise InputError(f"{file}: format={_shown(stated)} must be an integer: this is no manifest of a bundle. {MEND}")
+        raise refusal(file, f": format={_shown(stated)} must be an integer: this is no manifest of a bundle")
     if stated != FORMAT:
         raise InputError(
             f"{file} has format={stated}, this mra-export reads {FORMAT}. Take the mra-export that wrote it "
             f"({_shown(raw.get('mra_export'))}), or write the bundle again."
         )
     _check(raw, _SCHEMA, "", file)
-    _check_seal(file, raw["manifest_sha256"])
+    _check_seal(content, raw["manifest_sha256"], file)
     _check_names(raw, file)
     variants = []
     for index, entry in enumerate(raw["variants"]):
         kind = _ENGINE_VARIANT if index else _ONNX_VARIANT
         _check(entry, kind, f"variants[{index}]", file)
         if (entry["backend"] == "onnxruntime") != (index == 0):
-            raise InputError(
-                f"{file}: variants[{index}].backend={entry['backend']} must be "
-                f"{'an engine, since the ONNX file comes first' if index else 'onnxruntime'}. {MEND}"
-            )
+            expected = "an engine, since the ONNX file comes first" if index else "onnxruntime"
+            raise refusal(file, f": variants[{index}].backend={entry['backend']} must be {expected}")
         for key in ("file", "library", "manifest"):
             _check_listed(raw, entry.get(key), f"variants[{index}].{key}", file)
         located = {k: path / entry[k] for k in ("file", "library", "manifest") if entry.get(k) is not None}
@@ -306,7 +312,18 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, raw, tuple(variants))
 
 
-def _read_json(file: Path) -> Any:
+def _read(file: Path) -> bytes:
+    try:
+        if not file.is_file():
+            raise refusal(file, f" does not exist, so {file.parent} is no bundle")
+        if (size := file.stat().st_size) > MAX_MANIFEST_BYTES:
+            raise refusal(file, f" has {size} bytes, more than a manifest can have")
+        return file.read_bytes()
+    except OSError as error:
+        raise refusal(file, f" cannot be read: {error.strerror or error}") from error
+
+
+def _parse(content: bytes, file: Path) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -314,25 +331,23 @@ def _read_json(file: Path) -> Any:
             raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
         return found
 
-    def refuse(text: str) -> Any:
-        raise ValueError(f"{text} is no JSON number")
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text} is no finite number")
+        return value
 
     try:
-        if not file.is_file():
-            raise InputError(f"{file} does not exist, so {file.parent} is no bundle. {MEND}")
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise InputError(f"{file} has {file.stat().st_size} bytes, more than a manifest can have. {MEND}")
-        text = file.read_bytes().decode("utf-8")
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not a readable manifest: {error}. {MEND}") from error
+        return json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise refusal(file, f" is not a readable manifest: {error}") from error
 
 
 def _check(value: Any, kind: Any, where: str, file: Path) -> None:
     """Refuses a value that is not of its kind, and names the field."""
 
     def wrong(expected: object) -> InputError:
-        return InputError(f"{file}: {where or 'the manifest'}={_shown(value)} must be {expected}. {MEND}")
+        return refusal(file, f": {where or 'the manifest'}={_shown(value)} must be {expected}")
 
     if isinstance(kind, _Or):
         if value is not None:
@@ -354,10 +369,10 @@ def _check(value: Any, kind: Any, where: str, file: Path) -> None:
         dot = f"{where}." if where else ""
         for name in kind:
             if name not in value:
-                raise InputError(f"{file} lacks {dot}{name}. {MEND}")
+                raise refusal(file, f" lacks {dot}{name}")
         for name in value:
             if name not in kind:
-                raise InputError(f"{file}: {dot}{name} is not a field of format {FORMAT}. {MEND}")
+                raise refusal(file, f": {dot}{name} is not a field of format {FORMAT}")
         for name, inner in kind.items():
             _check(value[name], inner, f"{dot}{name}", file)
     elif isinstance(kind, list):
@@ -372,14 +387,14 @@ def _check(value: Any, kind: Any, where: str, file: Path) -> None:
         raise wrong({int: "an integer", bool: "true or false", dict: "an object", list: "a list"}[kind])
 
 
-def _check_seal(file: Path, stated: str) -> None:
-    content = file.read_bytes()
+def _check_seal(content: bytes, stated: str, file: Path) -> None:
     sealed = _seal_text(stated).encode()
     found = hashlib.sha256(content.replace(sealed, _seal_text(_ZEROS).encode())).hexdigest()
     if content.count(sealed) != 1 or found != stated:
-        raise InputError(
-            f"{file}: manifest_sha256={stated[:12]}... is not that of this manifest ({found[:12]}...): it was changed after it "
-            f"was written. {MEND}"
+        raise refusal(
+            file,
+            f": manifest_sha256={stated[:12]}... is not that of this manifest ({found[:12]}...): it was changed after it was "
+            "written",
         )
 
 
@@ -398,19 +413,19 @@ def _check_names(raw: dict[str, Any], file: Path) -> None:
             or any(part in ("", ".", "..") for part in parts)
             or name == MANIFEST_FILE
         ):
-            raise InputError(f"{file}: files[{name!r}] is not the name of a file inside the bundle. {MEND}")
+            raise refusal(file, f": files[{name!r}] is not the name of a file inside the bundle")
 
 
 def _check_listed(raw: dict[str, Any], name: str | None, where: str, file: Path) -> None:
     if name is not None and name not in raw["files"]:
-        raise InputError(f"{file}: {where}={name!r} is not in files. {MEND}")
+        raise refusal(file, f": {where}={name!r} is not in files")
 
 
 def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None:
     """Refuses fields that contradict each other."""
 
     def refuse(text: str) -> None:
-        raise InputError(f"{file}: {text}. {MEND}")
+        raise refusal(file, f": {text}")
 
     model, tokenizer = raw["model"], raw["tokenizer"]
     if not variants:

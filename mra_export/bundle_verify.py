@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle_manifest import MANIFEST_FILE, MEND, Bundle, read_bundle
+from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle, refusal
 from mra_export.checkpoint import load_config
 from mra_export.engine_source import distinct_attributes, position_limit
 from mra_export.errors import DependencyError, InputError
@@ -84,13 +84,11 @@ def verify_bundle(path: Path) -> Bundle:
             size = file.stat().st_size
             digest = file_sha256(file) if size == entry["bytes"] else None
         except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror or error}. {MEND}") from error
+            raise refusal(file, f" cannot be read: {error.strerror or error}") from error
         if size != entry["bytes"]:
-            raise InputError(
-                f"{file} has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced. {MEND}"
-            )
+            raise refusal(file, f" has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced")
         if digest != entry["sha256"]:
-            raise InputError(f"{file} was changed: its SHA-256 is not that of {MANIFEST_FILE}. {MEND}")
+            raise refusal(file, f" was changed: its SHA-256 is not that of {MANIFEST_FILE}")
     for variant in bundle.variants[1:]:
         try:
             check_engine(variant.file, plugin=variant.library)
@@ -194,11 +192,11 @@ def _check_tree(bundle: Bundle) -> None:
     for name in sorted(listed):
         file = bundle.path / name
         if not os.path.lexists(file):
-            raise InputError(f"{file} is missing, but {MANIFEST_FILE} lists it. {MEND}")
+            raise refusal(file, f" is missing, but {MANIFEST_FILE} lists it")
         if not Path(os.path.realpath(file)).is_relative_to(root):  # Path.resolve raises where links lead in a circle
             raise InputError(f"{file} is a symbolic link that leads out of the bundle. Put the file itself there.")
         if not file.is_file():
-            raise InputError(f"{file} is no file, but {MANIFEST_FILE} lists it as one. {MEND}")
+            raise refusal(file, f" is no file, but {MANIFEST_FILE} lists it as one")
     for folder, folders, files in os.walk(bundle.path):
         for name in [*folders, *files]:
             path = Path(folder) / name
@@ -221,4 +219,4 @@ def _compare(stated: Any, found: Any, where: str, file: Path) -> None:
         for index, (one, other) in enumerate(zip(stated, found, strict=True)):
             _compare(one, other, f"{where}[{index}]", file)
     elif stated != found:
-        raise InputError(f"{file}: {where}={stated!r}, but the bundle's files say {found!r}. {MEND}")
+        raise refusal(file, f": {where}={stated!r}, but the bundle's files say {found!r}")

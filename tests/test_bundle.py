@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -597,6 +598,7 @@ NOT_MANIFESTS = {
     "two formats": '{"format": 1, "format": 1}',
     "NaN": '{"format": 1, "a": NaN}',
     "infinite": '{"format": 1, "a": -Infinity}',
+    "beyond a double": '{"format": 1, "a": 1e999}',
     "deep": '{"a":' + "[" * 100_000,
     "huge number": '{"format": ' + "9" * 5000 + "}",
     "two objects": '{"format": 1}{}',
@@ -793,6 +795,51 @@ def test_a_wrong_seal_is_named(value: Any, full: dict[str, Any], tmp_path: Path)
     (tmp_path / MANIFEST_FILE).write_text(text)
     with pytest.raises(InputError, match="manifest_sha256"):
         read_bundle(tmp_path)
+
+
+JUNK: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1 << 80,
+    1e300,
+    "",
+    "..",
+    "\u2028",
+    "x" * 100_000,
+    [],
+    {},
+    [[]],
+    {"": {}},
+    ["a", "a"],
+    {"a": None},
+]
+
+
+def test_random_damage_is_refused_in_words(full: dict[str, Any], bundle: Path) -> None:
+    """Sealed again each time: whatever the reader meets, it answers with a message or with a bundle that is true."""
+    generator = random.Random(0)
+    refusals = 0
+    for _ in range(400):
+        manifest = copy.deepcopy(full)
+        for _ in range(generator.randrange(1, 4)):
+            here: Any = manifest
+            while True:
+                key = generator.choice(list(here)) if isinstance(here, dict) else generator.randrange(len(here))
+                if not isinstance(here[key], dict | list) or not here[key] or generator.random() < 0.1:
+                    break
+                here = here[key]
+            here[key] = generator.choice([*JUNK, copy.deepcopy(manifest)])
+        (bundle / MANIFEST_FILE).write_bytes(seal(manifest))
+        said = ""
+        try:
+            verify_bundle(bundle)
+        except InputError as error:
+            said = str(error)
+        assert len(said) < 1000
+        refusals += bool(said)
+    assert refusals > 300
 
 
 UNTRUE: dict[str, Any] = {
