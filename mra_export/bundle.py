@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
-from mra_export.bundle_manifest import FORMAT, MANIFEST_FILE, Bundle, Variant, read_bundle, seal
+from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, Variant, read_bundle, seal
+from mra_export.bundle_schema import FORMAT
 from mra_export.bundle_verify import (
     ENGINES,
     LIBRARIES,

@@ -1,138 +1,26 @@
-"""The manifest of a bundle: its fields, their types, and the reader that refuses whatever else stands there."""
+"""Reads the manifest of a bundle, and refuses whatever else stands there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mra_export.bundle_schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal, shown
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
     from mra_export.export import Pooling
 
-__all__ = ["FORMAT", "MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "refusal", "seal"]
+__all__ = ["MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
 
-FORMAT = 1
-"""Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 26
-_MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
 
 _ZEROS = "0" * 64
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A string; with `pattern` or `choices` only such a one."""
-
-    name: str
-    pattern: str = r"(?s).*"
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _choice(*choices: str) -> _Text:
-    return _Text(f"one of {', '.join(choices)}", "|".join(choices))
-
-
-@dataclass(frozen=True)
-class _Int:
-    """An integer of at least `least`."""
-
-    least: int
-
-    def __str__(self) -> str:
-        return f"an integer of at least {self.least}"
-
-
-@dataclass(frozen=True)
-class _Or:
-    """null, or what `kind` says."""
-
-    kind: Any
-
-
-@dataclass(frozen=True)
-class _Map:
-    """An object of any names, with values of one kind."""
-
-    kind: Any
-
-
-_TEXT = _Text("text")
-_WORD = _Text("text on one line, without space around it", r"\S(.*\S)?")
-_SHA256 = _Text("64 hexadecimal digits, in lower case", r"[0-9a-f]{64}")
-_DTYPE = _choice("fp32", "fp16", "bf16")
-_SIZES = [_Int(1)]
-_ONNX_VARIANT = {
-    "backend": _choice("onnxruntime", "tensorrt", "rtx"),
-    "file": _WORD,
-    "precision": _DTYPE,
-    "library": _Or(_WORD),
-}
-_ENGINE_VARIANT = {
-    **_ONNX_VARIANT,
-    "backend_version": _WORD,
-    "version_compatible": bool,
-    "compute_capability": _Text("a compute capability, as in 9.0", r"\d+\.\d+"),
-    "hardware_compatible": bool,
-    "gpu": _TEXT,
-    "manifest": _WORD,
-    "profiles": _Map({"min": _SIZES, "opt": _SIZES, "max": _SIZES}),
-}
-_SCHEMA: dict[str, Any] = {
-    "format": int,
-    "mra_export": _WORD,
-    "manifest_sha256": _SHA256,
-    "model": {
-        "family": _WORD,
-        "architecture": _Or(_WORD),
-        "task": _WORD,
-        "dtype": _DTYPE,
-        "hidden_size": _Int(1),
-        "max_seq_len": _Int(1),
-        "vocab_size": _Int(1),
-        "pad_token_id": _Int(0),
-        "inputs": [_WORD],
-        "outputs": [_WORD],
-        "operator": {
-            "domain": _WORD,
-            "type": _WORD,
-            "version": _Int(1),
-            "nodes": _Int(0),
-            "attributes": [_Map(float)],
-        },
-    },
-    "pooling": _Or({"mode": _choice("cls", "mean"), "normalize": bool}),
-    "tokenizer": _Or({"file": _WORD, "max_length": _Int(1)}),
-    "variants": list,  # of _ONNX_VARIANT first, then _ENGINE_VARIANT
-    "files": _Map({"bytes": _Int(0), "sha256": _SHA256}),
-    "parity": _Or(
-        [
-            {
-                "reference": _WORD,
-                "candidate": _WORD,
-                "metrics": _Map(_Or(float)),
-                "tolerance": _Map(float),
-                "ok": _Or(bool),
-                "notes": [_TEXT],
-                "layers": [dict],
-                "cases": [dict],
-            }
-        ]
-    ),
-    "versions": _Map(_WORD),
-    "license": _Or(
-        {"id": _Or(_WORD), "name": _Or(_WORD), "link": _Or(_WORD), "source": _Or(_WORD), "file": _Or(_WORD)}
-    ),
-    "provenance": {"source": _Or(_WORD), "base_model": [_WORD], "random_init": _Or(_Int(0))},
-}
 
 
 @dataclass(frozen=True)
@@ -255,12 +143,6 @@ class Bundle:
         return tuple(self.manifest["model"]["outputs"])
 
 
-def refusal(subject: Path, text: str) -> InputError:
-    """What to raise for a damaged bundle: the file, what is wrong with it (cut to a readable length), what to do."""
-    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
-    return InputError(f"{subject}{text}. {_MEND}")
-
-
 def seal(manifest: dict[str, Any]) -> bytes:
     """The bytes of a manifest, with `manifest_sha256` set: the SHA-256 of the same bytes with zeros in its place."""
     manifest = {**manifest, "manifest_sha256": _ZEROS}
@@ -288,19 +170,19 @@ def read_bundle(path: Path) -> Bundle:
     raw = _parse(content, file)
     stated = raw.get("format") if isinstance(raw, dict) else None
     if type(stated) is not int:
-        raise refusal(file, f": format={_shown(stated)} must be an integer: this is no manifest of a bundle")
+        raise refusal(file, f": format={shown(stated)} must be an integer: this is no manifest of a bundle")
     if stated != FORMAT:
         raise InputError(
             f"{file} has format={stated}, this mra-export reads {FORMAT}. Take the mra-export that wrote it "
-            f"({_shown(raw.get('mra_export'))}), or write the bundle again."
+            f"({shown(raw.get('mra_export'))}), or write the bundle again."
         )
-    _check(raw, _SCHEMA, "", file)
+    check(raw, SCHEMA, "", file)
     _check_seal(content, raw["manifest_sha256"], file)
     _check_names(raw, file)
     variants = []
     for index, entry in enumerate(raw["variants"]):
-        kind = _ENGINE_VARIANT if index else _ONNX_VARIANT
-        _check(entry, kind, f"variants[{index}]", file)
+        kind = ENGINE_VARIANT if index else ONNX_VARIANT
+        check(entry, kind, f"variants[{index}]", file)
         if (entry["backend"] == "onnxruntime") != (index == 0):
             expected = "an engine, since the ONNX file comes first" if index else "onnxruntime"
             raise refusal(file, f": variants[{index}].backend={entry['backend']} must be {expected}")
@@ -341,50 +223,6 @@ def _parse(content: bytes, file: Path) -> Any:
         return json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise refusal(file, f" is not a readable manifest: {error}") from error
-
-
-def _check(value: Any, kind: Any, where: str, file: Path) -> None:
-    """Refuses a value that is not of its kind, and names the field."""
-
-    def wrong(expected: object) -> InputError:
-        return refusal(file, f": {where or 'the manifest'}={_shown(value)} must be {expected}")
-
-    if isinstance(kind, _Or):
-        if value is not None:
-            _check(value, kind.kind, where, file)
-    elif isinstance(kind, _Text):
-        if not isinstance(value, str) or not re.fullmatch(kind.pattern, value):
-            raise wrong(kind)
-    elif isinstance(kind, _Int):
-        if type(value) is not int or not kind.least <= value < 1 << 62:
-            raise wrong(kind)
-    elif isinstance(kind, _Map):
-        if not isinstance(value, dict):
-            raise wrong("an object")
-        for name, inner in value.items():
-            _check(inner, kind.kind, f"{where}[{name!r}]", file)
-    elif isinstance(kind, dict):
-        if not isinstance(value, dict):
-            raise wrong("an object")
-        dot = f"{where}." if where else ""
-        for name in kind:
-            if name not in value:
-                raise refusal(file, f" lacks {dot}{name}")
-        for name in value:
-            if name not in kind:
-                raise refusal(file, f": {dot}{name} is not a field of format {FORMAT}")
-        for name, inner in kind.items():
-            _check(value[name], inner, f"{dot}{name}", file)
-    elif isinstance(kind, list):
-        if not isinstance(value, list):
-            raise wrong("a list")
-        for index, inner in enumerate(value):
-            _check(inner, kind[0], f"{where}[{index}]", file)
-    elif kind is float:
-        if type(value) not in (int, float):
-            raise wrong("a number")
-    elif type(value) is not kind:
-        raise wrong({int: "an integer", bool: "true or false", dict: "an object", list: "a list"}[kind])
 
 
 def _check_seal(content: bytes, stated: str, file: Path) -> None:
@@ -435,15 +273,10 @@ def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None
     if not {"input_ids", "attention_mask"} <= set(model["inputs"]):
         refuse(f"model.inputs={model['inputs']} lacks input_ids or attention_mask")
     if ("sentence_embedding" in model["outputs"]) != (raw["pooling"] is not None):
-        refuse(f"pooling={_shown(raw['pooling'])} does not go with model.outputs={model['outputs']}")
+        refuse(f"pooling={shown(raw['pooling'])} does not go with model.outputs={model['outputs']}")
     if tokenizer is not None:
         _check_listed(raw, tokenizer["file"], "tokenizer.file", file)
         if tokenizer["max_length"] > model["max_seq_len"]:
             refuse(f"tokenizer.max_length={tokenizer['max_length']} is above model.max_seq_len={model['max_seq_len']}")
     if raw["license"] is not None:
         _check_listed(raw, raw["license"]["file"], "license.file", file)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:80] + " ..."

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle, refusal
+from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle
+from mra_export.bundle_schema import refusal
 from mra_export.checkpoint import load_config
 from mra_export.engine_source import distinct_attributes, position_limit
 from mra_export.errors import DependencyError, InputError
