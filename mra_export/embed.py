@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mra_export.embed_input import CHUNK_ROWS, ChunkReader, InputFile, require_pyarrow, scan
-from mra_export.embed_journal import Partial
+from mra_export.embed_journal import Partial, partial_path, rows_kept
 from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
 from mra_export.errors import InputError
 from mra_export.manifest import file_sha256
@@ -213,9 +213,9 @@ def embed(
     except KeyboardInterrupt as error:
         if partial is not None and partial.published:
             raise Interrupted(f"Interrupted at the very end; {output} is complete.") from error
-        if partial is not None and partial.records:
+        if kept := rows_kept(output, data):
             raise Interrupted(
-                f"Interrupted; {partial.rows} of {data.rows} rows are kept in {partial.path}. "
+                f"Interrupted; {kept} of {data.rows} rows are kept in {partial_path(output)}. "
                 "Run the same command again to go on from there."
             ) from error
         raise

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mra_export.embed_input import Chunk, InputFile
     from mra_export.embed_model import Encoded
 
-__all__ = ["Partial", "Record", "npy_header", "partial_path", "sync_directory"]
+__all__ = ["Partial", "Record", "npy_header", "partial_path", "rows_kept", "sync_directory"]
 
 FORMAT = 1
 VECTORS = "vectors.npy"
@@ -58,6 +58,12 @@ class Record:
 def partial_path(output: Path) -> Path:
     """Where the work on `output` is kept: OUT.npy -> .OUT.npy.partial beside it."""
     return output.absolute().with_name(f".{output.name}.partial")
+
+
+def rows_kept(output: Path, source: InputFile) -> int:
+    """Rows that the journal on the disk says are done. After an interruption it knows better than the process."""
+    records, _ = _read_journal(partial_path(output) / JOURNAL, source)
+    return sum(source.chunks[index].rows for index in {record.chunk for record in records})
 
 
 def npy_header(rows: int, columns: int) -> bytes:
@@ -136,7 +142,7 @@ class Partial:
                     partial._begin(state, force=force)
                 yield partial
             finally:
-                if partial.fresh and not partial.records:
+                if partial.fresh and not rows_kept(output, source):
                     shutil.rmtree(partial.path, ignore_errors=True)
 
     @property
@@ -242,18 +248,11 @@ class Partial:
 
     def _recover(self) -> None:
         """Reads the journal and keeps what the vectors' checksums confirm; its last line may be torn."""
-        data = (self.path / JOURNAL).read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.ftruncate(self._journal, len(whole))
-        for line in whole.splitlines():
-            try:
-                record = Record(**json.loads(line))
-                chunk = self._source.chunks[record.chunk]
-                if chunk.index != record.chunk:
-                    continue
-            except (ValueError, TypeError, IndexError):
-                continue  # its chunk is computed again
+        records, whole = _read_journal(self.path / JOURNAL, self._source)
+        if whole < os.fstat(self._journal).st_size:
+            os.ftruncate(self._journal, whole)
+        for record in records:  # a chunk without a record is computed again
+            chunk = self._source.chunks[record.chunk]
             kept = os.pread(self._vectors, chunk.rows * self._hidden_size * 4, self._offset(chunk.first_row))
             if zlib.crc32(kept) == record.crc32:
                 self.records[record.chunk] = record
@@ -279,6 +278,24 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _read_journal(path: Path, source: InputFile) -> tuple[list[Record], int]:
+    """The records of a journal, and the bytes of its whole lines; what is no record of this input is left out."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    whole = data.rfind(b"\n") + 1
+    records = []
+    for line in data[:whole].splitlines():
+        try:
+            record = Record(**json.loads(line))
+            if 0 <= record.chunk < len(source.chunks):
+                records.append(record)
+        except (ValueError, TypeError):
+            continue
+    return records, whole
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

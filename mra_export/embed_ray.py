@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
+import signal
+import socket
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +66,6 @@ class ChunkWorker:
         batch_tokens: as in `Encoder`.
         on: the driver's execution provider.
         made_by: the driver's `versions`.
-
-    Raises:
-        InputError: the bundle is not the driver's.
-        DependencyError: this machine has other versions or another execution provider.
     """
 
     def __init__(
@@ -77,33 +78,18 @@ class ChunkWorker:
         on: str,
         made_by: dict[str, str],
     ) -> None:
-        from mra_export.bundle_manifest import read_bundle
-        from mra_export.manifest import file_sha256
-
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processors are the sessions'
-        here = os.uname().nodename
-        if (have := versions()) != made_by or provider() != on:
-            raise DependencyError(
-                f"The worker on {here} has {have} and the {provider()}; the command was started with {made_by} and the {on}. "
-                "Install the same on all machines: vectors would differ."
-            )
-        opened = read_bundle(bundle)
-        if opened.manifest["manifest_sha256"] != sha256:
-            raise InputError(
-                f"{bundle} on {here} is another bundle than the one of the command. Copy it to all machines."
-            )
-        # The driver looked at every file; here those that are used.
-        for file in (opened.model_file, opened.tokenizer_file, opened.library):
-            if file is None:
-                continue
-            listed = opened.manifest["files"][file.relative_to(bundle).as_posix()]["sha256"]
-            if not file.is_file() or file_sha256(file) != listed:
-                raise InputError(f"{file} on {here} is missing or was changed. Copy the bundle again.")
-        self._encoder = Encoder(opened, threads=threads, batch_tokens=batch_tokens, on=on)
+        self._bundle, self._sha256, self._threads = bundle, sha256, threads
+        self._batch_tokens, self._on, self._made_by = batch_tokens, on, made_by
         self._reader = ChunkReader(source)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """Chunks, as columns of their fields, to their vectors."""
+        """Chunks, as columns of their fields, to their vectors.
+
+        Raises:
+            InputError: the bundle or the input is not the driver's.
+            DependencyError: this machine has other versions or another execution provider.
+        """
         done: list[Encoded] = []
         for values in zip(*(block[field.name].tolist() for field in dataclasses.fields(Chunk)), strict=True):
             done.append(self._encoder.encode(self._reader.texts(Chunk(*values))))
@@ -114,6 +100,32 @@ class ChunkWorker:
             "tokens": np.array([each.tokens for each in done]),
             "computed": np.array([each.computed for each in done]),
         }
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        """Made with the first chunk: Ray has no good word for an error in a constructor."""
+        from mra_export.bundle_manifest import read_bundle
+        from mra_export.manifest import file_sha256
+
+        here = os.uname().nodename
+        if (have := versions()) != self._made_by or provider() != self._on:
+            raise DependencyError(
+                f"The worker on {here} has {have} and the {provider()}; the command was started with {self._made_by} and the "
+                f"{self._on}. Install the same on all machines: vectors would differ."
+            )
+        opened = read_bundle(self._bundle)
+        if opened.manifest["manifest_sha256"] != self._sha256:
+            raise InputError(
+                f"{self._bundle} on {here} is another bundle than the one of the command. Copy it to all machines."
+            )
+        # The driver looked at every file; here those that are used.
+        for file in (opened.model_file, opened.tokenizer_file, opened.library):
+            if file is None:
+                continue
+            listed = opened.manifest["files"][file.relative_to(self._bundle).as_posix()]["sha256"]
+            if not file.is_file() or file_sha256(file) != listed:
+                raise InputError(f"{file} on {here} is missing or was changed. Copy the bundle again.")
+        return Encoder(opened, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
 
 
 def ray_chunks(
@@ -179,16 +191,19 @@ def _workers(
 @contextlib.contextmanager
 def _cluster(ray: Any, workers: int | None, threads: int) -> Iterator[None]:
     """A connection to the cluster of RAY_ADDRESS, or a cluster of this machine that ends with the block."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Errors reach the caller as exceptions; Ray would print the traceback of each, and each worker's that it replaces.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if ray.is_initialized():  # the caller's own
         yield
         return
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init(address=address, **quiet)
-        except Exception as error:
+            _knock(address)  # Ray itself would try for minutes
+            with _contained():
+                ray.init(address=address, **quiet)
+        except (OSError, ConnectionError, ValueError) as error:
             raise DependencyError(
                 f"The Ray cluster at RAY_ADDRESS={address} cannot be reached: {str(error).splitlines()[0]} Start it, or unset "
                 "RAY_ADDRESS to use this machine alone."
@@ -200,21 +215,47 @@ def _cluster(ray: Any, workers: int | None, threads: int) -> Iterator[None]:
         return
     processors = len(os.sched_getaffinity(0))
     # Ray's sockets lie in here, and the path of a socket has at most 107 characters.
-    temporary = tempfile.mkdtemp(prefix="mra-", dir="/tmp")
+    temporary = tempfile.mkdtemp(prefix="mra-ray-", dir="/tmp")
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(processors, (workers or 1) * threads),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-            **quiet,
-        )
+        with _contained():
+            ray.init(
+                address="local",
+                num_cpus=max(processors, (workers or 1) * threads),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=temporary,
+                **quiet,
+            )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Opens and closes a connection to HOST:PORT; what is not of that form is Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """For `ray.init`, which puts a handler of its own in the place of ours for SIGTERM, and greets on standard error."""
+    handler = signal.getsignal(signal.SIGTERM)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _results(
@@ -251,12 +292,24 @@ def _results(
             compute=ray.data.ActorPoolStrategy(size=workers),
             **asked,
         )
+        before = set(threading.enumerate())
+        blocks = iter(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
         try:
-            for row in done.iter_rows():
-                vectors = np.frombuffer(row["vectors"], np.float32).reshape(-1, model.hidden_size)
-                yield row["index"], Encoded(vectors, row["truncated"], row["tokens"], row["computed"])
+            for block in blocks:
+                for index, vectors, *counts in zip(
+                    *(block[name].tolist() for name in ("index", "vectors", "truncated", "tokens", "computed")),
+                    strict=True,
+                ):
+                    yield index, Encoded(np.frombuffer(vectors, np.float32).reshape(-1, model.hidden_size), *counts)
         except ray.exceptions.RayError as error:
             raise _own(error) from error
+        finally:
+            # Where the work is broken off, Ray Data's threads go on for a moment. One that found Ray shut down would end the
+            # process, without a word.
+            blocks.close()
+            for thread in set(threading.enumerate()) - before:
+                if thread.name.startswith(("StreamingExecutor", "iter_threaded")):
+                    thread.join(timeout=30)
 
 
 def _own(error: BaseException) -> MraExportError:

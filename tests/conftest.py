@@ -123,3 +123,11 @@ def minilm(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("minilm") / "checkpoint"
     from_dense(minilm_dense, output, block_per_row=8)
     return output
+
+
+@pytest.fixture(scope="session")
+def embed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle with tokenizer and pooling; see `embed_support`."""
+    from embed_support import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("bundle"))

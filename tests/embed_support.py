@@ -1,9 +1,12 @@
-"""A tiny bundle with a tokenizer, and texts for it, for the tests of `embed`."""
+"""A tiny bundle with a tokenizer, texts for it, and processes that start quickly, for the tests of `embed`."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
+import resource
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +57,40 @@ def make_texts(count: int, *, seed: int = 0, longest: int = 120) -> list[str]:
 def write_lines(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     return path
+
+
+@cache
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have imported already what takes long to import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers", "embed_support", "mra_export.embed", "mra_export.bundle"])
+    return context
+
+
+def embed_in_child(answer: Any, limit: int | None, *arguments: Any, **options: Any) -> None:
+    """Runs `embed` and sends (resumed rows or error, peak memory in MiB) to `answer`.
+
+    Args:
+        answer: the end of a pipe.
+        limit: bytes that a file may have at most; None for any.
+        arguments: of `embed`, as are `options`.
+    """
+    from mra_export.embed import embed
+    from mra_export.errors import MraExportError
+
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        told: Any = embed(*arguments, **options).resumed_rows
+    except MraExportError as error:
+        told = str(error)
+    answer.send((told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def start_child(limit: int | None, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    """A process that runs `embed_in_child`, and the other end of its pipe."""
+    answer, theirs = processes().Pipe(duplex=False)
+    process = processes().Process(target=embed_in_child, args=(theirs, limit, *arguments), kwargs=options, daemon=True)
+    process.start()
+    theirs.close()
+    return process, answer

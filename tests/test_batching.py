@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embed_support import HIDDEN, make_bundle, make_texts
+from embed_support import HIDDEN, make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,9 +81,9 @@ def test_a_model_of_another_size_is_refused() -> None:
         run_batched(_describe, [[1], [2]], max_tokens=64, hidden_size=5)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("batching"))
+@pytest.fixture
+def bundle(embed_bundle: Path) -> Path:
+    return embed_bundle
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "function body"])
