@@ -100,6 +100,7 @@ def create_bundle(
         with staged_directory(output, force=force) as stage:
             _copy_model(model, stage)
             _complete_tokenizer(stage)
+            _check_tokenizer(stage)
             _copy_engines(opened, stage)
             for path in filter(None, (library, plugin)):
                 _copy(path, stage / LIBRARIES / LIBRARY_FILES["tensorrt" if path == plugin else "onnxruntime"])
@@ -272,6 +273,25 @@ def _complete_tokenizer(stage: Path) -> None:
     # transformers makes a tokenizer of a few special tokens where it does not find the vocabulary of the class.
     if backend is not None and 2 * len(tokenizer) > load_config(stage).vocab_size:  # type: ignore[arg-type]
         (stage / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
+
+
+def _check_tokenizer(stage: Path) -> None:
+    """Refuses a tokenizer that is not the model's: its ids would end a request with a runtime's error."""
+    path = stage / TOKENIZER_FILE
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        largest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=0)
+    except Exception as error:  # the library raises this class itself
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"The checkpoint's {TOKENIZER_FILE} cannot be read: {first}. Mend or remove it.") from error
+    if largest >= (size := load_config(stage).vocab_size):
+        raise InputError(
+            f"The checkpoint's {TOKENIZER_FILE} has the token id {largest}, but the model's vocab_size is {size}: they do not "
+            "belong together."
+        )
 
 
 def _states_class(path: Path) -> bool:

@@ -272,6 +272,24 @@ def test_a_tokenizer_in_older_files(settings: dict[str, str], is_there: bool, pa
         verify_bundle(made.path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"tokenizer\.json cannot be read"),
+        ('{"version": "1.0"}', r"tokenizer\.json cannot be read"),
+        (None, r"tokenizer\.json has the token id 120, but the model's vocab_size is 120"),
+    ],
+)
+def test_a_tokenizer_of_another_model(text: str | None, message: str, parts: Parts, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(parts.onnx, tmp_path / "onnx"))
+    settings = json.loads((source / "tokenizer.json").read_text())
+    settings["model"]["vocab"]["more"] = 120
+    (source / "tokenizer.json").write_text(json.dumps(settings) if text is None else text)
+    with pytest.raises(InputError, match=message):
+        create_bundle(source, tmp_path / "b", check=False)
+    assert not (tmp_path / "b").exists()
+
+
 def test_without_the_native_library(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mra_export.libraries.library_dirs", list)
     made = parts.bundle(tmp_path / "b", engines=(), library=None)
@@ -1015,8 +1033,9 @@ def test_the_commands(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert all(c["ok"] for c in made["comparisons"])
     assert [c["reference"].startswith("specification") for c in made["comparisons"]] == [True, False, True]
 
-    code, checked = run("check", output, "--max-seq-len", 64, capsys=capsys)
+    code, checked = run("check", output, "--max-seq-len", 64, "--report", tmp_path / "r.html", capsys=capsys)
     assert (code, checked["ok"], checked["manifest_sha256"]) == (0, True, made["manifest_sha256"])
+    assert "specification, operator by operator" in (tmp_path / "r.html").read_text()
     assert [c["ok"] for c in checked["comparisons"]] == [True, True, True, None, None]  # engines need a GPU
     assert len(checked["parity"]) == 3
     code, checked = run("check", parts.checkpoint, output, "--max-seq-len", 64, capsys=capsys)
