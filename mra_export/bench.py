@@ -17,7 +17,7 @@ from mra_export.errors import DependencyError, InputError
 from mra_export.runners import read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from mra_export.runners import Inputs, OnnxModel
 
@@ -53,7 +53,13 @@ class BenchRow:
 
 
 @contextlib.contextmanager
-def onnx_file(source: str, task: str, random_init: int | None, progress: Callable[[str], None]) -> Iterator[Path]:
+def onnx_file(
+    source: str,
+    task: str,
+    random_init: int | None,
+    progress: Callable[[str], None],
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
     """The .onnx file to time: that of `source`, or one exported from it for as long as the block runs.
 
     Args:
@@ -61,9 +67,10 @@ def onnx_file(source: str, task: str, random_init: int | None, progress: Callabl
         task: of a checkpoint.
         random_init: as for `load_checkpoint`.
         progress: called with a line before each step.
+        options: of the checkpoint's family, as for `load_checkpoint`.
 
     Raises:
-        InputError: the source cannot be read.
+        InputError: the source cannot be read, or an option is wrong.
     """
     from mra_export.checkpoint import load_checkpoint
     from mra_export.engine_source import find_onnx
@@ -71,12 +78,14 @@ def onnx_file(source: str, task: str, random_init: int | None, progress: Callabl
 
     path = find_onnx(Path(source)) if random_init is None else None
     if path is not None:
+        if options:
+            raise InputError(f"--option is for a checkpoint, but {path} is already exported: leave it out.")
         yield path
         return
     if Path(source).suffix == ".onnx":
         raise InputError(f"{source} does not exist.")
     progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, random_init=random_init)
+    checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         progress(f"exporting {type(checkpoint.model).__name__}")
         yield export_onnx(checkpoint, Path(folder) / "onnx").model

@@ -63,6 +63,16 @@ _output_options = _options(
     click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
 )
+
+
+def _named_values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, each, as a dictionary."""
+    for text in given:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} must be NAME=VALUE.")
+    return dict(text.split("=", 1) for text in given)
+
+
 _model_options = _options(
     click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help="The model's head."),
     click.option(
@@ -70,6 +80,14 @@ _model_options = _options(
         type=click.IntRange(0, 2**63 - 1),
         metavar="SEED",
         help="Random weights; MODEL needs only a config.json.",
+    ),
+    click.option(
+        "--option",
+        "family_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_named_values,
+        help="A choice that the kind of model leaves open, as seed=1 for YOSO's hashes; may be repeated.",
     ),
 )
 _force = click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -150,6 +168,7 @@ def onnx_command(
     output: Path,
     task: str,
     random_init: int | None,
+    family_options: dict[str, str],
     dtype: str,
     opset: int | None,
     pooling: str | None,
@@ -179,7 +198,7 @@ def onnx_command(
     comparisons = []
     with progress(quiet=shown["quiet"]) as report:
         report(f"loading {model}")
-        checkpoint = load_checkpoint(model, task=task, random_init=random_init)
+        checkpoint = load_checkpoint(model, task=task, random_init=random_init, options=family_options)
 
         def prove(stage: Path) -> None:
             comparisons.extend(check(checkpoint, [stage / MODEL_FILE], library=_library(plugin_lib), progress=report))
@@ -246,6 +265,7 @@ def trt_command(
     output: Path,
     task: str,
     random_init: int | None,
+    family_options: dict[str, str],
     dtype: str | None,
     backend: str,
     opset: int | None,
@@ -278,7 +298,7 @@ def trt_command(
     with progress(quiet=shown["quiet"]) as report:
         try:
             with exported(
-                source, output, task=task, random_init=random_init, dtype=dtype, opset=opset,
+                source, output, task=task, random_init=random_init, options=family_options, dtype=dtype, opset=opset,
                 pooling=None if pooling is None and normalize is None else lambda d: _pooling(pooling, normalize, d),
                 check=not no_check, backend=backend, library=plugin_lib, comparisons=comparisons,
                 force=force, progress=report,
@@ -334,6 +354,7 @@ def check_command(
     artifacts: tuple[Path, ...],
     task: str,
     random_init: int | None,
+    family_options: dict[str, str],
     max_seq_len: int | None,
     plugin_lib: Path | None,
     kernel_sources: Path | None,
@@ -360,7 +381,8 @@ def check_command(
     from mra_export.checkpoint import load_checkpoint, locate
     from mra_export.console import describe_bundle, print_comparisons, print_recorded, progress
 
-    unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources}
+    unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources,
+              "--option": family_options or None}  # fmt: skip
     bundle = None if artifacts else bundle_alone(source, random_init=random_init, options=unused)
     with progress(quiet=shown["quiet"]) as step:
         if bundle is not None:
@@ -368,7 +390,9 @@ def check_command(
         else:
             found = find_artifacts(list(artifacts) or [locate(source)])
             step(f"loading {source}")
-            checkpoint = load_checkpoint(source, task=_task_of(task, found), random_init=random_init)
+            checkpoint = load_checkpoint(
+                source, task=_task_of(task, found), random_init=random_init, options=family_options
+            )
             comparisons = check(
                 checkpoint,
                 found,
@@ -418,6 +442,7 @@ def bench_command(
     source: str,
     task: str,
     random_init: int | None,
+    family_options: dict[str, str],
     batch: str,
     seq_len: str | None,
     threads: int,
@@ -437,7 +462,7 @@ def bench_command(
     from mra_export.bench import bench, onnx_file
     from mra_export.console import print_bench, progress
 
-    with progress(quiet=shown["quiet"]) as step, onnx_file(source, task, random_init, step) as path:
+    with progress(quiet=shown["quiet"]) as step, onnx_file(source, task, random_init, step, family_options) as path:
         rows = bench(
             path,
             batches=_sizes(batch, "--batch"),
@@ -511,6 +536,7 @@ def bundle_command(
     engines: tuple[Path, ...],
     no_check: bool,
     plugin_lib: tuple[Path, ...],
+    family_options: dict[str, str],
     triton: dict[str, Any],
     as_json: bool,
     verbose: bool,
@@ -540,7 +566,7 @@ def bundle_command(
             bundle = create_bundle(
                 source, output, engines=engines, check=not no_check, comparisons=comparisons, progress=report,
                 library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None,
-                triton=writer, **options,
+                triton=writer, options=family_options or None, **options,
             )  # fmt: skip
         except ParityError as error:
             _fail_parity("bundle", error, comparisons, as_json)

@@ -16,7 +16,7 @@ from mra_export.outputs import check_target
 from mra_export.tensorrt_backend import select_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from mra_export.export import Pooling
     from mra_export.parity import Comparison
@@ -121,6 +121,7 @@ def exported(
     *,
     task: str = "auto",
     random_init: int | None = None,
+    options: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     opset: int | None = None,
     pooling: Callable[[Path], Pooling | None] | None = None,
@@ -138,6 +139,7 @@ def exported(
         output: the engine that is to be written.
         task: of a checkpoint, as are `random_init`, `opset` and `pooling`.
         random_init: as for `load_checkpoint`.
+        options: of the checkpoint's family, as for `load_checkpoint`.
         dtype: of the export, default fp32.
         opset: as for `export_onnx`.
         pooling: gives that of `export_onnx` for the checkpoint's directory; None leaves it to the checkpoint.
@@ -164,8 +166,8 @@ def exported(
     if _needs_plugin(onnx_file, path):
         tensorrt_library(library)
     if onnx_file is not None:
-        options = {"--opset": opset, "--pooling or --normalize": pooling}
-        given = [name for name, value in options.items() if value is not None] + ["--task"] * (task != "auto")
+        unused = {"--opset": opset, "--pooling or --normalize": pooling, "--option": options or None}
+        given = [name for name, value in unused.items() if value is not None] + ["--task"] * (task != "auto")
         if given:
             raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
         yield onnx_file
@@ -177,7 +179,7 @@ def exported(
     from mra_export.export import DEFAULT_OPSET, MODEL_FILE, export_onnx
 
     progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, random_init=random_init)
+    checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
 
     def prove(stage: Path) -> None:
         from mra_export.check import check as compare

@@ -73,7 +73,7 @@ def doubled(tensors: list[Tensor]) -> list[Tensor]:
 )
 @pytest.mark.parametrize("mode", ["expectation", "fast", "projection"])
 @pytest.mark.parametrize("head_dim", [8, 24, 64, 80, 256])
-@pytest.mark.parametrize("seq_len", [1, 31, 32, 33, 96, 300])
+@pytest.mark.parametrize("seq_len", [1, 31, 33, 96, 300])
 def test_against_the_reference(
     seq_len: int, head_dim: int, mode: str, code_len: int, num_hash: int, conv_window: int
 ) -> None:
