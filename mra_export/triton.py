@@ -25,6 +25,7 @@ from mra_export.triton_config import (
     schema,
     string_tensor,
     text_of,
+    texts_config,
     tokenizer_config,
     warmups,
 )
@@ -239,7 +240,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
     if output is not None:
         names = [*_write_tokenizer(bundle, target, settings, encoders), *names]
         for encoder, _ in encoders:
-            names += _write_ensemble(target, settings, encoder, output)
+            names += _write_text_models(bundle, target, settings, encoder, output)
     engines = [variant for variant in bundle.variants if variant.backend == "tensorrt"]
     options, environment = _plugin_options(engines, encoders)
     return Repository(
@@ -499,28 +500,37 @@ def _write_tokenizer(
         bundle.inputs,
         max_batch=max(encoder.ranges["batch"].max for encoder, _ in encoders),
         instances=settings.instances,
-        settings={
-            "max_length": _longest_text(bundle, settings),
-            "max_positions": bundle.max_seq_len,
-            "pad_token_id": bundle.pad_token_id,
-        },
+        settings=_tokenizer_settings(bundle, settings),
     )
-    files = {"model.py": _model_code("tokenizer"), "tokenizer.json": bundle.tokenizer_file}
+    files = {**_model_code("tokenizer", "token_ids"), "tokenizer.json": bundle.tokenizer_file}
     names = [_write_model(target, config, files, {"text": string_tensor("A text of a few words.")})]
     if settings.pooling is not None:
         config = pooling_config(
             f"{settings.name}_pooling", encoders[0][0], mode=settings.pooling, normalize=settings.normalize,
             max_batch=max(encoder.ranges["batch"].max for encoder, _ in encoders), instances=settings.instances,
         )  # fmt: skip
-        names.append(_write_model(target, config, {"model.py": _model_code("pooling")}, {}))
+        names.append(_write_model(target, config, _model_code("pooling", "pooling"), {}))
     return names
 
 
-def _model_code(step: str) -> Path:
-    return Path(__file__).parent / "data" / "triton" / f"{step}_model.py"
+def _tokenizer_settings(bundle: Bundle, settings: TritonSettings) -> dict[str, str]:
+    return {
+        "max_length": str(_longest_text(bundle, settings)),
+        "max_positions": str(bundle.max_seq_len),
+        "pad_token_id": str(bundle.pad_token_id),
+    }
 
 
-def _write_ensemble(target: Path, settings: TritonSettings, encoder: Encoder, output: str) -> list[str]:
+def _model_code(step: str, *modules: str) -> dict[str, Path]:
+    """The code of a step: file in the version's folder -> file of this package."""
+    folder = Path(__file__).parent / "data" / "triton"
+    return {"model.py": folder / f"{step}_model.py", **{f"{m}.py": folder / f"{m}.py" for m in modules}}
+
+
+def _write_text_models(
+    bundle: Bundle, target: Path, settings: TritonSettings, encoder: Encoder, output: str
+) -> list[str]:
+    """The two ways from text to the model's output: an ensemble for one, and a model that groups many by length."""
     inputs = {tensor.name: tensor.name for tensor in encoder.inputs}
     source = "last_hidden_state" if settings.pooling is not None else output
     steps = [
@@ -528,20 +538,23 @@ def _write_ensemble(target: Path, settings: TritonSettings, encoder: Encoder, ou
         Step(encoder.name, inputs, {source: source}),
     ]
     given = next(tensor for tensor in encoder.outputs if tensor.name == source)
+    own = {"encoder_output": source}
     if settings.pooling is not None:
         given = Tensor(output, "TYPE_FP32", given.dims[-1:])
-        steps.append(
-            Step(
-                f"{settings.name}_pooling",
-                {source: source, "attention_mask": "attention_mask"},
-                {output: output},
-            )
-        )
+        taken = {source: source, "attention_mask": "attention_mask"}
+        steps.append(Step(f"{settings.name}_pooling", taken, {output: output}))
+        own |= {"mode": settings.pooling, "normalize": str(int(settings.normalize))}
     config = ensemble_config(f"{encoder.name}_text", given, steps)
     name = _write_model(target, config, {}, {})
     # Triton wants a version's folder, and neither a bucket nor a bundle keeps an empty one.
     (target / name / VERSION / "README.txt").write_text("An ensemble has no file of its own.\n", encoding="utf-8")
-    return [name]
+    assert bundle.tokenizer_file is not None
+    config = texts_config(
+        f"{encoder.name}_texts", encoder, given, instances=settings.instances, queue_delay=settings.queue_delay,
+        settings={**_tokenizer_settings(bundle, settings), **own},
+    )  # fmt: skip
+    files = {**_model_code("texts", "token_ids", "pooling"), "tokenizer.json": bundle.tokenizer_file}
+    return [name, _write_model(target, config, files, {})]
 
 
 def _plugin_options(

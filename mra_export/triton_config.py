@@ -25,6 +25,7 @@ __all__ = [
     "schema",
     "string_tensor",
     "text_of",
+    "texts_config",
     "tokenizer_config",
     "warmups",
 ]
@@ -98,6 +99,11 @@ class Step:
     model: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+
+
+_TEXT = Tensor("text", "TYPE_STRING", (1,))
+WINDOW = 8
+"""Largest batches of the encoder whose texts are grouped at once: the more, the fuller the batches of each length."""
 
 
 def schema() -> Any:
@@ -181,7 +187,7 @@ def encoder_config(encoder: Encoder, *, instances: int, queue_delay: int) -> Any
 
 
 def tokenizer_config(
-    name: str, outputs: Sequence[str], *, max_batch: int, instances: int, settings: Mapping[str, int]
+    name: str, outputs: Sequence[str], *, max_batch: int, instances: int, settings: Mapping[str, str]
 ) -> Any:
     """The configuration of the step from text to token ids.
 
@@ -196,17 +202,41 @@ def tokenizer_config(
         `ModelConfig`.
     """
     ids = [Tensor(each, "TYPE_INT64", (-1,)) for each in outputs]
-    config = _new(name, max_batch, [Tensor("text", "TYPE_STRING", (1,))], ids)
-    config.backend = "python"
-    config.default_model_filename = "model.py"
-    _add_instances(config, instances, gpu=False)
+    config = _python_model(name, max_batch, [_TEXT], ids, instances, {**settings, "block_size": str(BLOCK_SIZE)})
     _add_batching(config, 0, preferred=())
-    for key, value in {**settings, "block_size": BLOCK_SIZE}.items():
-        config.parameters[key].string_value = str(value)
     warmup = config.model_warmup.add(name="a text", batch_size=1, count=1)
     warmup.inputs["text"].data_type = schema().DataType.TYPE_STRING
     warmup.inputs["text"].dims.append(1)
     warmup.inputs["text"].input_data_file = "text"
+    return config
+
+
+def texts_config(
+    name: str, encoder: Encoder, output: Tensor, *, instances: int, queue_delay: int, settings: Mapping[str, str]
+) -> Any:
+    """The configuration of the way from many texts to `output`, which groups them by length.
+
+    Args:
+        name: of the model.
+        encoder: that it calls.
+        output: of it.
+        instances: processes.
+        queue_delay: microseconds that a request waits for others.
+        settings: those of `tokenizer_config`, "encoder_output", and with a pooling of its own "mode" and "normalize".
+
+    Returns:
+        `ModelConfig`.
+    """
+    batch = encoder.ranges["batch"].max
+    settings = {
+        **settings,
+        "block_size": str(BLOCK_SIZE),
+        "encoder": encoder.name,
+        "encoder_batch": str(batch),
+        "encoder_inputs": ",".join(tensor.name for tensor in encoder.inputs),
+    }
+    config = _python_model(name, WINDOW * batch, [_TEXT], [output], instances, settings)
+    _add_batching(config, queue_delay, preferred=())
     return config
 
 
@@ -227,13 +257,8 @@ def pooling_config(name: str, encoder: Encoder, *, mode: str, normalize: bool, m
     states = next(tensor for tensor in encoder.outputs if tensor.name == "last_hidden_state")
     mask = next(tensor for tensor in encoder.inputs if tensor.name == "attention_mask")
     vector = Tensor("sentence_embedding", "TYPE_FP32", states.dims[-1:])
-    config = _new(name, max_batch, [states, mask], [vector])
-    config.backend = "python"
-    config.default_model_filename = "model.py"
-    _add_instances(config, instances, gpu=False)
-    config.parameters["mode"].string_value = mode
-    config.parameters["normalize"].string_value = str(int(normalize))
-    return config
+    settings = {"mode": mode, "normalize": str(int(normalize))}
+    return _python_model(name, max_batch, [states, mask], [vector], instances, settings)
 
 
 def ensemble_config(name: str, output: Tensor, steps: Sequence[Step]) -> Any:
@@ -250,7 +275,7 @@ def ensemble_config(name: str, output: Tensor, steps: Sequence[Step]) -> Any:
     Returns:
         `ModelConfig`.
     """
-    config = _new(name, 1, [Tensor("text", "TYPE_STRING", (1,))], [output])
+    config = _new(name, 1, [_TEXT], [output])
     config.platform = "ensemble"
     for step in steps:
         added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
@@ -273,6 +298,23 @@ def _new(name: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[
             field.add(name=tensor.name, data_type=pb.DataType.Value(tensor.data_type), dims=tensor.dims)
     config.version_policy.latest.num_versions = 1
     config.response_cache.enable = False
+    return config
+
+
+def _python_model(
+    name: str,
+    max_batch: int,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    instances: int,
+    settings: Mapping[str, str],
+) -> Any:
+    config = _new(name, max_batch, inputs, outputs)
+    config.backend = "python"
+    config.default_model_filename = "model.py"
+    _add_instances(config, instances, gpu=False)
+    for key, value in settings.items():
+        config.parameters[key].string_value = value
     return config
 
 

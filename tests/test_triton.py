@@ -18,6 +18,7 @@ from triton_support import (
     HIDDEN,
     MAX_POSITIONS,
     TEXTS,
+    FakeError,
     configs,
     make_bundle,
     open_session,
@@ -103,7 +104,7 @@ def test_configurations_say_how_the_models_are_served(bundle: Bundle) -> None:
 
     repository = bundle.path / "triton"
     found = configs(repository)
-    assert list(found) == ["mra_onnx", "mra_onnx_text", "mra_tokenizer"]
+    assert list(found) == ["mra_onnx", "mra_onnx_text", "mra_onnx_texts", "mra_tokenizer"]
     for name, config in found.items():
         assert config.name == name  # Triton refuses others
         assert config.version_policy.latest.num_versions == 1
@@ -196,7 +197,7 @@ def test_the_tokenizer_step_gives_the_ids_of_transformers(bundle: Bundle) -> Non
         longest = max(map(len, expected["input_ids"]))
         width = min(-(-longest // 32) * 32, MAX_POSITIONS)
         padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
-        assert response.error is None
+        assert not response.has_error()
         assert list(response.tensors) == list(bundle.inputs)
         for name, array in response.tensors.items():
             assert array.dtype == np.int64
@@ -208,8 +209,8 @@ def test_the_tokenizer_step_gives_the_ids_of_transformers(bundle: Bundle) -> Non
 def test_text_that_is_no_text_fails_alone(bundle: Bundle) -> None:
     with python_model(bundle.path / "triton" / "mra_tokenizer") as execute:
         good, bad, other = execute([{"text": strings(t)} for t in ("one", b"\xff\xfe", "another one")])
-    assert "not UTF-8" in str(bad.error)
-    assert good.error is None
+    assert "not UTF-8" in str(bad.error())
+    assert not good.has_error()
     np.testing.assert_array_equal(good.tensors["attention_mask"].sum(), 3)
     np.testing.assert_array_equal(other.tensors["attention_mask"].sum(), 4)
 
@@ -280,7 +281,7 @@ def test_the_ensemble_embeds_a_text(bundle: Bundle, text: str) -> None:
 
 def test_an_ensemble_that_pools_gives_the_vectors_of_a_model_that_pools(bundle: Bundle, bare_bundle: Bundle) -> None:
     repository = bare_bundle.path / "triton"
-    assert list(configs(repository)) == ["mra_onnx", "mra_onnx_text", "mra_pooling", "mra_tokenizer"]
+    assert list(configs(repository)) == ["mra_onnx", "mra_onnx_text", "mra_onnx_texts", "mra_pooling", "mra_tokenizer"]
     session, pooled = open_session(bare_bundle), open_session(bundle)
     for text in TEXTS:
         outputs = run_ensemble(repository, "mra_onnx_text", text, session)
@@ -290,6 +291,46 @@ def test_an_ensemble_that_pools_gives_the_vectors_of_a_model_that_pools(bundle: 
 def test_the_ensemble_takes_one_text_a_request(bundle: Bundle) -> None:
     """Two texts would share their padding, and its blocks are part of the result."""
     assert read_config(bundle.path / "triton" / "mra_onnx_text").max_batch_size == 1
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_many_texts_are_grouped_by_length(bundle: Bundle, bare_bundle: Bundle, pooled: bool) -> None:
+    """Over all requests that Triton hands over, in batches within the encoder's limit; each text gets the vector it has alone."""
+    own = bundle if pooled else bare_bundle
+    session = open_session(own)
+    config = read_config(own.path / "triton" / "mra_onnx_texts")
+    assert config.max_batch_size == 8 * 32
+    called: list[tuple[int, ...]] = []
+
+    def encoder(name: str, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        assert name == "mra_onnx"
+        assert outputs == ["sentence_embedding" if pooled else "last_hidden_state"]
+        called.append(inputs["input_ids"].shape)
+        return session.run(outputs, inputs)
+
+    requests = [TEXTS, ["A sentence."] * 31, list(reversed(TEXTS)), ["one"]]
+    with python_model(own.path / "triton" / "mra_onnx_texts", encoder) as execute:
+        responses = execute([{"text": strings(*texts)} for texts in requests])
+    assert called == [(2, MAX_POSITIONS), (2, 96), (32, 32), (6, 32)]
+    reference = open_session(bundle)
+    expected = {text: vector(bundle, reference, text)[0] for texts in requests for text in texts}
+    for response, texts in zip(responses, requests, strict=True):
+        found = response.tensors["sentence_embedding"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, np.stack([expected[text] for text in texts]), atol=1e-6)
+
+
+def test_an_error_of_the_encoder_reaches_whose_texts_it_had(bundle: Bundle) -> None:
+    def encoder(name: str, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        if inputs["input_ids"].shape[1] > 32:
+            raise FakeError("out of memory")
+        return [np.zeros((len(inputs["input_ids"]), HIDDEN), np.float32)]
+
+    with python_model(bundle.path / "triton" / "mra_onnx_texts", encoder) as execute:
+        short, mixed, none = execute([{"text": strings(*texts)} for texts in (["one"], ["one", TEXTS[3]], [b"\xff"])])
+    assert short.tensors["sentence_embedding"].shape == (1, HIDDEN)
+    assert str(mixed.error()) == "out of memory"
+    assert "not UTF-8" in str(none.error())
 
 
 def test_engines_for_different_gpus_are_one_model(bundle: Bundle, tmp_path: Path) -> None:
@@ -397,7 +438,8 @@ def test_texts_are_cut_where_the_engine_ends_if_asked(bundle: Bundle, tmp_path: 
     made = with_engines(bundle, engine(bundle, "s.engine", tmp_path / "e", profiles=sizes((1, 8, 16), (1, 32, 64))))
     settings = TritonSettings(tokenizer=True, seq_len=Range(1, 32, 64))
     repository = write_model_repository(made, tmp_path / "r", settings)
-    assert repository.models == ("mra_tokenizer", "mra_onnx", "mra_trt_fp16", "mra_onnx_text", "mra_trt_fp16_text")
+    models = ["mra_onnx", "mra_trt_fp16", "mra_onnx_text", "mra_onnx_texts", "mra_trt_fp16_text", "mra_trt_fp16_texts"]
+    assert repository.models == ("mra_tokenizer", *models)
     with python_model(tmp_path / "r" / "mra_tokenizer") as execute:
         (response,) = execute([{"text": strings(TEXTS[-1])}])
     assert response.tensors["input_ids"].shape == (1, 64)
@@ -484,7 +526,7 @@ def test_the_repository_is_part_of_the_bundle(
         )
     assert stop.value.code == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["triton"]["models"] == ["mra_tokenizer", "mra_onnx", "mra_onnx_text"]
+    assert printed["triton"]["models"] == ["mra_tokenizer", "mra_onnx", "mra_onnx_text", "mra_onnx_texts"]
     assert printed["triton"]["commands"]["server"].startswith(
         f"cd '{tmp_path}/it'\"'\"'s here/triton' && tritonserver "
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
@@ -120,23 +122,59 @@ class FakeTensor:
 class FakeResponse:
     def __init__(self, output_tensors: list[FakeTensor] | None = None, error: Exception | None = None) -> None:
         self.tensors = {t.name(): t.as_numpy() for t in output_tensors or []}
-        self.error = error
+        self.failure = error
+
+    def has_error(self) -> bool:
+        return self.failure is not None
+
+    def error(self) -> Any:
+        return self.failure
+
+
+class FakeError(Exception):
+    def message(self) -> str:
+        return str(self)
 
 
 @contextmanager
-def python_model(folder: Path) -> Iterator[Any]:
+def python_model(folder: Path, encoder: Any = None) -> Iterator[Any]:
     """The model.py of a repository's folder as the python backend has it, with a stand-in for what the server gives it.
+
+    Args:
+        folder: of the model.
+        encoder: called for what the model asks of another one: name, inputs, names of outputs -> arrays.
 
     Yields:
         A function: a list of requests (input -> array) to the list of responses.
     """
+
+    class FakeRequest:
+        def __init__(
+            self, model_name: str, requested_output_names: list[str], inputs: list[FakeTensor], preferred_memory: str
+        ) -> None:
+            assert preferred_memory == "on the CPU"  # else the outputs of an engine stay on its GPU
+            self.model_name, self.names, self.inputs = model_name, requested_output_names, inputs
+
+        async def async_exec(self) -> FakeResponse:
+            try:
+                arrays = encoder(self.model_name, {t.name(): t.as_numpy() for t in self.inputs}, self.names)
+            except FakeError as error:
+                return FakeResponse(error=error)
+            return FakeResponse([FakeTensor(n, a) for n, a in zip(self.names, arrays, strict=True)])
+
     utils: Any = types.ModuleType("triton_python_backend_utils")
     utils.Tensor = FakeTensor
+    utils.InferenceRequest = FakeRequest
     utils.InferenceResponse = FakeResponse
-    utils.TritonError = RuntimeError
+    utils.TritonError = FakeError
+    utils.PreferredMemory = lambda memory: f"on the {memory}"
+    utils.TRITONSERVER_MEMORY_CPU = "CPU"
     utils.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name])
-    before = sys.modules.get(utils.__name__)
-    sys.modules[utils.__name__] = utils
+    utils.get_output_tensor_by_name = lambda response, name: FakeTensor(name, response.tensors[name])
+    names = ("triton_python_backend_utils", "token_ids", "pooling")
+    assert not set(names) & set(sys.modules)
+    sys.modules[names[0]] = utils
+    sys.path.insert(0, str(folder / "1"))  # as the backend does
     try:
         spec = importlib.util.spec_from_file_location(f"model_of_{folder.name}", folder / "1" / "model.py")
         assert spec is not None
@@ -144,19 +182,17 @@ def python_model(folder: Path) -> Iterator[Any]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         model = module.TritonPythonModel()
-        model.initialize(
-            {
-                "model_config": json.dumps(as_the_server_has_it(read_config(folder))),
-                "model_repository": str(folder),
-                "model_version": "1",
-                "model_name": folder.name,
-            }
-        )
-        yield model.execute
+        model.initialize({"model_config": json.dumps(as_the_server_has_it(read_config(folder)))})
+
+        def execute(requests: list[dict[str, np.ndarray]]) -> list[FakeResponse]:
+            answer = model.execute(requests)
+            return asyncio.run(answer) if inspect.iscoroutine(answer) else answer
+
+        yield execute
     finally:
-        sys.modules.pop(utils.__name__)
-        if before is not None:
-            sys.modules[utils.__name__] = before
+        sys.path.remove(str(folder / "1"))
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def as_the_server_has_it(config: Any) -> dict[str, Any]:
