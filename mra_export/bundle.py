@@ -95,6 +95,7 @@ def create_bundle(
     asked = _Asked(task, random_init, options, dtype, pooling, normalize)
     with _onnx_file(source, asked, library if check else None, check, made, progress) as (file, stated):
         model = read_onnx(file)
+        library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
         progress(f"writing {output}")
         with staged_directory(output, force=force) as stage:
@@ -216,7 +217,7 @@ def _open_engines(engines: Sequence[Path], plugin: Path | None) -> tuple[list[tu
                 f"{engine} was built with --strip-weights, so it cannot be served as it is. Build it without."
             )
         found[engine.name] = (engine, manifest)
-    needing = [engine for engine, manifest in found.values() if not manifest.plugin_embedded]
+    needing = [engine for engine, manifest in found.values() if manifest.plugin_name and not manifest.plugin_embedded]
     library = tensorrt_library(plugin) if needing else None
     for engine in needing:
         check_engine(engine, plugin=library)

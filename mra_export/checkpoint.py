@@ -78,6 +78,7 @@ TASKS = {
     for task in (
         Task("feature-extraction", "AutoModel", "Model", ("last_hidden_state",), per_token=True),
         Task("fill-mask", "AutoModelForMaskedLM", "ForMaskedLM", ("logits",), per_token=True),
+        Task("text-generation", "AutoModelForCausalLM", "ForCausalLM", ("logits",), per_token=True),
         Task(
             "text-classification",
             "AutoModelForSequenceClassification",
@@ -85,7 +86,6 @@ TASKS = {
             ("logits",),
             per_token=False,
         ),
-        Task("text-generation", "AutoModelForCausalLM", "ForCausalLM", ("logits",), per_token=True),
         Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", ("logits",), per_token=False),
         Task(
             "token-classification",

@@ -26,6 +26,7 @@ TASK_NAMES = (
     "auto",
     "feature-extraction",
     "fill-mask",
+    "text-generation",
     "text-classification",
     "multiple-choice",
     "token-classification",
@@ -87,7 +88,7 @@ _model_options = _options(
         multiple=True,
         metavar="NAME=VALUE",
         callback=_named_values,
-        help="A choice that the kind of model leaves open, as seed=1 for YOSO's hashes; may be repeated.",
+        help="A choice that the kind of model leaves open; `doctor` lists them. May be repeated.",
     ),
 )
 _force = click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -154,7 +155,7 @@ def from_dense_command(
 @_output("The ONNX directory to write.")
 @_model_options
 @_dtype_options("fp32", "fp32")
-@click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20]")
+@click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20, or 23 for standard attention]")
 @click.option(
     "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]"
 )
@@ -193,7 +194,7 @@ def onnx_command(
     from mra_export.check import check
     from mra_export.checkpoint import load_checkpoint
     from mra_export.console import print_comparisons, progress
-    from mra_export.export import DEFAULT_OPSET, MODEL_FILE, export_onnx
+    from mra_export.export import MODEL_FILE, export_onnx
 
     comparisons = []
     with progress(quiet=shown["quiet"]) as report:
@@ -211,7 +212,7 @@ def onnx_command(
                 checkpoint,
                 output,
                 dtype=dtype,
-                opset=DEFAULT_OPSET if opset is None else opset,
+                opset=opset,
                 pooling=_pooling(pooling, normalize, checkpoint.directory),
                 force=force,
                 finish=None if no_check else prove,
@@ -391,7 +392,10 @@ def check_command(
             found = find_artifacts(list(artifacts) or [locate(source)])
             step(f"loading {source}")
             checkpoint = load_checkpoint(
-                source, task=_task_of(task, found), random_init=random_init, options=family_options
+                source,
+                task=_task_of(task, found),
+                random_init=random_init,
+                options=family_options or _options_of(found),
             )
             comparisons = check(
                 checkpoint,
@@ -774,6 +778,17 @@ def _task_of(task: str, files: list[Path]) -> str:
         return task
     read = read_manifest if files[0].suffix == ".engine" else read_onnx
     return read(files[0]).task or task
+
+
+def _options_of(files: list[Path]) -> dict[str, Any]:
+    """The family's options with which the exported file was made, as far as they are not the default."""
+    from mra_export.runners import read_onnx
+
+    onnx_files = [file for file in files if file.suffix == ".onnx"]
+    if not onnx_files:
+        return {}
+    model = read_onnx(onnx_files[0])
+    return {name: value for name, value in model.options.items() if value != model.family.options[name].default}
 
 
 def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:

@@ -162,13 +162,14 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
 def describe_bundle(bundle: Bundle) -> str:
     """What is in a bundle, on one line, and what is missing of it."""
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    how = "native operator" if bundle.library else "function body"
+    is_standard = bundle.manifest["model"]["operator"]["nodes"] == 0
+    how = "standard operators" if is_standard else "native operator" if bundle.library else "function body"
     runs = [f"ONNX Runtime {bundle.variants[0].precision} ({how})"]
     runs += [f"{v.file.name} {v.precision} ({v.backend} {v.backend_version}, {v.gpu})" for v in bundle.variants[1:]]
     count = len(bundle.manifest["files"])
     text = f"{bundle.path}: {bundle.task}, {', '.join(runs)}; {count} files, {size / 2**20:.1f} MiB"
     notes = []
-    if bundle.library is None:
+    if bundle.library is None and not is_standard:
         notes.append(
             "no libmra_onnxruntime.so: ONNX Runtime runs it slower. Run `mra-export build` and write it again."
         )
@@ -223,6 +224,7 @@ def print_bench(rows: list[BenchRow]) -> None:
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """What `doctor` found."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -237,6 +239,9 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             "version {version} for GPUs {architectures}; headers of TensorRT {tensorrt_headers}, CUDA {cuda_runtime}; "
             "exports {exports}".format(**diagnosis.plugin),
         )
+    for name, family in diagnosis.families.items():
+        options = "".join(f"\n--option {key}=...: {text}" for key, text in family["options"].items())
+        table.add_row(f"models of type {name}", escape(family["title"] + options))
     table.add_row("GPU", ", ".join(diagnosis.gpus) or "[dim]none[/]")
     console.print(table)
     for problem in diagnosis.problems:

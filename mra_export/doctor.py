@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
 
@@ -42,6 +42,7 @@ class Diagnosis:
         plugin: what the TensorRT plugin says of itself, None where there is none or it cannot be opened: version, exports,
             architectures, tensorrt_headers, cuda_runtime.
         gpus: name and compute capability of each.
+        families: `model_type` of what can be exported -> its name, tasks and options (name -> what for).
         problems: what is missing.
     """
 
@@ -49,6 +50,7 @@ class Diagnosis:
     libraries: dict[str, str | None]
     plugin: dict[str, str] | None
     gpus: list[str]
+    families: dict[str, dict[str, Any]]
     problems: list[Problem]
 
 
@@ -58,6 +60,7 @@ _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++":
 
 def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
+    from mra_export.families import families
     from mra_export.libraries import find_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
@@ -90,12 +93,21 @@ def diagnose() -> Diagnosis:
             )
         )
     plugin, more = _tensorrt(found["tensorrt"], versions)
-    return Diagnosis(versions, libraries, plugin, gpus, problems + more)
+    known = {
+        name: {
+            "title": family.title,
+            "tasks": list(family.tasks),
+            "options": {key: f"{option.help} (default {option.default})" for key, option in family.options.items()},
+        }
+        for name, family in families().items()
+    }
+    return Diagnosis(versions, libraries, plugin, gpus, known, problems + more)
 
 
 def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:
     """What the plugin says of itself, and whether it, TensorRT, CUDA's driver and the GPU agree."""
     from mra_export.errors import MraExportError
+    from mra_export.families import families
     from mra_export.tensorrt_backend import ENTRY_POINTS, covers, driver_version, find_gpus, parse_version, plugin_info
 
     problems = []
@@ -108,7 +120,8 @@ def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[di
     elif versions["polygraphy"] is None:
         problems.append(Problem("polygraphy is not installed; `trt` needs it.", "pip install polygraphy", False))
     if library is None:
-        text = "The TensorRT plugin is not built; without it `trt` cannot build engines."
+        titles = " and ".join(family.title for family in families().values() if family.plugin)
+        text = f"The TensorRT plugin is not built; without it `trt` cannot build engines of {titles} models."
         problems.append(Problem(text, "mra-export build tensorrt", False))
         return None, problems
     try:

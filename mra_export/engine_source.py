@@ -176,7 +176,7 @@ def exported(
         raise InputError(f"{path} does not exist.")
 
     from mra_export.checkpoint import load_checkpoint
-    from mra_export.export import DEFAULT_OPSET, MODEL_FILE, export_onnx
+    from mra_export.export import MODEL_FILE, export_onnx
 
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
@@ -201,7 +201,7 @@ def exported(
             checkpoint,
             Path(folder) / "onnx",
             dtype=dtype or "fp32",
-            opset=DEFAULT_OPSET if opset is None else opset,
+            opset=opset,
             pooling=pooling(checkpoint.directory) if pooling is not None else None,
             finish=prove if check else None,
         ).model

@@ -7,7 +7,7 @@ numbered as in `docs/operator.md`. The largest tensors are [batch * heads, selec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mra_export.op_spec import (
     ATTRIBUTES,
@@ -18,6 +18,7 @@ from mra_export.op_spec import (
     NORMALIZER_EPSILON,
     OP_DOMAIN,
     OP_TYPE,
+    OP_VERSION,
     OUTPUTS,
     POOL_EPSILON,
     PRIOR_BONUS,
@@ -26,7 +27,9 @@ from mra_export.op_spec import (
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-__all__ = ["MIN_OPSET", "function_body"]
+    from mra_export.op_spec import Mra2AttentionAttributes
+
+__all__ = ["MIN_OPSET", "function_body", "operator_model"]
 
 MIN_OPSET = 18
 """ReduceMax with axes as an input and ScatterElements with reduction max came with opset 18."""
@@ -49,6 +52,41 @@ def function_body(opset: int) -> FunctionProto:
         {{ {_BODY} }}
     """
     return onnx.parser.parse_function(text)
+
+
+def operator_model(
+    attributes: Mra2AttentionAttributes,
+    hidden_size: int,
+    dtype: str = "fp32",
+    opset: int = 20,
+    functions: list[Any] | None = None,
+) -> Any:
+    """An ONNX model of the one node, with its function body.
+
+    Args:
+        attributes: the node's.
+        hidden_size: last dimension of query, key and value.
+        dtype: of query, key, value and context; one of fp32, fp16, bf16.
+        opset: of the function body.
+        functions: instead of our function body, those of a file that is to be examined.
+
+    Returns:
+        `onnx.ModelProto`; inputs and output are named as in `op_spec`, batch and sequence are dynamic.
+    """
+    from onnx import TensorProto, helper
+
+    kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
+    shape: list[str | int | None] = ["batch", "sequence", hidden_size]
+    node = helper.make_node(
+        OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()
+    )
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name in INPUTS[:3]]
+    inputs.append(helper.make_tensor_value_info(INPUTS[3], TensorProto.INT32, shape[:2]))
+    outputs = [helper.make_tensor_value_info(OUTPUTS[0], kind, shape)]
+    graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
+    bodies = [function_body(opset)] if functions is None else functions
+    return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
 
 
 # Neither Expand nor a ReduceMax over a negative axis is used: ONNX Runtime gets them wrong for an empty batch.

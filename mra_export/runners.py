@@ -15,7 +15,6 @@ import numpy as np
 
 from mra_export.errors import DependencyError, InputError
 from mra_export.families import Family, OnnxLayer, families, read_options
-from mra_export.op_spec import INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.export import Pooling
-    from mra_export.op_spec import Mra2AttentionAttributes
 
 __all__ = [
     "Array",
@@ -38,7 +36,6 @@ __all__ = [
     "Trace",
     "TransformersRunner",
     "layer_constants",
-    "operator_model",
     "read_onnx",
 ]
 
@@ -400,31 +397,6 @@ def _check_external_data(path: Path, proto: Any) -> None:
             )
 
 
-def operator_model(
-    attributes: Mra2AttentionAttributes,
-    hidden_size: int,
-    dtype: str = "fp32",
-    opset: int = 20,
-    functions: list[Any] | None = None,
-) -> Any:
-    """An ONNX model of the one node, with its function body.
-
-    Args:
-        attributes: the node's.
-        hidden_size: last dimension of query, key and value.
-        dtype: of query, key, value and context; one of fp32, fp16, bf16.
-        opset: of the function body.
-        functions: instead of our function body, those of a file that is to be examined.
-
-    Returns:
-        `onnx.ModelProto`; inputs and output are named as in `op_spec`, batch and sequence are dynamic.
-    """
-    from mra_export.families.mra import FAMILY
-
-    bodies = FAMILY.functions(opset) if functions is None else functions
-    return FAMILY.operator_model(attributes, hidden_size, dtype, opset, bodies)
-
-
 class OnnxRuntimeRunner:
     """The exported file in an ONNX Runtime session on the CPU: the function body, or with `library` the native operator."""
 
@@ -458,8 +430,7 @@ class OnnxRuntimeRunner:
             return None
         session = self._load(model.SerializeToString())
         kind = np.float16 if dtype == "fp16" else np.float32
-        feeds = {name: t.astype(kind) for name, t in zip(INPUTS, tensors, strict=False)}
-        return session.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})[0].astype(np.float32)
+        return session.run(None, _operator_feeds(tensors, mask, kind))[0].astype(np.float32)
 
     def _load(self, model: str | bytes) -> Any:
         try:
@@ -519,9 +490,14 @@ class OnnxReferenceRunner:
             return None
         evaluator = ReferenceEvaluator(model)
         with np.errstate(all="ignore"):
-            feeds = {name: t.astype(np.float32) for name, t in zip(INPUTS, tensors, strict=False)}
-            context: list[Array] = evaluator.run(None, {**feeds, INPUTS[3]: mask.astype(np.int32)})  # type: ignore[assignment]
+            context: list[Array] = evaluator.run(None, _operator_feeds(tensors, mask, np.float32))  # type: ignore[assignment]
         return context[0]
+
+
+def _operator_feeds(tensors: Sequence[Array], mask: Array, kind: Any) -> dict[str, Array]:
+    """The inputs of `Family.operator_model` from query, key, value and the mask."""
+    feeds = {name: tensor.astype(kind) for name, tensor in zip(("query", "key", "value"), tensors, strict=True)}
+    return {**feeds, "attention_mask": mask.astype(np.int32)}
 
 
 def _how(operator: str, model: OnnxModel) -> str:

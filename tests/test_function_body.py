@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 from test_reference import cases, draw
 
-from mra_export.function_body import MIN_OPSET, function_body
+from mra_export.function_body import MIN_OPSET, function_body, operator_model
 from mra_export.op_spec import Mra2AttentionAttributes
 from mra_export.reference import mra2_attention
-from mra_export.runners import operator_model
 
 NEWEST_OPSET = 25
 

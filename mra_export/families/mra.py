@@ -14,13 +14,11 @@ from mra_export.op_spec import (
     ATTRIBUTES,
     BLOCK_SIZE,
     HEAD_DIM_MULTIPLE,
-    INPUTS,
     MAX_HEAD_DIM,
     MAX_SEQ_LEN,
     OP_DOMAIN,
     OP_TYPE,
     OP_VERSION,
-    OUTPUTS,
     Mra2AttentionAttributes,
 )
 
@@ -190,20 +188,10 @@ class MraFamily(Family):
     def operator_model(
         self, attributes: Any, hidden_size: int, dtype: str, opset: int, functions: Sequence[Any]
     ) -> ModelProto:
-        """An ONNX model of one node; see `mra_export.runners.operator_model`."""
-        from onnx import TensorProto, helper
+        """An ONNX model of one node; see `mra_export.function_body.operator_model`."""
+        from mra_export.function_body import operator_model
 
-        kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
-        shape: list[str | int | None] = ["batch", "sequence", hidden_size]
-        node = helper.make_node(
-            OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()
-        )
-        inputs = [helper.make_tensor_value_info(name, kind, shape) for name in INPUTS[:3]]
-        inputs.append(helper.make_tensor_value_info(INPUTS[3], TensorProto.INT32, shape[:2]))
-        outputs = [helper.make_tensor_value_info(OUTPUTS[0], kind, shape)]
-        graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
-        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
-        return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+        return operator_model(attributes, hidden_size, dtype, opset, list(functions))
 
     def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """Tells a difference of selection from one of arithmetic."""
