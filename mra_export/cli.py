@@ -392,10 +392,7 @@ def check_command(
             found = find_artifacts(list(artifacts) or [locate(source)])
             step(f"loading {source}")
             checkpoint = load_checkpoint(
-                source,
-                task=_task_of(task, found),
-                random_init=random_init,
-                options=family_options or _options_of(found),
+                source, task=_task_of(task, found), random_init=random_init, options=family_options
             )
             comparisons = check(
                 checkpoint,
@@ -778,17 +775,6 @@ def _task_of(task: str, files: list[Path]) -> str:
         return task
     read = read_manifest if files[0].suffix == ".engine" else read_onnx
     return read(files[0]).task or task
-
-
-def _options_of(files: list[Path]) -> dict[str, Any]:
-    """The family's options with which the exported file was made, as far as they are not the default."""
-    from mra_export.runners import read_onnx
-
-    onnx_files = [file for file in files if file.suffix == ".onnx"]
-    if not onnx_files:
-        return {}
-    model = read_onnx(onnx_files[0])
-    return {name: value for name, value in model.options.items() if value != model.family.options[name].default}
 
 
 def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:
