@@ -195,7 +195,7 @@ def run_plugin(folder: Path, plugin: Path, library: Path, report: Report) -> Non
     cases, _ = case_file(folder)
     alone, both = folder / "alone", folder / "both"
     first = run([str(folder / "device_runner"), "mra", str(cases), str(alone)], folder / "runner.log")
-    second = run([str(folder / "plugin_harness"), str(plugin), str(cases), str(both)], folder / "enqueue.log")
+    second = run([str(folder / "plugin_harness"), str(plugin), "mra", str(cases), str(both)], folder / "enqueue.log")
     if first.returncode != 0 or second.returncode != 0:
         report.add("plugin enqueue", "FAILED", (first.stdout + second.stdout)[-800:])
         return

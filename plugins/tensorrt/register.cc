@@ -1,16 +1,20 @@
 // What libmra_tensorrt.so exports: the entry points of IPluginRegistry::loadLibrary, and a description of the build.
 #include "mra2_attention_plugin.h"
+#include "yoso_attention_plugin.h"
 
 #define MRA_EXPORT extern "C" __attribute__((visibility("default")))
 #define MRA_TEXT_(x) #x
 #define MRA_TEXT(x) MRA_TEXT_(x)
 
-// Two creators: TensorRT's parsers ask for the namespace "" or for the node's domain.
+// Two creators for each operator: TensorRT's parsers ask for the namespace "" or for the node's domain.
 MRA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) noexcept {
-  static mra::trt::Mra2AttentionCreator plain("");
-  static mra::trt::Mra2AttentionCreator domain(mra::kOpDomain);
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&plain, &domain};
-  count = 2;
+  using mra::trt::AttentionCreator;
+  static AttentionCreator mra2_plain(mra::trt::kMra2Attention, "");
+  static AttentionCreator mra2_domain(mra::trt::kMra2Attention, mra::kOpDomain);
+  static AttentionCreator yoso_plain(mra::trt::kYosoAttention, "");
+  static AttentionCreator yoso_domain(mra::trt::kYosoAttention, mra::kOpDomain);
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&mra2_plain, &mra2_domain, &yoso_plain, &yoso_domain};
+  count = 4;
   return creators;
 }
 

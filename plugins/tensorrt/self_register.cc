@@ -9,7 +9,7 @@
 #include <cstring>
 #include <string>
 
-#include "mra2_attention_plugin.h"
+#include "attention_plugin.h"
 
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) noexcept;
 
@@ -47,7 +47,7 @@ bool register_creators(const std::string& path) {
   nvinfer1::IPluginCreatorInterface* const* creators = getCreators(count);
   bool done = true;
   for (std::int32_t i = 0; i < count; ++i)
-    done &= function(registry, creators[i], static_cast<mra::trt::Mra2AttentionCreator*>(creators[i])->getPluginNamespace());
+    done &= function(registry, creators[i], static_cast<mra::trt::AttentionCreator*>(creators[i])->getPluginNamespace());
   return done;
 }
 
