@@ -1,70 +1,26 @@
-// The operator for ONNX Runtime's CUDA provider: the session's stream and device memory.
-#include <cstdio>
-#include <new>
-
+// The operator for ONNX Runtime's CUDA provider.
+#include "cuda_op.h"
 #include "mra2_attention_cuda.h"
 #include "mra2_attention_op.h"
 
 namespace mra::ort {
 namespace {
 
-struct CudaKernel {
-  Mra2AttentionParams attributes;
-  OrtAllocator* allocator = nullptr;  // the provider's, of device memory
-
-  ~CudaKernel() {
-    if (allocator != nullptr) api->ReleaseAllocator(allocator);
-  }
+struct Mra2Attention {
+  using Params = Mra2AttentionParams;
+  using OpType = Op;
+  static constexpr auto read_attributes = ort::read_attributes;
+  static constexpr auto read_tensors = ort::read_tensors;
+  static constexpr auto run = mra2_attention_cuda;
 };
-
-OrtStatusPtr ORT_API_CALL create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-  auto* created = new (std::nothrow) CudaKernel;
-  if (created == nullptr) return api->CreateStatus(ORT_FAIL, "Out of memory.");
-  OrtStatus* status = read_attributes(*info, static_cast<const Op*>(op)->dtype, &created->attributes);
-  if (status == nullptr) status = api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &created->allocator);
-  if (status != nullptr) {
-    delete created;
-    return status;
-  }
-  *kernel = created;
-  return nullptr;
-}
-
-OrtStatusPtr ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
-  const auto& self = *static_cast<const CudaKernel*>(kernel);
-  Mra2AttentionParams params = self.attributes;
-  MRA_RETURN_IF_ERROR(read_tensors(*context, &params));
-  if (params.batch == 0) return nullptr;
-  void* stream = nullptr;
-  MRA_RETURN_IF_ERROR(api->KernelContext_GetGPUComputeStream(context, &stream));
-  const std::size_t bytes = cuda_workspace_size(params);
-  void* workspace = self.allocator->Alloc(self.allocator, bytes);
-  char message[kMessageSize];
-  if (workspace == nullptr) {
-    std::snprintf(message, sizeof(message), "No device memory for the operator's workspace of %zu bytes.", bytes);
-    return api->CreateStatus(ORT_FAIL, message);
-  }
-  const cudaError_t error = mra2_attention_cuda(params, workspace, bytes, static_cast<cudaStream_t>(stream));
-  // The allocator gives it out again at once, but only for work that this stream does later.
-  self.allocator->Free(self.allocator, workspace);
-  if (error == cudaSuccess) return nullptr;
-  std::snprintf(message, sizeof(message),
-                "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.",
-                cudaGetErrorString(error), cudaGetErrorName(error), static_cast<long long>(params.batch),
-                static_cast<long long>(params.seq_len), static_cast<long long>(params.hidden_size),
-                static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES);
-  return api->CreateStatus(ORT_EP_FAIL, message);
-}
-
-void ORT_API_CALL destroy(void* kernel) { delete static_cast<CudaKernel*>(kernel); }
 
 }  // namespace
 
 const Op (&cuda_ops())[3] {
-  static const char provider[] = "CUDAExecutionProvider";
-  static const Op ops[] = {{provider, DType::kFloat32, create, compute, destroy},
-                           {provider, DType::kFloat16, create, compute, destroy},
-                           {provider, DType::kBFloat16, create, compute, destroy}};
+  using Functions = CudaOp<Mra2Attention>;
+  static const Op ops[] = {{kCudaProvider, DType::kFloat32, Functions::create, Functions::compute, Functions::destroy},
+                           {kCudaProvider, DType::kFloat16, Functions::create, Functions::compute, Functions::destroy},
+                           {kCudaProvider, DType::kBFloat16, Functions::create, Functions::compute, Functions::destroy}};
   return ops;
 }
 

@@ -29,6 +29,8 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
 #if defined(MRA_ONNXRUNTIME_CUDA)
     for (const Op& op : cuda_ops())
       if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+    for (const YosoOp& op : yoso_cuda_ops())
+      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
 #endif
     if (status != nullptr) {
       api->ReleaseCustomOpDomain(created);

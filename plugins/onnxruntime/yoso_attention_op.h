@@ -31,4 +31,7 @@ struct YosoOp : OrtCustomOp {
 // The ops of the CPU provider, one for each DType.
 const YosoOp (&yoso_cpu_ops())[3];
 
+// The ops of the CUDA provider, likewise; only where the library is built with MRA_CUDA.
+const YosoOp (&yoso_cuda_ops())[3];
+
 }  // namespace mra::ort

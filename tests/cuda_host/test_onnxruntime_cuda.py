@@ -17,7 +17,8 @@ from conftest import Golden, load_golden, relative_error
 from onnx import TensorProto, helper
 
 from mra_export.headers import fetch_headers, find_headers
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.op_spec import Mra2AttentionAttributes, YosoAttentionAttributes
+from mra_export.yoso_reference import draw_hash_constants, yoso_attention
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the kernels of this test are on the host")
@@ -33,8 +34,7 @@ def ort_include() -> Path:
 def host_library() -> Path:
     sources = (
         cuda_host.HERE / "onnxruntime_on_host.cc",
-        PLUGIN / "mra2_attention_op.cc",
-        PLUGIN / "mra2_attention_cuda_op.cc",
+        *(PLUGIN / f"{operator}_attention_{kind}.cc" for operator in ("mra2", "yoso") for kind in ("op", "cuda_op")),
         cuda_host.HERE.parent / "tensorrt" / "host_cuda.cc",
     )
     options = ("-isystem", str(ort_include()), f"-I{PLUGIN}", '-DMRA_CUDA_ARCHITECTURES="host"')
@@ -113,6 +113,53 @@ def test_session_computes_what_the_kernels_compute(name: str, dtype: torch.dtype
     assert relative_error(context, golden.expected) <= (2e-5 if dtype == torch.float32 else 5e-4)
 
 
+YOSO = {
+    "expectation": YosoAttentionAttributes(2, 0, 9, 0, 0, 0),
+    "expectation_conv": YosoAttentionAttributes(2, 0, 9, 0, 0, 5),
+    "lsh": YosoAttentionAttributes(2, 1, 9, 8, 1, 0),
+    "lsh_conv": YosoAttentionAttributes(2, 1, 9, 8, 0, 5),
+}
+
+
+def yoso_session(
+    library: Path, attributes: YosoAttentionAttributes, dtype: torch.dtype, head_dim: int
+) -> tuple[ort.InferenceSession, dict[str, np.ndarray]]:
+    """A session of one YosoAttention node, and inputs for it."""
+    generator = torch.Generator().manual_seed(2)
+    hidden = attributes.num_heads * head_dim
+    given = {
+        name: torch.randn(2, 70, hidden, generator=generator).to(dtype).numpy() for name in ("query", "key", "value")
+    }
+    given["attention_mask"] = np.ones((2, 70), np.int32)
+    given["attention_mask"][1, 50:] = 0
+    if attributes.mode:
+        given["hash_constants"] = draw_hash_constants(attributes, head_dim, 0).numpy()
+    if attributes.conv_window:
+        shape = (attributes.num_heads, attributes.conv_window)
+        given["conv_weight"] = torch.randn(shape, generator=generator).to(dtype).numpy()
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in given.items()
+    ]
+    node = helper.make_node("YosoAttention", list(given), ["context"], domain="mra", **attributes.as_dict())
+    outputs = [helper.make_tensor_value_info("context", ELEMENTS[dtype], given["query"].shape)]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mra", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), given
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+@pytest.mark.parametrize("name", YOSO)
+def test_yoso_session_computes_what_the_kernels_compute(name: str, dtype: torch.dtype) -> None:
+    session, given = yoso_session(host_library(), YOSO[name], dtype, 32)
+    (context,) = session.run(None, given)
+    inputs = cuda_host.yoso_inputs(*map(torch.from_numpy, given.values()), attributes=YOSO[name])
+    assert np.array_equal(context, cuda_host.run_yoso(inputs, YOSO[name]).context.numpy())
+
+
 def test_empty_batch_in_a_session() -> None:
     attributes = Mra2AttentionAttributes(1, 4, 0, 0, 0, 0.125)
     session = make_session(host_library(), attributes, torch.float32, 32)
@@ -133,10 +180,13 @@ def test_library_with_cuda_serves_the_cpu_provider_too() -> None:
     assert relative_error(context, golden.expected) <= 2e-5
 
 
-@pytest.mark.skipif(
+needs_cuda_provider = pytest.mark.skipif(
     "CUDAExecutionProvider" not in ort.get_available_providers() or not torch.cuda.is_available(),
     reason="ONNX Runtime has no CUDA provider here, or there is no GPU",
 )
+
+
+@needs_cuda_provider
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
 def test_cuda_provider(dtype: torch.dtype) -> None:
     golden = load_golden("c04_priors")
@@ -144,3 +194,16 @@ def test_cuda_provider(dtype: torch.dtype) -> None:
     session.set_providers(["CUDAExecutionProvider"])
     (context,) = session.run(None, feed(golden, dtype))
     assert relative_error(context, golden.expected) <= (2e-5 if dtype == torch.float32 else 5e-4)
+
+
+@needs_cuda_provider
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+@pytest.mark.parametrize("name", YOSO)
+def test_yoso_in_the_cuda_provider(name: str, dtype: torch.dtype) -> None:
+    session, given = yoso_session(cuda_library(), YOSO[name], dtype, 32)
+    session.set_providers(["CUDAExecutionProvider"])
+    (context,) = session.run(None, given)
+    tensors = [torch.from_numpy(value) for value in given.values()]
+    wide = [x.double() if x.dtype == dtype else x for x in tensors]
+    expected = yoso_attention(*wide[:4], YOSO[name], *wide[4:]).numpy()
+    assert relative_error(context, expected) <= (2e-5 if dtype == torch.float32 else 1e-3)

@@ -1,0 +1,71 @@
+// What the ops of ONNX Runtime's CUDA provider share: the session's stream and device memory.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <new>
+
+#include "mra2_attention_op.h"
+
+namespace mra::ort {
+
+// The three functions of an op. An Operator has Params (the params struct), OpType, read_attributes, read_tensors, and run, which is
+// the operator's launch function.
+template <typename Operator>
+struct CudaOp {
+  struct Kernel {
+    typename Operator::Params attributes;
+    OrtAllocator* allocator = nullptr;  // the provider's, of device memory
+
+    ~Kernel() {
+      if (allocator != nullptr) api->ReleaseAllocator(allocator);
+    }
+  };
+
+  static OrtStatusPtr ORT_API_CALL create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+    auto* created = new (std::nothrow) Kernel;
+    if (created == nullptr) return api->CreateStatus(ORT_FAIL, "Out of memory.");
+    OrtStatus* status =
+        Operator::read_attributes(*info, static_cast<const typename Operator::OpType*>(op)->dtype, &created->attributes);
+    if (status == nullptr) status = api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &created->allocator);
+    if (status != nullptr) {
+      delete created;
+      return status;
+    }
+    *kernel = created;
+    return nullptr;
+  }
+
+  static OrtStatusPtr ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
+    const auto& self = *static_cast<const Kernel*>(kernel);
+    typename Operator::Params params = self.attributes;
+    MRA_RETURN_IF_ERROR(Operator::read_tensors(*context, &params));
+    if (params.batch == 0) return nullptr;
+    void* stream = nullptr;
+    MRA_RETURN_IF_ERROR(api->KernelContext_GetGPUComputeStream(context, &stream));
+    const std::size_t bytes = cuda_workspace_size(params);
+    void* workspace = self.allocator->Alloc(self.allocator, bytes);
+    char message[kMessageSize];
+    if (workspace == nullptr) {
+      std::snprintf(message, sizeof(message), "No device memory for the operator's workspace of %zu bytes.", bytes);
+      return api->CreateStatus(ORT_FAIL, message);
+    }
+    const cudaError_t error = Operator::run(params, workspace, bytes, static_cast<cudaStream_t>(stream));
+    // The allocator gives it out again at once, but only for work that this stream does later.
+    self.allocator->Free(self.allocator, workspace);
+    if (error == cudaSuccess) return nullptr;
+    std::snprintf(message, sizeof(message),
+                  "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.",
+                  cudaGetErrorString(error), cudaGetErrorName(error), static_cast<long long>(params.batch),
+                  static_cast<long long>(params.seq_len), static_cast<long long>(params.hidden_size),
+                  static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES);
+    return api->CreateStatus(ORT_EP_FAIL, message);
+  }
+
+  static void ORT_API_CALL destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
+};
+
+constexpr char kCudaProvider[] = "CUDAExecutionProvider";
+
+}  // namespace mra::ort
