@@ -507,7 +507,7 @@ def _triton_options(function: Any) -> Any:
         click.option(
             "--triton-queue-delay", type=int, metavar="MICROSECONDS", help="Wait for a batch.  [default: 500]"
         ),
-        click.option("--triton-name", metavar="NAME", help="With which the models' names begin.  [default: mra]"),
+        click.option("--triton-name", metavar="NAME", help="First part of the models' names.  [default: the family]"),
         click.option(
             "--triton-library", metavar="PATH", help="Where the server has libmra_onnxruntime.so, if elsewhere."
         ),

@@ -6,11 +6,10 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.batching import padded_width
 from mra_export.engine_source import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
 from mra_export.libraries import LIBRARY_FILES
@@ -21,6 +20,7 @@ from mra_export.triton_config import (
     Tensor,
     encoder_config,
     ensemble_config,
+    padded_width,
     pooling_config,
     schema,
     string_tensor,
@@ -69,7 +69,7 @@ class TritonSettings:
         queue_delay: microseconds that a request waits for others of its shape.
         batch: sizes to serve; None for 1:8:32, with an engine for its profile.
         seq_len: tokens to serve; None for all, 128 as the usual length; with an engine for its profile.
-        name: with which the names of the models begin.
+        name: with which the names of the models begin; None for the family, as in "mra".
         library: where the server finds libmra_onnxruntime.so; None for the one in the repository.
     """
 
@@ -81,7 +81,7 @@ class TritonSettings:
     queue_delay: int = 500
     batch: Range | None = None
     seq_len: Range | None = None
-    name: str = "mra"
+    name: str | None = None
     library: str | None = None
 
 
@@ -189,7 +189,7 @@ def triton_settings(
         seq_len=None if seq_len is None else parse_range(seq_len, "--seq-len"),
         **given,
     )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", settings.name):
+    if settings.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", settings.name):
         raise InputError(
             f"--triton-name={settings.name!r} must be letters, digits, '_', '.' or '-': Triton's models are folders."
         )
@@ -228,6 +228,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
         DependencyError: Triton's schema is not installed.
     """
     settings = TritonSettings() if settings is None else settings
+    settings = replace(settings, name=settings.name or bundle.family)
     encoders, notes = _encoders(bundle, settings)
     output = _text_output(bundle, settings) if settings.tokenizer else None
     if settings.tokenizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mra_export.batching import padded_width
 from mra_export.errors import DependencyError
 from mra_export.op_spec import BLOCK_SIZE
 
@@ -21,6 +20,7 @@ __all__ = [
     "Warmup",
     "encoder_config",
     "ensemble_config",
+    "padded_width",
     "pooling_config",
     "schema",
     "string_tensor",
@@ -127,6 +127,11 @@ def text_of(config: Any) -> str:
     from google.protobuf import text_format
 
     return text_format.MessageToString(config, as_utf8=True)
+
+
+def padded_width(length: int, limit: int) -> int:
+    """Tokens to which a text of `length` tokens is padded: the end of its last block, or the model's last position."""
+    return min(-(-length // BLOCK_SIZE) * BLOCK_SIZE, limit)
 
 
 def warmups(encoder: Encoder) -> list[Warmup]:

@@ -566,3 +566,16 @@ def test_a_bundle_without_triton_has_no_repository(
     assert stop.value.code == 0
     assert json.loads(capsys.readouterr().out)["triton"] is None
     assert not [name for name in read_bundle(tmp_path / "b").manifest["files"] if name.startswith("triton/")]
+
+
+def test_the_documentation_shows_what_is_printed(bundle: Bundle, tmp_path: Path) -> None:
+    from mra_export.cli import cli
+
+    text = (Path(__file__).parent.parent / "docs" / "triton.md").read_text()
+    made = write_model_repository(bundle, tmp_path / "r", TritonSettings(tokenizer=True))
+    shown = re.sub(r" \\\n +", " ", text)
+    for name, command in made.commands(Path("minilm-bundle/triton")).items():
+        assert command in shown, f"{name}: {command}"
+    options = [option for p in cli.commands["bundle"].params for option in p.opts if option.startswith("--triton")]
+    assert len(options) > 5
+    assert [option for option in options if option not in text] == []
