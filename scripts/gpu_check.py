@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ NUM_HEADS, HEAD_DIM = 12, 64
 SEQ_LENS = (512, 1024, 2048, 4096, 8192, 16384)
 BATCHES = (1, 8, 32)
 BLOCKS_PER_ROW = (4, 8, 16)
+YOSO_HASHES = (8, 16, 32, 64)
 PIPELINE_MAX_BYTES = 40 << 30  # transformers' pipeline keeps some 60 float32 tensors of the inputs' size
 
 # Times faster than the best dense attention that the kernels have to be, by length; batch 8, 4 blocks per row.
@@ -151,7 +153,8 @@ def pytest_summary(output: str) -> str:
 
 
 def run_tests(folder: Path, library: Path, report: Report, quick: bool) -> None:
-    command = [sys.executable, "-m", "pytest", "tests/cuda_host/test_kernels.py", "-q", "-p", "no:cacheprovider"]
+    files = [f"tests/cuda_host/{name}.py" for name in ("test_kernels", "test_yoso_kernels")]
+    command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider"]
     if quick:
         command += ["-k", "golden or head_dims or ties or split"]
     done = run(command, folder / "tests.log", MRA_CUDA_TEST_LIBRARY=str(library))
@@ -160,16 +163,25 @@ def run_tests(folder: Path, library: Path, report: Report, quick: bool) -> None:
     )
 
 
-def case_file(folder: Path) -> tuple[Path, list[Any]]:
-    """The cases of the host's sanitizer tests, written out."""
+def case_files(folder: Path) -> dict[str, tuple[Path, list[int]]]:
+    """The cases of the host's sanitizer tests, written out; by operator, the file and the bytes of each context."""
     sys.path[:0] = [str(REPO / "tests" / "cuda_host"), str(REPO / "tests")]
     import cuda_host
     import test_sanitizers
+    import test_yoso_kernels
 
-    cases = list(test_sanitizers.CASES.values())
-    path = folder / "cases"
-    path.write_bytes(b"".join(cuda_host.pack_case(*case) for case in cases))
-    return path, cases
+    packed: dict[str, list[tuple[bytes, int]]] = {"mra": [], "yoso": []}
+    for case in test_sanitizers.CASES.values():
+        packed["mra"].append((cuda_host.pack_case(*case), case[0].numel() * case[0].element_size()))
+    for tensors, constants, attributes in test_yoso_kernels.SANITIZED.values():
+        inputs = cuda_host.yoso_inputs(*tensors, *constants, attributes=attributes)
+        size = tensors[0].numel() * tensors[0].element_size()
+        packed["yoso"].append((cuda_host.pack_yoso_case(inputs, attributes), size))
+    files = {}
+    for operator, cases in packed.items():
+        files[operator] = folder / f"cases.{operator}", [size for _, size in cases]
+        files[operator][0].write_bytes(b"".join(case for case, _ in cases))
+    return files
 
 
 def run_sanitizers(folder: Path, report: Report) -> None:
@@ -177,39 +189,39 @@ def run_sanitizers(folder: Path, report: Report) -> None:
     if tool is None:
         report.add("compute-sanitizer", "skipped", "it is not on the PATH")
         return
-    cases, _ = case_file(folder)
-    for check in ("memcheck", "racecheck", "synccheck"):
-        program = [str(folder / "device_runner"), "mra", str(cases), str(folder / "results")]
-        done = run([tool, "--tool", check, "--error-exitcode", "9", *program], folder / f"{check}.log")
+    for (operator, (cases, _)), check in itertools.product(
+        case_files(folder).items(), ("memcheck", "racecheck", "synccheck")
+    ):
+        program = [str(folder / "device_runner"), operator, str(cases), str(folder / "results")]
+        done = run([tool, "--tool", check, "--error-exitcode", "9", *program], folder / f"{check}.{operator}.log")
         errors = re.findall(r"(?m)^========= .*(?:SUMMARY|Error|ERROR).*$", done.stdout)
         detail = errors[-1].lstrip("= ") if errors else done.stdout[-300:]
         if "not supported" in detail.lower():
-            report.add(check, "skipped", detail)
+            report.add(f"{check}, {operator}", "skipped", detail)
         else:
-            report.add(check, "passed" if done.returncode == 0 else "FAILED", detail)
+            report.add(f"{check}, {operator}", "passed" if done.returncode == 0 else "FAILED", detail)
 
 
 def run_plugin(folder: Path, plugin: Path, library: Path, report: Report) -> None:
     """enqueue on two contexts and two streams, against what the kernels compute alone."""
     del library
-    cases, _ = case_file(folder)
-    alone, both = folder / "alone", folder / "both"
-    first = run([str(folder / "device_runner"), "mra", str(cases), str(alone)], folder / "runner.log")
-    second = run([str(folder / "plugin_harness"), str(plugin), "mra", str(cases), str(both)], folder / "enqueue.log")
-    if first.returncode != 0 or second.returncode != 0:
-        report.add("plugin enqueue", "FAILED", (first.stdout + second.stdout)[-800:])
-        return
-    import test_sanitizers
-
-    raw, doubled, at = alone.read_bytes(), both.read_bytes(), 0
-    for query, *_ in test_sanitizers.CASES.values():
-        size = query.numel() * query.element_size()
-        expected = raw[at : at + size]
-        if doubled[2 * at : 2 * at + 2 * size] != expected * 2:
-            report.add("plugin enqueue", "FAILED", "a context's output differs from the kernels'")
-            return
-        at += size
-    report.add("plugin enqueue", "passed", second.stdout.strip() + ", two contexts and streams each, bit for bit")
+    for operator, (cases, sizes) in case_files(folder).items():
+        step = f"plugin enqueue, {operator}"
+        alone, both = folder / "alone", folder / "both"
+        first = run([str(folder / "device_runner"), operator, str(cases), str(alone)], folder / "runner.log")
+        harness = [str(folder / "plugin_harness"), str(plugin), operator, str(cases), str(both)]
+        second = run(harness, folder / "enqueue.log")
+        if first.returncode != 0 or second.returncode != 0:
+            report.add(step, "FAILED", (first.stdout + second.stdout)[-800:])
+            continue
+        raw, doubled, at, same = alone.read_bytes(), both.read_bytes(), 0, True
+        for size in sizes:
+            same &= doubled[2 * at : 2 * at + 2 * size] == raw[at : at + size] * 2
+            at += size
+        if same:
+            report.add(step, "passed", second.stdout.strip() + ", two contexts and streams each, bit for bit")
+        else:
+            report.add(step, "FAILED", "a context's output differs from the kernels'")
 
 
 def run_engines(folder: Path, plugin: Path | None, report: Report) -> None:
@@ -379,14 +391,15 @@ class Operator:
 
         self.host = cuda_host
         self.library = ctypes.CDLL(str(library))
-        self.library.mra_cuda_workspace_size.restype = ctypes.c_uint64
-        self.library.mra_cuda_workspace_size.argtypes = [ctypes.POINTER(cuda_host.Call)]
-        self.library.mra_cuda_enqueue.argtypes = [
-            ctypes.POINTER(cuda_host.Call),
-            ctypes.c_void_p,
-            ctypes.c_uint64,
-            ctypes.c_void_p,
-        ]
+        functions: dict[str, tuple[Any, Any]] = {}
+        for name, call in (("mra_cuda", cuda_host.Call), ("mra_yoso", cuda_host.YosoCall)):
+            workspace_size = self.library[f"{name}_workspace_size"]
+            workspace_size.restype = ctypes.c_uint64
+            workspace_size.argtypes = [ctypes.POINTER(call)]
+            enqueue = self.library[f"{name}_enqueue"]
+            enqueue.argtypes = [ctypes.POINTER(call), ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+            functions[name] = workspace_size, enqueue
+        self.mra_cuda, self.mra_yoso = functions["mra_cuda"], functions["mra_yoso"]
 
     def prepare(self, query: Any, key: Any, value: Any, mask: Any, attributes: Any) -> tuple[Any, Callable[[], None]]:
         """The context tensor and a function that enqueues the operator on the current stream."""
@@ -394,17 +407,39 @@ class Operator:
 
         context = torch.empty_like(query)
         call = self.host.make_call(query, key, value, mask, context.data_ptr(), attributes)
-        size = int(self.library.mra_cuda_workspace_size(ctypes.byref(call)))
+        size = int(self.mra_cuda[0](ctypes.byref(call)))
         workspace = torch.empty(size, dtype=torch.uint8, device=query.device)
 
         def enqueue() -> None:
             stream = torch.cuda.current_stream().cuda_stream
-            error = self.library.mra_cuda_enqueue(ctypes.byref(call), workspace.data_ptr(), size, stream)
+            error = self.mra_cuda[1](ctypes.byref(call), workspace.data_ptr(), size, stream)
             if error:
                 raise RuntimeError(f"cudaError_t {error}")
 
         enqueue.keep = (query, key, value, mask, context, workspace)  # type: ignore[attr-defined]
         return context, enqueue
+
+    def prepare_yoso(self, query: Any, key: Any, value: Any, mask: Any, attributes: Any) -> Callable[[], None]:
+        """A function that enqueues mra::YosoAttention on the current stream."""
+        import torch
+
+        from mra_export.yoso_reference import draw_hash_constants
+
+        constants = [draw_hash_constants(attributes, HEAD_DIM, 0).to(query.device)] if attributes.mode else []
+        inputs = self.host.yoso_inputs(query, key, value, mask, *constants, attributes=attributes)
+        context = torch.empty_like(query)
+        call = self.host.make_yoso_call(inputs, context.data_ptr(), attributes)
+        size = int(self.mra_yoso[0](ctypes.byref(call)))
+        workspace = torch.empty(size, dtype=torch.uint8, device=query.device)
+
+        def enqueue() -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            error = self.mra_yoso[1](ctypes.byref(call), workspace.data_ptr(), size, stream)
+            if error:
+                raise RuntimeError(f"cudaError_t {error}")
+
+        enqueue.keep = (inputs, context, workspace)  # type: ignore[attr-defined]
+        return enqueue
 
 
 def make_inputs(batch: int, seq_len: int, seed: int) -> list[Any]:
@@ -566,6 +601,39 @@ def benchmark(operator: Operator, report: Report, quick: bool, pipeline: bool, d
     report.add("benchmark", "measured", f"{len(rows)} settings")
 
 
+def benchmark_yoso(operator: Operator, report: Report, quick: bool, deadline: float) -> None:
+    """YOSO-E and YOSO-LSH against dense attention: float16, batch 8."""
+    import torch
+
+    from mra_export.op_spec import YosoAttentionAttributes
+
+    rows: list[dict[str, Any]] = []
+    report.data["yoso_benchmark"] = rows
+    batch = 8
+    for seq_len in SEQ_LENS:
+        if quick and seq_len not in (512, 2048, 4096):
+            continue
+        if time.monotonic() > deadline:
+            report.add("YOSO benchmark", "skipped", f"from {seq_len} tokens on: out of time (--minutes)")
+            break
+        gc.collect()
+        torch.cuda.empty_cache()
+        tensors = make_inputs(batch, seq_len, 0)
+        mask = torch.ones(batch, seq_len, dtype=torch.int32, device="cuda")
+        dense = measure_dense([tensors], batch, seq_len)
+        best = min(dense.values()) if dense else None
+        for hashes in (0, *YOSO_HASHES):
+            attributes = YosoAttentionAttributes(NUM_HEADS, int(hashes > 0), 9, hashes, int(hashes > 0), 0)
+            enqueue = operator.prepare_yoso(*tensors, mask, attributes)
+            row: dict[str, Any] = {"batch": batch, "seq_len": seq_len, "num_hash": hashes}
+            row["yoso_ms"] = milliseconds(lambda _, work=enqueue: work(), 1)
+            row["dense_ms"] = best
+            row["speedup"] = best / row["yoso_ms"] if best else None
+            rows.append(row)
+            say("  " + json.dumps(row))
+    report.add("YOSO benchmark", "measured", f"{len(rows)} settings")
+
+
 def check_stages(operator: Operator, report: Report) -> None:
     """Bitwise repeatability and capture in a graph, at a size where thread blocks race."""
     import torch
@@ -610,6 +678,16 @@ def print_table(report: Report, gpu: str) -> None:
             f"{us(min(dense) if dense else None):>10} {format(row['speedup'], '.2f') if row['speedup'] else '-':>9} "
             f"{goal if goal else '-':>5} {us(row.get('transformers_ms')):>16} {us(row.get('flex_ms')):>9} "
             f"{row['share_of_copy']:>8.2f}"
+        )
+    rows = report.data.get("yoso_benchmark") or []
+    if rows:
+        print("  batch  tokens      YOSO   yoso us   dense us  speed-up")
+    for row in rows:
+        name = f"LSH {row['num_hash']}" if row["num_hash"] else "E"
+        dense_us = f"{row['dense_ms'] * 1000:.0f}" if row["dense_ms"] else "-"
+        speedup = f"{row['speedup']:.2f}" if row["speedup"] else "-"
+        print(
+            f"  {row['batch']:5} {row['seq_len']:7} {name:>9} {row['yoso_ms'] * 1000:>9.0f} {dense_us:>10} {speedup:>9}"
         )
     print("FAILED" if report.failed else "PASSED")
 
@@ -690,6 +768,7 @@ def main() -> int:
                     report.add("transformers' pipeline", "installed", kernels.detail)
                 except MraExportError as error:
                     report.add("transformers' pipeline", "skipped", str(error))
+            benchmark_yoso(operator, report, options.quick, began + options.minutes * 60)
             benchmark(operator, report, options.quick, pipeline, began + options.minutes * 60)
     report.data["steps"] = [{"step": s, "outcome": o, "detail": d} for s, o, d in report.lines]
     if options.output is not None:

@@ -68,8 +68,15 @@ def test_table_ends_with_the_verdict(gpu_check: ModuleType, failed: bool, capsys
     report.add("engines", "skipped", "no plugin")
     row = {"batch": 8, "seq_len": 4096, "blocks_per_row": 4, "mra_ms": 0.131, "flash_ms": 0.9, "cudnn_ms": 0.8}
     report.data["benchmark"] = [row | {"speedup": 6.1, "share_of_copy": 0.36, "transformers_ms": None}]
+    row = {"batch": 8, "seq_len": 4096, "dense_ms": 0.8}
+    report.data["yoso_benchmark"] = [
+        row | {"num_hash": 0, "yoso_ms": 1.0, "speedup": 0.8},
+        row | {"num_hash": 32, "yoso_ms": 0.5, "speedup": None},
+    ]
     gpu_check.print_table(report, "a GPU")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == ("FAILED" if failed else "PASSED")
-    assert lines[-2].split() == ["8", "4096", "4", "131", "800", "6.10", "5.0", "-", "-", "0.36"]
+    assert lines[-2].split() == ["8", "4096", "LSH", "32", "500", "800", "-"]
+    assert lines[-3].split() == ["8", "4096", "E", "1000", "800", "0.80"]
+    assert lines[-5].split() == ["8", "4096", "4", "131", "800", "6.10", "5.0", "-", "-", "0.36"]
     assert any("skipped   engines: no plugin" in line for line in lines)
