@@ -305,7 +305,11 @@ WRONG = {
     "cross": ({"is_decoder": True, "add_cross_attention": True}, [], "add_cross_attention=true"),
     "attentions": ({"output_attentions": True}, [], "fused attention gives no attention matrix"),
     "encoder": ({}, ["--task", "text-generation"], "text-generation needs is_decoder=true"),
-    "labels": ({"num_labels": 3}, ["--task", "question-answering"], "num_labels=3, but question-answering has 2"),
+    "labels": (
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+        ["--task", "question-answering"],
+        "num_labels=3, but question-answering has 2",
+    ),
     "old opset": ({}, ["--opset", "17"], "opset=17 must be between 18 and"),
     "option": ({}, ["--option", "seed=1"], "RoBERTa-PreLayerNorm has no option seed. Its options: none"),
     "no value": ({}, ["--option", "seed"], "'seed' must be NAME=VALUE"),

@@ -14,6 +14,8 @@ from tests.interop import ROOT, clients_python
 # What meets transformers' models. The published configurations at full size run the same code, only for longer.
 MODULES = ["test_export.py", "test_from_dense.py", "test_hf_kernels.py", "test_parity.py"]
 TOO_LARGE = "published_configurations"
+# An encoder and a decoder: the other classes of the family are these with another head.
+OTHER_FAMILIES = {"test_roberta_prelayernorm.py": "every_class and (feature-extraction or text-generation)"}
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,8 +53,20 @@ def test_core_tests_pass(tmp_path: Path, module: str) -> None:
         f"not {TOO_LARGE}",
         f"tests/{module}",
     )
+    assert_passed(done, at_least=10)
+
+
+@pytest.mark.parametrize("module", OTHER_FAMILIES)
+def test_other_families_pass(tmp_path: Path, module: str) -> None:
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--show-capture=no"]
+    assert_passed(run(tmp_path, *arguments, "-k", OTHER_FAMILIES[module], f"tests/{module}"), at_least=4)
+
+
+def assert_passed(done: subprocess.CompletedProcess[str], *, at_least: int) -> None:
     last = done.stdout.strip().splitlines()[-1:] or [done.stderr]
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert re.search(r"\d{2,} passed", last[0]), last
+    passed = re.search(r"(\d+) passed", last[0])
+    assert passed, last
+    assert int(passed[1]) >= at_least, last
     assert "failed" not in last[0]
     assert "is not installed" not in done.stdout, "something to test with is missing from the environment"
