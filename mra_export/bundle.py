@@ -72,7 +72,8 @@ def create_bundle(
         pooling: "none", "cls" or "mean"; None for the checkpoint's own, or the mean where it has none.
         normalize: whether embeddings are scaled to length 1; None for what the checkpoint says.
         options: of the checkpoint's family, as for `load_checkpoint`.
-        library: the ONNX Runtime library, None to have it found; without any, the function body serves.
+        library: the ONNX Runtime library, None for that of a bundle or to have it found; without any, the function body
+            serves.
         plugin: the TensorRT plugin, None to have it found; looked for only if an engine needs it.
         check: whether the model is compared with the checkpoint, or without one as `check_alone` does.
         triton: called with the bundle and its directory `triton`, to write a model repository there.
@@ -89,11 +90,13 @@ def create_bundle(
         DependencyError: what the check or an engine needs is missing.
     """
     check_target(output, force=force, sources=[Path(source), *engines])
+    if library is None and is_bundle(Path(source)):
+        library = read_bundle(Path(source)).library
     library = find_library("onnxruntime", library)
     opened, plugin = _open_engines(engines, plugin)
     made = comparisons if comparisons is not None else []
     asked = _Asked(task, random_init, options, dtype, pooling, normalize)
-    with _onnx_file(source, asked, library if check else None, check, made, progress) as (file, stated):
+    with _onnx_file(source, asked, library, check, made, progress) as (file, stated):
         model = read_onnx(file)
         library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
@@ -149,8 +152,11 @@ def _onnx_file(
     """The ONNX file to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
     from mra_export.parity import as_json, describe_failures
 
+    made: list[dict[str, Any]] = []
+
     def judge(found: list[Comparison]) -> None:
         comparisons.extend(found)
+        made.extend(as_json(comparison) for comparison in found)
         if failed := describe_failures(found):
             raise ParityError(f"FAILED {'; '.join(failed)}\nNothing was written; --no-check writes it nevertheless.")
 
@@ -166,16 +172,19 @@ def _onnx_file(
             raise InputError(
                 f"{file} is {model.dtype}, not {asked.dtype}. Give the checkpoint, or an export in that type."
             )
+        random_init = None
         if path.is_dir() and is_bundle(path):
-            old = verify_bundle(path).manifest
-            yield file, {**{k: old[k] for k in ("parity", "versions")}, "random_init": old["provenance"]["random_init"]}
-            return
+            old = verify_bundle(path)
+            random_init = old.manifest["provenance"]["random_init"]
+            if _same_file(old.library, library):  # then its figures hold for the new bundle too
+                yield file, {**{k: old.manifest[k] for k in ("parity", "versions")}, "random_init": random_init}
+                return
         if check:
             from mra_export.check import check_alone
 
             judge(check_alone(model, library=library, progress=progress))
-        stated = {"versions": _versions("onnxruntime") if check else {}, "random_init": None}
-        yield file, {**stated, "parity": [as_json(c) for c in comparisons] or None}
+        versions = _versions("onnxruntime") if check else {}
+        yield file, {"versions": versions, "random_init": random_init, "parity": made or None}
         return
     if path.suffix == ".onnx":
         raise InputError(f"{path} does not exist.")
@@ -199,8 +208,13 @@ def _onnx_file(
             finish=prove if check else None,
         )
         versions = _versions("onnx", "onnxscript", "torch", "transformers", *["onnxruntime"] * check)
-        parity = [as_json(c) for c in comparisons] or None
-        yield result.model, {"versions": versions, "random_init": asked.random_init, "parity": parity}
+        yield result.model, {"versions": versions, "random_init": asked.random_init, "parity": made or None}
+
+
+def _same_file(one: Path | None, other: Path | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return file_sha256(one) == file_sha256(other)
 
 
 def _open_engines(engines: Sequence[Path], plugin: Path | None) -> tuple[list[tuple[Path, Manifest]], Path | None]:
