@@ -12,7 +12,9 @@ constexpr std::int64_t kAlignment = 64;
 constexpr std::int64_t kGroupBytes = std::int64_t{128} << 20;
 // The tables of one slot stay in the second-level cache.
 constexpr std::int64_t kTableBytes = std::int64_t{256} << 10;
-constexpr std::int64_t kMaxSlots = 64;
+// As many slots as keep all tables below this, some at least: a task beyond them takes the tables of the one before.
+constexpr std::int64_t kSlotBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kMinSlots = 4, kMaxSlots = 64;
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -43,7 +45,8 @@ std::size_t lay_out(const YosoAttentionParams& params, char* base, YosoCpuPlan* 
   if (params.lsh()) {
     const std::int64_t table = (std::int64_t{1} << params.hash_code_len) * kYosoSlice;
     plan->tables = std::min<std::int64_t>({std::max<std::int64_t>(1, kTableBytes / (table * float_size)), kYosoMaxTables, params.num_hash});
-    plan->table_slots = std::min(plan->group_heads * (plan->padded_dim / kYosoSlice), kMaxSlots);
+    const std::int64_t slots = std::clamp(kSlotBytes / (plan->tables * table * float_size), kMinSlots, kMaxSlots);
+    plan->table_slots = std::min(plan->group_heads * (plan->padded_dim / kYosoSlice), slots);
     take(plan->query_codes, rows * params.num_hash);
     take(plan->key_codes, rows * params.num_hash);
     take(plan->value_slices, rows * plan->padded_dim);

@@ -360,7 +360,7 @@ void transform(float* x, std::int64_t dim, const float* sign) {
   }
 }
 
-// Working memory of one task of the hash stage: 300 KiB at most, of which it touches what the sizes need.
+// Working memory of one task of the hash stage: 180 KiB, of which it touches what the sizes need.
 struct HashScratch {
   alignas(64) float rows[kB * kMaxHeadDim];         // [32, head_dim]
   alignas(64) float columns[2][kMaxHeadDim * kB];   // of queries and keys, [head_dim, 32]

@@ -258,34 +258,32 @@ def plot(report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    colours = {"MRA": "tab:blue", "YOSO-E": "tab:green", "YOSO-LSH": "tab:orange"}
-    markers = "osD^v<>"
-    for marker, row in zip(markers, report["rows"], strict=False):
-        for kind, colour in colours.items():
+    rows = report["rows"]
+    figure, panels = pyplot.subplots(
+        1, len(rows), figsize=(3.2 * len(rows), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, row in zip(panels[0], rows, strict=True):
+        for kind, style in (("MRA", "o-"), ("YOSO-LSH", "s-"), ("YOSO-E", "D")):
             names = [m for m in METHODS if m.split()[0] == kind]
             x, y = ([row[key][m] for m in names] for key in ("ms", "against_dense"))
-            axes.plot(x, y, marker=marker, color=colour, alpha=0.8, lw=1)
-            for name, at_x, at_y in zip(names, x, y, strict=True):
-                axes.annotate(name.split()[-1] if " " in name else "E", (at_x, at_y), fontsize=6, xytext=(3, 3),
-                              textcoords="offset points")  # fmt: skip
-        dense = min(row["ms"][name] for name in DENSE)
-        axes.axvline(dense, color="grey", ls=":", lw=1)
-        axes.annotate(f"dense, {row['seq_len']}", (dense, 1.0), xycoords=("data", "axes fraction"), fontsize=6, rotation=90,
-                      va="top", ha="right")  # fmt: skip
-        axes.plot([], [], marker=marker, color="black", ls="", label=f"{row['seq_len']} tokens")
-    for kind, colour in colours.items():
-        axes.plot([], [], color=colour, label=kind)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("ms per attention layer")
-    axes.set_ylabel("error against dense softmax (unit vectors)")
-    axes.set_title(f"{report['machine']['cpu']}, {report['machine']['threads']} threads, float32", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+            panel.plot(x, y, style, label=kind)
+            for name, place in zip(names, zip(x, y, strict=True), strict=True):
+                panel.annotate(name.partition(" ")[2], place, fontsize=7, xytext=(3, 4), textcoords="offset points")
+        panel.plot(min(row["ms"][name] for name in DENSE), 0, "k*", label="dense")
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
+        panel.set_ylim(-0.05, 1.1)
+        panel.set_title(f"{row['seq_len']} tokens", fontsize=10)
+        panel.set_xlabel("ms per attention layer")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("error against dense softmax\n(unit vectors)")
+    panels[0][0].legend(fontsize=7)
+    figure.suptitle(f"{report['machine']['cpu']}, {report['machine']['threads']} threads, float32", fontsize=10)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> int:
