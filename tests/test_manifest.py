@@ -129,6 +129,7 @@ CASES: list[tuple[dict[str, Any], dict[str, str], type[MraExportError] | None, s
     ({"plugin_sha256": "f" * 64, "plugin_embedded": True}, {}, None, ""),
     ({}, {"plugin": "missing.so"}, DependencyError, "which does not exist"),
     ({"plugin_name": "Other"}, {}, InputError, "needs the plugin Other"),
+    ({"plugin_name": "YosoAttention"}, {}, None, ""),
     ({"plugin_name": "", "plugin_version": "", "plugin_sha256": "", "plugin_layers": 0}, {}, None, ""),
     ({"engine_bytes": 1001}, {}, InputError, "has 1000 bytes, its manifest says 1001: it was cut off"),
     ({"engine_sha256": "0" * 64}, {}, InputError, "the SHA-256 differs"),

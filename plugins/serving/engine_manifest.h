@@ -52,7 +52,7 @@ struct Manifest {
 };
 
 constexpr std::int64_t kManifestFormat = 1;
-constexpr const char* kPluginName = "Mra2Attention";
+constexpr std::array<const char*, 2> kPluginNames = {"Mra2Attention", "YosoAttention"};
 
 // "10.14.1" from getInferLibVersion(), which is major * 10000 + minor * 100 + patch.
 inline std::string version_text(std::int32_t version) {
@@ -491,8 +491,13 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
       return machine.plugin + " is not the plugin that " + engine +
              " was built with: the SHA-256 differs. Copy the library that was there at the build, or build the engine again.";
   }
-  if (!found.plugin_name.empty() && found.plugin_name != kPluginName)
-    return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + kPluginName + ".";
+  std::string known;
+  bool is_known = found.plugin_name.empty();
+  for (const char* name : kPluginNames) {
+    is_known = is_known || found.plugin_name == name;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  if (!is_known) return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + known + ".";
   if (manifest != nullptr) *manifest = found;
   return "";
 }
