@@ -101,7 +101,7 @@ def test_the_helper_says_what_it_cannot_do(tiny_bundle: Path, minilm_bundle: Pat
 def test_memory_stays_bounded_however_much_comes(tiny_bundle: Path, tmp_path: Path) -> None:
     """Ten times the input takes no more memory at its peak than 16 MiB: one more window would be 20 MiB of ids."""
     peaks = []
-    for count in (4_000, 40_000):
+    for count in (2_000, 20_000):
         (tmp_path / "ids").write_text("5 6 7 8\n" * count)
         script = (
             "import resource, subprocess, sys\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from mra_export.bundle_manifest import read_bundle
 from mra_export.errors import InputError
 
 pytest_plugins = ["serving_fixtures"]
-SOAK_SECONDS = float(os.environ.get("MRA_SOAK_SECONDS", "20"))
+SOAK_SECONDS = float(os.environ.get("MRA_SOAK_SECONDS", "12"))
 
 
 # The same vectors as Python.
@@ -339,6 +340,7 @@ def values(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         ("variants[1].manifest", ["variants", 1, "manifest"], "a.json"),
         ("files['LICENSE'].sha256", ["files", "LICENSE", "sha256"], "0" * 63 + "G"),
         ("files['LICENSE'].bytes", ["files", "LICENSE", "bytes"], -1),
+        ("versions['torch']", ["versions", "torch"], "x" * 5000 + "\n"),
     ]
     for where, way, value in cases:
         changed = copy.deepcopy(manifest)
@@ -387,10 +389,25 @@ def test_a_manifest_that_was_touched_is_refused(any_driver: Driver, tiny_bundle:
         (bundle / "manifest.json").write_text(text.replace(old, new))
         with pytest.raises(Refused, match="manifest_sha256"):
             any_driver.ask("verify", bundle, 0)
-    for content in (b"", b"{", b"[]", b"nothing", b'{"format": 1', b"\xff\xfe", b"{" * 100_000, text.encode()[:-3]):
+    raw = (b"\xff", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82")
+    not_utf8 = [text.encode().replace(b'"mean"', b'"' + code + b'"') for code in raw]
+    for content in (
+        b"",
+        b"{",
+        b"[]",
+        b"nothing",
+        b'{"format": 1',
+        b"\xff\xfe",
+        b"{" * 100_000,
+        text.encode()[:-3],
+        *not_utf8,
+    ):
         (bundle / "manifest.json").write_bytes(content)
         with pytest.raises(Refused, match="not a readable manifest"):
             any_driver.ask("verify", bundle, 0)
+    (bundle / "manifest.json").write_text(re.sub(r'"scale": [0-9.]+', '"scale": 1e999', text))
+    with pytest.raises(Refused, match=r"'scale'.*1e999 must be a number"):
+        any_driver.ask("verify", bundle, 0)
     for directory in (tmp_path / "nowhere", tmp_path, tiny_bundle / "manifest.json"):
         with pytest.raises(Refused, match=r"is no(t a directory| bundle)"):
             any_driver.ask("open", "m", directory)
@@ -423,7 +440,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(any_driver: Driver, tiny_b
 
 @pytest.mark.skipif(SOAK_SECONDS <= 0, reason="MRA_SOAK_SECONDS is 0")
 def test_memory_does_not_grow(shared_driver: Driver, tiny_bundle: Path) -> None:
-    """Mixed requests, bad ones among them, in 4 threads: MRA_SOAK_SECONDS of them, by default 20.
+    """Mixed requests, bad ones among them, in 4 threads, for MRA_SOAK_SECONDS, by default 12.
 
     Resident memory after the first third is the base. 8 MiB above it is the allocator's; a leak of one request's vectors
     would pass that within seconds.

@@ -160,6 +160,13 @@ def test_an_engine_gives_each_text_its_vector(
         fake.embed("m", [[5] * 129])
 
 
+def test_a_profile_may_end_within_a_block(fake: Driver, bundle: Path) -> None:
+    add_engine(bundle, max_width=100)
+    assert fake.ask("open", "m", bundle, backend_dir("static"))[5] == "100"
+    texts = mixed_texts(112, 100, 40)
+    assert relative_error(fake.embed("m", texts), expected_vectors(texts)) <= 1e-6
+
+
 @pytest.mark.parametrize("graphs", [0, 1])
 def test_contexts_are_shared_out_to_threads(graphs: int, fake: Driver, bundle: Path) -> None:
     add_engine(bundle)

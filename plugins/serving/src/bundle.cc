@@ -2,6 +2,8 @@
 #include "bundle.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -61,6 +63,23 @@ std::string shown(const Json& value) {
   return text.size() <= 80 ? text : text.substr(0, 80) + " ...";
 }
 
+// Whether bytes are UTF-8: no overlong forms, no surrogates, nothing past U+10FFFF.
+bool is_utf8(const std::string& text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto byte = [&](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
+    const unsigned first = byte(i++);
+    if (first < 0x80) continue;
+    const int more = first >= 0xC2 && first < 0xE0 ? 1 : (first & 0xF0) == 0xE0 ? 2 : first >= 0xF0 && first < 0xF5 ? 3 : 0;
+    if (more == 0) return false;
+    const unsigned second = byte(i);
+    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F))
+      return false;
+    for (int k = 0; k < more; ++k)
+      if ((byte(i++) & 0xC0) != 0x80) return false;
+  }
+  return true;
+}
+
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 // What is wrong with a value of this kind, as "must be ..."; nullptr where it is right.
@@ -88,7 +107,10 @@ const char* misfit(const Json& value, const std::string& kind) {
   if (kind == "integer") return is_integer ? nullptr : "an integer";
   if (kind == "size") return is_integer && value.integer >= 1 ? nullptr : "an integer of at least 1";
   if (kind == "count") return is_integer && value.integer >= 0 ? nullptr : "an integer of at least 0";
-  if (kind == "number") return is_integer || value.kind == Kind::kNumber ? nullptr : "a number";
+  if (kind == "number") {
+    const bool is_number = is_integer || (value.kind == Kind::kNumber && std::isfinite(std::strtod(text.c_str(), nullptr)));
+    return is_number ? nullptr : "a number, not beyond a double's";
+  }
   if (kind == "object") return value.kind == Kind::kObject ? nullptr : "an object";
   if (kind == "list") return value.kind == Kind::kArray ? nullptr : "a list";
   const std::string choices = "|" + kind + "|";
@@ -157,7 +179,11 @@ class ManifestReader {
 
   static const Json& at(const Json& object, const char* name) { return *object.find(name); }  // after check()
 
-  [[noreturn]] void refuse(const std::string& what) const { fail(Code::kInput, path_ + ": " + what + ". " + kMend); }
+  // Whatever stands in the file, the message stays readable.
+  [[noreturn]] void refuse(const std::string& what) const {
+    const std::string shortened = what.size() <= 400 ? what : what.substr(0, 200) + " ... " + what.substr(what.size() - 200);
+    fail(Code::kInput, path_ + ": " + shortened + ". " + kMend);
+  }
 
   void load() {
     std::ifstream file(path_, std::ios::binary | std::ios::ate);
@@ -169,7 +195,7 @@ class ManifestReader {
     file.seekg(0);
     file.read(text_.data(), size);
     if (!file) fail(Code::kInput, path_ + " cannot be read. " + kMend);
-    if (!detail::JsonReader(text_).read(&root_)) fail(Code::kInput, path_ + " is not a readable manifest. " + kMend);
+    if (!is_utf8(text_) || !detail::JsonReader(text_).read(&root_)) fail(Code::kInput, path_ + " is not a readable manifest. " + kMend);
     const Json* format = root_.find("format");
     if (format == nullptr || format->kind != Kind::kInteger)
       refuse("format=" + (format == nullptr ? "null" : shown(*format)) + " must be an integer: this is no manifest of a bundle");

@@ -172,10 +172,10 @@ class Embedder::Impl {
     range("max_batch_tokens", options.max_batch_tokens, 1, std::int64_t{1} << 24);
   }
 
-  // Tokens to which a text is padded: the end of its last block, or the model's longest, which has as many blocks.
+  // Tokens to which a text is padded: the end of its last block, or the longest that can be run, which has as many blocks.
   std::int64_t padded_width(std::size_t size) const {
     const auto length = static_cast<std::int64_t>(size);
-    return std::min((length + kBlockSize - 1) / kBlockSize * kBlockSize, bundle_.max_seq_len);
+    return std::min((length + kBlockSize - 1) / kBlockSize * kBlockSize, info_.max_seq_len);
   }
 
   // Whether this machine can run a variant; if so backend_, pool_ and info_ are set, else the Status says why not.

@@ -208,7 +208,7 @@ class IdReader {
   // False at the end of the input. Throws UsageError for a line that holds something else than ids.
   bool next(Ids* ids) {
     ids->clear();
-    int c = std::getc(stdin);
+    int c = getc_unlocked(stdin);
     if (c == EOF) {
       if (std::ferror(stdin)) throw UsageError{"Standard input cannot be read: " + std::string(std::strerror(errno)) + "."};
       return false;
@@ -216,14 +216,14 @@ class IdReader {
     ++line_;
     while (c != '\n' && c != EOF) {
       if (c == ' ' || c == '\t' || c == '\r') {
-        c = std::getc(stdin);
+        c = getc_unlocked(stdin);
         continue;
       }
       const bool is_negative = c == '-';
-      if (is_negative) c = std::getc(stdin);
+      if (is_negative) c = getc_unlocked(stdin);
       if (c < '0' || c > '9') refuse("holds something else than token ids: numbers with spaces between");
       std::int64_t value = 0;
-      for (; c >= '0' && c <= '9'; c = std::getc(stdin)) {
+      for (; c >= '0' && c <= '9'; c = getc_unlocked(stdin)) {
         if (value > (std::numeric_limits<std::int64_t>::max() - 9) / 10) refuse("holds a number that is no token id");
         value = value * 10 + (c - '0');
       }
