@@ -52,26 +52,26 @@ __global__ void __launch_bounds__(kFfmaThreads) yoso_ffma_kernel(YosoProblem p) 
     const bool is_token = (work.bits[tile] >> lane & 1u) != 0;
     const float key_inverse = work.inverse[1][tile * kWarp + lane];
 
-    float weight[kFfmaRows] = {};  // of key `lane`; its product with the queries first
+    float weight[1][kFfmaRows] = {};  // of key `lane`; its product with the queries first
 #pragma unroll 4
     for (int channel = 0; channel < kDim; channel += 4) {
       const float4 k = *reinterpret_cast<const float4*>(key_tile + lane * Shape::kKeyStride + channel);
 #pragma unroll
       for (int r = 0; r < kFfmaRows; ++r) {
         const float4 q = *reinterpret_cast<const float4*>(query_tile + (row0 + r) * kDim + channel);
-        weight[r] = fmaf(q.x, k.x, weight[r]);
-        weight[r] = fmaf(q.y, k.y, weight[r]);
-        weight[r] = fmaf(q.z, k.z, weight[r]);
-        weight[r] = fmaf(q.w, k.w, weight[r]);
+        weight[0][r] = fmaf(q.x, k.x, weight[0][r]);
+        weight[0][r] = fmaf(q.y, k.y, weight[0][r]);
+        weight[0][r] = fmaf(q.z, k.z, weight[0][r]);
+        weight[0][r] = fmaf(q.w, k.w, weight[0][r]);
       }
     }
 #pragma unroll
-    for (int r = 0; r < kFfmaRows; ++r) weight[r] = weight[r] * query_inverse[r] * key_inverse;
+    for (int r = 0; r < kFfmaRows; ++r) weight[0][r] = weight[0][r] * query_inverse[r] * key_inverse;
     weigh<true>(weight, p.code_len, 1.0f);
     copy_async_wait<0>();
     __syncthreads();  // the values have arrived, and the keys are used up
 #pragma unroll
-    for (int r = 0; r < kFfmaRows; ++r) weights[(row0 + r) * kWarp + lane] = is_token ? weight[r] : 0.0f;
+    for (int r = 0; r < kFfmaRows; ++r) weights[(row0 + r) * kWarp + lane] = is_token ? weight[0][r] : 0.0f;
     __syncwarp();
 #pragma unroll 2
     for (int j = 0; j < kWarp; j += 4) {

@@ -129,12 +129,14 @@ __global__ void __launch_bounds__(YosoMmaShape<kDim>::kThreads, YosoMmaShape<kDi
       const float2 inverse = *reinterpret_cast<const float2*>(key_inverse + n * 8 + pair);
 #pragma unroll
       for (int i = 0; i < 4; ++i) weights[n][i] = weights[n][i] * query_inverse[i / 2] * (i % 2 == 0 ? inverse.x : inverse.y);
-      weigh<false>(weights[n], p.code_len, kWeightScale<T>);
-      if (key_bits != 0xffffffffu) {
+    }
+    weigh<false>(weights, p.code_len, kWeightScale<T>);
+    if (key_bits != 0xffffffffu) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           if ((key_bits >> (n * 8 + pair + i % 2) & 1u) == 0) weights[n][i] = 0.0f;
-      }
     }
 
     // The accumulators of the weights are, two by two, the left operand of the product with the values.

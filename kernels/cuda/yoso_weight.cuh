@@ -69,24 +69,30 @@ __device__ __forceinline__ float acos_over_pi(float x) {
 }
 
 // Cosines, which rounding may have put outside of [-1, 1], to weights times `scale`: (1 - acos(c) / pi)^exponent.
-template <bool kPrecise, int kCount>
-__device__ __forceinline__ void weigh(float (&x)[kCount], int exponent, float scale) {
-  float base[kCount];
+template <bool kPrecise, int kRows, int kColumns>
+__device__ __forceinline__ void weigh(float (&x)[kRows][kColumns], int exponent, float scale) {
+  float base[kRows][kColumns];
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const float angle = acos_over_pi<kPrecise>(fabsf(x[i]));
-    base[i] = x[i] < 0.0f ? angle : 1.0f - angle;
-    x[i] = scale;
-  }
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const float angle = acos_over_pi<kPrecise>(fabsf(x[r][c]));
+      base[r][c] = x[r][c] < 0.0f ? angle : 1.0f - angle;
+      x[r][c] = scale;
+    }
   while (true) {  // the exponent is the same for all threads
     if ((exponent & 1) != 0) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] *= base[i];
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) x[r][c] *= base[r][c];
     }
     exponent >>= 1;
     if (exponent == 0) break;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) base[i] *= base[i];
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) base[r][c] *= base[r][c];
   }
 }
 
