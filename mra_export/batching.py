@@ -1,8 +1,8 @@
 """Length handling: which texts share a batch, so that padding costs little and no vector depends on its neighbours.
 
 The number of 32-token blocks is part of what the operator computes: a text that is padded into one more block may get another
-vector. So only texts with the same number of blocks share a batch, each padded to the end of its own last block. That is
-also cheap: less than 32 tokens of padding a text.
+vector. So only texts with the same number of blocks share a batch. Where in its last block the padding ends changes nothing; so
+within a group the texts are sorted by length, and a batch is as wide as its longest text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mra_export.op_spec import BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Batch", "collate", "padded_width", "plan_batches", "run_batched"]
+__all__ = ["Batch", "blocks_of", "collate", "padded_width", "plan_batches", "run_batched"]
 
 Array = np.ndarray[Any, Any]
 
@@ -36,8 +36,13 @@ class Batch:
     width: int
 
 
+def blocks_of(length: int) -> int:
+    """Blocks of a text of so many tokens, special tokens included; an empty one takes one block."""
+    return max(1, -(-length // BLOCK_SIZE))
+
+
 def padded_width(length: int, max_length: int | None = None) -> int:
-    """Tokens to which a text is padded: the end of its last block, or `max_length` where that comes first.
+    """Tokens to which a text may be padded without another result: the end of its last block, or of the model.
 
     Args:
         length: tokens of the text, special tokens included; an empty one takes one block.
@@ -50,7 +55,7 @@ def padded_width(length: int, max_length: int | None = None) -> int:
         raise InputError(
             f"A text of {length} tokens is longer than the model's {max_length}. Truncate it when you tokenize."
         )
-    width = max(1, -(-length // BLOCK_SIZE)) * BLOCK_SIZE
+    width = blocks_of(length) * BLOCK_SIZE
     return width if max_length is None else min(width, max_length)
 
 
@@ -62,22 +67,29 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_length: int | N
     Args:
         lengths: tokens of each text of a window.
         max_tokens: most tokens of a batch, padding included; a single text may have more.
-        max_length: as for `padded_width`.
+        max_length: positions of the model; None for no limit.
 
     Returns:
-        Batches that hold each text once. A group that needs several batches is divided evenly.
+        Batches that hold each text once, padded by less than 32 tokens. A group that needs several batches is divided evenly.
 
     Raises:
         InputError: `max_tokens` is less than 1, or a text is longer than `max_length`.
     """
     if max_tokens < 1:
         raise InputError(f"max_tokens={max_tokens} must be at least 1.")
-    widths = np.array([padded_width(int(length), max_length) for length in lengths], dtype=np.int64)
+    known = np.asarray(lengths, dtype=np.int64)
+    if max_length is not None and len(known) and known.max() > max_length:
+        raise InputError(
+            f"A text of {known.max()} tokens is longer than the model's {max_length}. Truncate it when you tokenize."
+        )
+    blocks = np.array([blocks_of(int(length)) for length in known], dtype=np.int64)
+    order = np.argsort(-known, kind="stable")
     batches = []
-    for width in sorted({int(w) for w in widths}, reverse=True):
-        rows = np.flatnonzero(widths == width)
-        parts = -(-len(rows) // max(1, max_tokens // width))
-        batches += [Batch(part, width) for part in np.array_split(rows, parts)]
+    for count in sorted({int(n) for n in blocks}, reverse=True):
+        rows = order[blocks[order] == count]
+        longest = max(1, int(known[rows[0]]))
+        parts = -(-len(rows) // max(1, max_tokens // longest))
+        batches += [Batch(part, max(1, int(known[part[0]]))) for part in np.array_split(rows, parts)]
     return batches
 
 
@@ -135,7 +147,7 @@ def run_batched(
         type_ids: as for `collate`.
         max_tokens: as for `plan_batches`.
         hidden_size: length of a vector.
-        max_length: as for `padded_width`.
+        max_length: as for `plan_batches`.
         pad_id: the padding token.
         done: called after each batch with its number of texts.
 

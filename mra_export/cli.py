@@ -602,7 +602,7 @@ def bundle_command(
 @click.option("--id-column", "id_columns", multiple=True, metavar="NAME",
               help="A column of INPUT to keep in a .parquet output; may be repeated.")  # fmt: skip
 @click.option(
-    "--batch-tokens", type=int, metavar="N", help="Most tokens of a batch, padding included.  [default: 8192]"
+    "--batch-tokens", type=int, metavar="N", help="Most tokens of a batch, padding included.  [default: 2048]"
 )
 @click.option("--threads", type=int, default=0, metavar="N",
               help="Of a session.  [default: ONNX Runtime's choice; 1 with ray]")  # fmt: skip

@@ -173,7 +173,7 @@ def embed(
         "versions": versions(),
     }
     if model.library is None:  # the function body's sums depend on them
-        settings["threads"] = threads
+        settings["threads"] = threads or int(engine == "ray")
     partial: Partial | None = None
     try:
         with Partial.open(output, data, model.hidden_size, settings, force=force) as partial:

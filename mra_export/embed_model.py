@@ -22,8 +22,8 @@ __all__ = ["DEFAULT_BATCH_TOKENS", "Encoded", "Encoder", "pool", "provider", "re
 
 TOKENS = "last_hidden_state"
 EMBEDDING = "sentence_embedding"
-DEFAULT_BATCH_TOKENS = 8192
-"""Tokens of a batch. More gains nothing on a CPU (docs/benchmarks/batching.md)."""
+DEFAULT_BATCH_TOKENS = 2048
+"""Tokens of a batch. Larger batches cost more padding and gain nothing on a CPU (docs/benchmarks/batching.md)."""
 TOKENIZE_BYTES = 1 << 20
 """Of the texts that are tokenized in one call: the tokenizer keeps what it cuts off until the call ends."""
 

@@ -32,6 +32,9 @@ __all__ = ["ChunkWorker", "ray_chunks", "require_ray"]
 OBJECT_STORE_BYTES = 256 << 20
 """Shared memory of a cluster of our own. Only finished vectors pass through it, a few MiB a chunk."""
 
+MAX_BLOCKS = 10_000
+"""Of Ray Data at most, each of which costs the driver time and memory."""
+
 
 def require_ray() -> Any:
     """The module ray, with `ray.data`.
@@ -215,7 +218,7 @@ def _cluster(ray: Any, workers: int | None, threads: int) -> Iterator[None]:
         return
     processors = len(os.sched_getaffinity(0))
     # Ray's sockets lie in here, and the path of a socket has at most 107 characters.
-    temporary = tempfile.mkdtemp(prefix="mra-ray-", dir="/tmp")
+    temporary = tempfile.mkdtemp(prefix="mra-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     try:
         with _contained():
             ray.init(
@@ -274,7 +277,8 @@ def _results(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
-        # A block a chunk: each is handed over, and written, as soon as it is done, and no more than one is lost with a worker.
+        # A block a chunk, as long as Ray can keep count of them: each is handed over, and written, as soon as it is done, and no
+        # more than one is lost with a worker.
         items = [dataclasses.asdict(chunk) for chunk in pending]
         arguments = {
             "bundle": model.path.absolute(),
@@ -285,7 +289,7 @@ def _results(
             "on": on,
             "made_by": versions(),
         }
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        done = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
             ChunkWorker,
             fn_constructor_kwargs=arguments,
             batch_size=None,

@@ -11,7 +11,7 @@ from embed_support import HIDDEN, make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mra_export.batching import Batch, collate, padded_width, plan_batches, run_batched
+from mra_export.batching import Batch, blocks_of, collate, padded_width, plan_batches, run_batched
 from mra_export.errors import InputError, MraExportError
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
@@ -23,15 +23,21 @@ def test_a_plan_holds_each_text_once_with_its_own_blocks(lengths: list[int], max
     assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
     assert [batch.width for batch in batches] == sorted((batch.width for batch in batches), reverse=True)
     for batch in batches:
-        assert list(batch.rows) == sorted(batch.rows)
         assert len(batch.rows) * batch.width <= max_tokens or len(batch.rows) == 1
+        assert batch.width == max(1, *(lengths[row] for row in batch.rows))
         for row in batch.rows:
-            assert max(1, -(-lengths[row] // 32)) * 32 == batch.width
-            assert 0 <= batch.width - lengths[row] < 32 or lengths[row] == 0
-    for width in {batch.width for batch in batches}:
-        sizes = [len(batch.rows) for batch in batches if batch.width == width]
+            assert max(1, -(-lengths[row] // 32)) == -(-batch.width // 32)
+            assert 0 <= batch.width - max(1, lengths[row]) < 32
+    for blocks in {-(-batch.width // 32) for batch in batches}:
+        group = [batch for batch in batches if -(-batch.width // 32) == blocks]
+        sizes = [len(batch.rows) for batch in group]
         assert max(sizes) - min(sizes) <= 1
-        assert len(sizes) == -(-sum(sizes) // max(1, max_tokens // width))
+        assert len(sizes) == -(-sum(sizes) // max(1, max_tokens // group[0].width))
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(0, 1), (1, 1), (32, 1), (33, 2), (64, 2), (512, 16)])
+def test_the_blocks_of_a_text(length: int, blocks: int) -> None:
+    assert blocks_of(length) == blocks
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,9 @@ def test_the_width_is_the_end_of_the_last_block(length: int, limit: int | None, 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="81 tokens is longer than the model's 80"):
         padded_width(81, 80)
+    with pytest.raises(InputError, match="81 tokens is longer than the model's 80"):
+        plan_batches([3, 81], max_tokens=100, max_length=80)
+    assert plan_batches([3, 80], max_tokens=100, max_length=80)[0].width == 80
     with pytest.raises(InputError, match="max_tokens=0 must be at least 1"):
         plan_batches([3], max_tokens=0)
 
@@ -59,9 +68,11 @@ def test_the_inputs_of_a_batch() -> None:
 
 
 def _describe(inputs: dict[str, Any]) -> np.ndarray:
-    """A stand-in for the model: each row's tokens and width."""
+    """A stand-in for the model: each row's tokens and blocks."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    return np.stack([(ids * mask).sum(1), mask.sum(1), np.full(len(ids), ids.shape[1])], axis=1).astype(np.float32)
+    return np.stack([(ids * mask).sum(1), mask.sum(1), np.full(len(ids), -(-ids.shape[1] // 32))], axis=1).astype(
+        np.float32
+    )
 
 
 @given(LENGTHS, st.integers(1, 2000), st.randoms(use_true_random=False))
@@ -71,9 +82,8 @@ def test_vectors_come_back_in_order_whatever_the_company(lengths: list[int], max
     vectors, computed = run_batched(_describe, texts, max_tokens=max_tokens, hidden_size=3, done=seen.append)
     assert vectors.dtype == np.float32
     assert sum(seen) == len(texts)
-    widths = [padded_width(len(text)) for text in texts]
-    assert vectors.tolist() == [[sum(t), len(t), w] for t, w in zip(texts, widths, strict=True)]
-    assert computed == sum(widths)
+    assert vectors.tolist() == [[sum(text), len(text), blocks_of(len(text))] for text in texts]
+    assert computed == sum(len(b.rows) * b.width for b in plan_batches(lengths, max_tokens=max_tokens))
 
 
 def test_a_model_of_another_size_is_refused() -> None:

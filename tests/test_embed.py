@@ -544,7 +544,7 @@ def test_a_run_with_something_else_is_not_continued(bundle: Path, lines: Path, e
     changed = write_lines(tmp_path / "t.txt", ["other", *TEXTS[1:]])
     with pytest.raises(InputError, match=r"holds the work of another run: the input file was another one. Add --force"):
         embed(bundle, changed, output, chunk_rows=20)
-    with pytest.raises(InputError, match="batch_tokens was 8192, now 64"):
+    with pytest.raises(InputError, match="batch_tokens was 2048, now 64"):
         embed(bundle, lines, output, chunk_rows=20, batch_tokens=64)
     other = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = json.loads((other / "manifest.json").read_text())
