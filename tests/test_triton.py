@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from conftest import save_checkpoint
 from triton_support import (
     HIDDEN,
     MAX_POSITIONS,
     TEXTS,
     FakeError,
     configs,
+    copy_tokenizer,
     make_bundle,
     open_session,
     python_model,
@@ -28,12 +32,13 @@ from triton_support import (
     vector,
 )
 
-from mra_export.bundle import Bundle, Variant, read_bundle, verify_bundle
+from mra_export.bundle import Bundle, Variant, create_bundle, read_bundle, verify_bundle
+from mra_export.checkpoint import load_checkpoint
 from mra_export.engine_source import Range
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import Pooling, pool
+from mra_export.export import Pooling, export_onnx, pool
 from mra_export.libraries import find_library
-from mra_export.triton import TritonSettings, triton_settings, write_model_repository
+from mra_export.triton import RepositoryWriter, TritonSettings, triton_settings, write_model_repository
 
 pytest.importorskip(
     "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"
@@ -361,6 +366,39 @@ def test_engines_for_different_gpus_are_one_model(bundle: Bundle, tmp_path: Path
         shapes = [(w.batch_size, *w.inputs["input_ids"].dims) for w in config.model_warmup]
         assert max(shapes) == (batch, longest)  # the largest fits in the GPU's memory, or the server does not start
         assert all(1 <= rows <= batch and 1 <= length <= longest for rows, length in shapes)
+
+
+@pytest.mark.parametrize("class_name", ["MraForMultipleChoice", "MraForSequenceClassification"])
+def test_other_tasks(class_name: str, minilm_dense: Path, tmp_path: Path) -> None:
+    """Three axes for multiple choice; logits for a text in text classification. Weights in a file of their own, too."""
+    source = save_checkpoint(tmp_path / "checkpoint", class_name, vocab_size=30522, num_hidden_layers=1, pad_token_id=0)
+    copy_tokenizer(minilm_dense, source)
+    directory = export_onnx(load_checkpoint(source), tmp_path / "onnx").directory
+    file = directory / "onnx" / "model.onnx"
+    onnx.save_model(
+        onnx.load(str(file)), str(file), save_as_external_data=True, location="model.onnx_data", size_threshold=1024
+    )
+    text = class_name == "MraForSequenceClassification"
+    create_bundle(directory, tmp_path / "b", check=False, triton=RepositoryWriter(TritonSettings(tokenizer=text)))
+    folder = tmp_path / "b" / "triton" / "mra_onnx"
+    session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    config = read_config(folder)
+    assert {tuple(each.dims) for each in config.input} == {(-1,) if text else (-1, -1)}
+    for warmup in config.model_warmup:
+        feed = {}
+        for name, value in warmup.inputs.items():
+            path = folder / "warmup" / value.input_data_file
+            shape = (warmup.batch_size, *value.dims)
+            row = np.zeros(value.dims, np.int64) if value.zero_data else np.fromfile(path, "<i8", np.prod(value.dims))
+            feed[name] = np.broadcast_to(row.reshape(value.dims), shape)
+        (logits,) = session.run(None, feed)
+        assert logits.shape == (warmup.batch_size, *([3] if text else value.dims[:1]))
+        assert np.isfinite(logits).all()
+    if text:
+        outputs = run_ensemble(folder.parent, "mra_onnx_text", TEXTS[3], session)
+        made = read_bundle(tmp_path / "b")
+        np.testing.assert_allclose(outputs["logits"], vector(made, session, TEXTS[3], "logits"), atol=1e-6)
+        assert list(read_config(folder.parent / "mra_onnx_texts").output[0].dims) == [3]
 
 
 def test_engines_find_the_plugin(bundle: Bundle, tmp_path: Path) -> None:

@@ -45,10 +45,14 @@ def make_checkpoint(minilm_dense: Path, root: Path) -> Path:
         num_hidden_layers=1,
         max_position_embeddings=MAX_POSITIONS,
     )
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (minilm_dense / name).is_file():
-            shutil.copyfile(minilm_dense / name, directory / name)
+    copy_tokenizer(minilm_dense, directory)
     return directory
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 @functools.cache
