@@ -83,8 +83,8 @@ std::string open(const Fields& fields) {  // open NAME DIRECTORY OPTION=VALUE...
   Result<Embedder> opened = Embedder::open(fields.at(2), options_of(fields, 3));
   if (!opened) return error(opened.status());
   const Info& info = opened->info();
-  std::string answer = "ok\t" + info.backend + "\t" + info.file + "\t" + info.device + "\t" + info.backend_version + "\t" + info.pooling + "\t" +
-                       std::to_string(info.max_seq_len);
+  std::string answer = "ok\t" + info.backend + "\t" + info.file + "\t" + info.device + "\t" + info.backend_version + "\t" +
+                       info.pooling + "\t" + std::to_string(info.max_seq_len);
   for (const std::string& reason : info.passed_over) answer += "\t" + reason;
   embedders.emplace(fields.at(1), std::move(*opened));
   return answer;
@@ -94,13 +94,15 @@ std::string embed(const Fields& fields) {  // embed NAME FILE TEXTS: writes floa
   const Result<Matrix> vectors = embedders.at(fields.at(1)).embed(texts_of(fields.size() > 3 ? fields[3] : ""));
   if (!vectors) return error(vectors.status());
   std::ofstream file(fields.at(2), std::ios::binary);
-  file.write(reinterpret_cast<const char*>(vectors->values.data()), static_cast<std::streamsize>(vectors->values.size() * sizeof(float)));
+  file.write(reinterpret_cast<const char*>(vectors->values.data()),
+             static_cast<std::streamsize>(vectors->values.size() * sizeof(float)));
   return "ok\t" + std::to_string(vectors->rows) + "\t" + std::to_string(vectors->columns);
 }
 
 std::string counters(const Fields& fields) {
   const Counters c = embedders.at(fields.at(1)).counters();
-  return "ok\t" + std::to_string(c.texts) + "\t" + std::to_string(c.tokens) + "\t" + std::to_string(c.padded_tokens) + "\t" + std::to_string(c.runs);
+  return "ok\t" + std::to_string(c.texts) + "\t" + std::to_string(c.tokens) + "\t" + std::to_string(c.padded_tokens) + "\t" +
+         std::to_string(c.runs);
 }
 
 // Calls that no caller should make; each must be answered with an error, and the process lives on.
@@ -127,7 +129,8 @@ std::string misuse(const Fields& fields) {
   return embedder.embed({{5}}) ? "ok\t" + said : "error\t1\tmoving back";
 }
 
-// Many threads, each with its own choice of TEXTS in each round; the largest difference from what one thread gets for each text alone.
+// Many threads, each with its own choice of TEXTS in each round; the largest difference from what one thread gets for each text
+// alone.
 std::string threads(const Fields& fields) {  // threads NAME THREADS ROUNDS TEXTS
   const Embedder& embedder = embedders.at(fields.at(1));
   const Texts texts = texts_of(fields.at(4));
@@ -157,7 +160,8 @@ std::string threads(const Fields& fields) {  // threads NAME THREADS ROUNDS TEXT
       }
       for (std::size_t row = 0; row < which.size(); ++row)
         for (std::size_t d = 0; d < vectors->columns; ++d)
-          worst[number] = std::max(worst[number], std::abs(static_cast<double>(vectors->row(row)[d]) - static_cast<double>(alone[which[row]][d])));
+          worst[number] = std::max(worst[number],
+                                   std::abs(static_cast<double>(vectors->row(row)[d]) - static_cast<double>(alone[which[row]][d])));
     }
   };
   std::vector<std::thread> running;
@@ -196,7 +200,8 @@ std::string soak(const Fields& fields) {  // soak NAME THREADS SECONDS
       if (kind == 0) victim.clear();
       if (kind == 1) victim.resize(static_cast<std::size_t>(embedder.info().max_seq_len) + 1 + below(1000));
       if (kind == 2) victim.back() = static_cast<std::int64_t>(generator());
-      const bool is_bad = kind == 0 || kind == 1 || (kind == 2 && (victim.back() < 0 || victim.back() >= embedder.info().vocab_size));
+      const bool is_bad =
+          kind == 0 || kind == 1 || (kind == 2 && (victim.back() < 0 || victim.back() >= embedder.info().vocab_size));
       const Result<Matrix> vectors = embedder.embed(texts);
       if (static_cast<bool>(vectors) == is_bad) ++wrong;
       if (vectors) ++good;
@@ -214,8 +219,8 @@ std::string soak(const Fields& fields) {  // soak NAME THREADS SECONDS
     most = std::max(most, last);
   }
   for (std::thread& thread : running) thread.join();
-  return "ok\t" + std::to_string(warm) + "\t" + std::to_string(most) + "\t" + std::to_string(last) + "\t" + std::to_string(good) + "\t" +
-         std::to_string(refused) + "\t" + std::to_string(wrong);
+  return "ok\t" + std::to_string(warm) + "\t" + std::to_string(most) + "\t" + std::to_string(last) + "\t" + std::to_string(good) +
+         "\t" + std::to_string(refused) + "\t" + std::to_string(wrong);
 }
 
 std::string answer(const Fields& fields) {

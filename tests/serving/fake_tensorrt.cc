@@ -152,9 +152,13 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorNoDevice ? "no CUDA-capable device is detected" : error == cudaErrorMemoryAllocation ? "out of memory" : "an illegal memory access";
+  return error == cudaErrorNoDevice           ? "no CUDA-capable device is detected"
+         : error == cudaErrorMemoryAllocation ? "out of memory"
+                                              : "an illegal memory access";
 }
-const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorOther"; }
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorOther";
+}
 }
 
 // TensorRT.
@@ -180,7 +184,9 @@ class Engine final : public ICudaEngine, public VCudaEngineStub {
   ICudaEngine* getPImpl() noexcept override { return this; }
   std::int32_t getNbIOTensors() const noexcept override { return static_cast<std::int32_t>(names_.size()); }
   const char* getIOTensorName(std::int32_t i) const noexcept override { return names_[static_cast<std::size_t>(i)].c_str(); }
-  TensorIOMode getTensorIOMode(const char* name) const noexcept override { return is_input(name) ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT; }
+  TensorIOMode getTensorIOMode(const char* name) const noexcept override {
+    return is_input(name) ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
+  }
   DataType getTensorDataType(const char* name) const noexcept override {
     if (settings_["half"] != 0 && !is_input(name)) return DataType::kHALF;
     return is_input(name) ? DataType::kINT64 : DataType::kFLOAT;
@@ -196,7 +202,9 @@ class Engine final : public ICudaEngine, public VCudaEngineStub {
   std::int64_t getDeviceMemorySizeV2() const noexcept override { return settings_["working"]; }
   IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override;
 
-  static bool is_input(const std::string& name) { return name == "input_ids" || name == "attention_mask" || name == "token_type_ids"; }
+  static bool is_input(const std::string& name) {
+    return name == "input_ids" || name == "attention_mask" || name == "token_type_ids";
+  }
   const Settings& settings() const { return settings_; }
   const std::vector<std::string>& names() const { return names_; }
 
@@ -219,15 +227,17 @@ class Context final : public IExecutionContext, public VExecutionContextStub {
   }
   bool setInputShape(const char* name, const Dims& dims) noexcept override {
     const Settings& s = engine_.settings();
-    if (!Engine::is_input(name) || dims.nbDims != 2 || dims.d[0] < s["min_rows"] || dims.d[0] > s["max_rows"] || dims.d[1] < s["min_width"] ||
-        dims.d[1] > s["max_width"]) {
+    if (!Engine::is_input(name) || dims.nbDims != 2 || dims.d[0] < s["min_rows"] || dims.d[0] > s["max_rows"] ||
+        dims.d[1] < s["min_width"] || dims.d[1] > s["max_width"]) {
       logger->log(ILogger::Severity::kERROR, "setInputShape: outside the profile");
       return false;
     }
     shapes_[name] = dims;
     return true;
   }
-  bool allInputDimensionsSpecified() const noexcept override { return shapes_.size() == static_cast<std::size_t>(engine_.settings()["types"] != 0 ? 3 : 2); }
+  bool allInputDimensionsSpecified() const noexcept override {
+    return shapes_.size() == static_cast<std::size_t>(engine_.settings()["types"] != 0 ? 3 : 2);
+  }
   Dims getTensorShape(const char* name) const noexcept override {
     if (Engine::is_input(name)) return shapes_.at(name);
     Dims dims = shapes_.at("input_ids");
@@ -246,16 +256,16 @@ class Context final : public IExecutionContext, public VExecutionContextStub {
       if (addresses_[name] == nullptr) stop("a tensor without an address");
     // Everything as it is now: a graph keeps it.
     const Dims shape = shapes_.at("input_ids");
-    stream->queue.push_back([addresses = addresses_, rows = shape.d[0], width = shape.d[1], working = working_, settings = engine_.settings()] {
-      return compute(addresses, rows, width, working, settings);
-    });
+    stream->queue.push_back([addresses = addresses_, rows = shape.d[0], width = shape.d[1], working = working_,
+                             settings = engine_.settings()] { return compute(addresses, rows, width, working, settings); });
     return true;
   }
 
  private:
   // Of token t with the id x, number d of the state is ((31 x + 7 t + 13 d) mod 101) / 101 + blocks; a vector is the mean over
   // the tokens. The id 113 at a row's start stands for a fault on the device.
-  static cudaError_t compute(std::map<std::string, void*> addresses, std::int64_t rows, std::int64_t width, void* working, const Settings& settings) {
+  static cudaError_t compute(std::map<std::string, void*> addresses, std::int64_t rows, std::int64_t width, void* working,
+                             const Settings& settings) {
     const std::int64_t hidden = settings["hidden"], blocks = (width + 31) / 32;
     std::memset(working, 0xee, static_cast<std::size_t>(settings["working"]));
     const auto* ids = static_cast<const std::int64_t*>(addresses["input_ids"]);
@@ -274,7 +284,8 @@ class Context final : public IExecutionContext, public VExecutionContextStub {
       for (std::int64_t d = 0; d < hidden; ++d) {
         double sum = 0;
         for (std::int64_t t = 0; t < width; ++t) {
-          const double state = static_cast<double>((31 * ids[row * width + t] + 7 * t + 13 * d) % 101) / 101 + static_cast<double>(blocks);
+          const double state =
+              static_cast<double>((31 * ids[row * width + t] + 7 * t + 13 * d) % 101) / 101 + static_cast<double>(blocks);
           states[(row * width + t) * hidden + d] = static_cast<float>(state);
           if (mask[row * width + t] != 0) sum += state;
         }

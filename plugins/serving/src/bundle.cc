@@ -44,8 +44,10 @@ constexpr const char* kSchema = R"({
   "license": ["?", {"id": "?word", "name": "?word", "link": "?word", "source": "?word", "file": "?word"}],
   "provenance": {"source": "?word", "base_model": ["word"], "random_init": "?count"}
 })";
-constexpr const char* kOnnxSchema = R"({"backend": "onnxruntime", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word"})";
-constexpr const char* kEngineSchema = R"({"backend": "tensorrt|rtx", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word",
+constexpr const char* kOnnxSchema =
+    R"({"backend": "onnxruntime", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word"})";
+constexpr const char* kEngineSchema =
+    R"({"backend": "tensorrt|rtx", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word",
   "backend_version": "word", "version_compatible": "boolean", "compute_capability": "capability", "hardware_compatible": "boolean",
   "gpu": "text", "manifest": "word", "profiles": {"*": {"min": ["size"], "opt": ["size"], "max": ["size"]}}})";
 
@@ -72,7 +74,8 @@ bool is_utf8(const std::string& text) {
     const int more = first >= 0xC2 && first < 0xE0 ? 1 : (first & 0xF0) == 0xE0 ? 2 : first >= 0xF0 && first < 0xF5 ? 3 : 0;
     if (more == 0) return false;
     const unsigned second = byte(i);
-    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F))
+    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) ||
+        (first == 0xF4 && second > 0x8F))
       return false;
     for (int k = 0; k < more; ++k)
       if ((byte(i++) & 0xC0) != 0x80) return false;
@@ -114,7 +117,8 @@ const char* misfit(const Json& value, const std::string& kind) {
   if (kind == "object") return value.kind == Kind::kObject ? nullptr : "an object";
   if (kind == "list") return value.kind == Kind::kArray ? nullptr : "a list";
   const std::string choices = "|" + kind + "|";
-  return is_string && text.find('|') == std::string::npos && choices.find("|" + text + "|") != std::string::npos ? nullptr : "one of";
+  const bool is_choice = is_string && text.find('|') == std::string::npos && choices.find("|" + text + "|") != std::string::npos;
+  return is_choice ? nullptr : "one of";
 }
 
 class ManifestReader {
@@ -125,7 +129,8 @@ class ManifestReader {
     std::error_code error;
     if (!fs::is_directory(directory_, error))
       fail(Code::kInput, directory_ + " is not a directory. Give a bundle that `mra-export bundle` wrote.");
-    if (!fs::is_regular_file(path_, error)) fail(Code::kInput, path_ + " does not exist, so " + directory_ + " is no bundle. " + kMend);
+    if (!fs::is_regular_file(path_, error))
+      fail(Code::kInput, path_ + " does not exist, so " + directory_ + " is no bundle. " + kMend);
     load();
     check(root_, schema(kSchema), "");
     check_seal();
@@ -141,10 +146,12 @@ class ManifestReader {
     for (std::size_t i = 0; i < files.names.size(); ++i) {
       const std::string file = directory_ + "/" + files.names[i];
       std::error_code error;
-      if (!fs::is_regular_file(file, error)) fail(Code::kInput, file + " is missing, or is no file: manifest.json lists it. " + kMend);
+      if (!fs::is_regular_file(file, error))
+        fail(Code::kInput, file + " is missing, or is no file: manifest.json lists it. " + kMend);
       // Links may lead to a file of the bundle, not out of it.
       const std::string within = fs::canonical(file).lexically_relative(fs::canonical(directory_)).generic_string();
-      if (within.rfind("..", 0) == 0) fail(Code::kInput, file + " leads out of the bundle, to " + fs::canonical(file).string() + ". " + kMend);
+      if (within == ".." || within.rfind("../", 0) == 0)
+        fail(Code::kInput, file + " leads out of the bundle, to " + fs::canonical(file).string() + ". " + kMend);
       std::int64_t size = 0;
       std::string sha256;
       const std::int64_t stated = at(files.items[i], "bytes").integer;
@@ -158,7 +165,8 @@ class ManifestReader {
     }
     std::set<std::string> listed(files.names.begin(), files.names.end()), folders;
     for (const std::string& name : files.names)
-      for (std::size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) folders.insert(name.substr(0, slash));
+      for (std::size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1))
+        folders.insert(name.substr(0, slash));
     listed.insert("manifest.json");
     const fs::path root(directory_);
     for (fs::recursive_directory_iterator entry(root), end; entry != end; ++entry) {
@@ -195,7 +203,8 @@ class ManifestReader {
     file.seekg(0);
     file.read(text_.data(), size);
     if (!file) fail(Code::kInput, path_ + " cannot be read. " + kMend);
-    if (!is_utf8(text_) || !detail::JsonReader(text_).read(&root_)) fail(Code::kInput, path_ + " is not a readable manifest. " + kMend);
+    if (!is_utf8(text_) || !detail::JsonReader(text_).read(&root_))
+      fail(Code::kInput, path_ + " is not a readable manifest. " + kMend);
     const Json* format = root_.find("format");
     if (format == nullptr || format->kind != Kind::kInteger)
       refuse("format=" + (format == nullptr ? "null" : shown(*format)) + " must be an integer: this is no manifest of a bundle");
@@ -218,7 +227,8 @@ class ManifestReader {
       if (value.kind != Kind::kNull) check(value, kind.items[1], where);
     } else if (kind.kind == Kind::kArray) {
       if (value.kind != Kind::kArray) refuse(name + "=" + shown(value) + " must be a list");
-      for (std::size_t i = 0; i < value.items.size(); ++i) check(value.items[i], kind.items[0], where + "[" + std::to_string(i) + "]");
+      for (std::size_t i = 0; i < value.items.size(); ++i)
+        check(value.items[i], kind.items[0], where + "[" + std::to_string(i) + "]");
     } else {
       if (value.kind != Kind::kObject) refuse(name + "=" + shown(value) + " must be an object");
       std::set<std::string> seen;

@@ -80,7 +80,8 @@ class Pool {
     auto slot = std::make_unique<Slot>();
     if (Status status = backend_->make_context(&slot->context); !status.ok()) throw Failure{std::move(status)};
     const Limits limits = backend_->limits();
-    const std::int64_t rows = std::min(limits.max_rows, std::max<std::int64_t>(1, limits.max_tokens / std::min(kBlockSize, limits.max_width)));
+    const std::int64_t rows =
+        std::min(limits.max_rows, std::max<std::int64_t>(1, limits.max_tokens / std::min(kBlockSize, limits.max_width)));
     slot->vectors.resize(static_cast<std::size_t>(rows * hidden_size_));
     return slot;
   }
@@ -110,8 +111,9 @@ const BackendLibrary& load_backend(const std::string& name, const std::string& f
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();
-    fail(Code::kEnvironment, path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") +
-                                 ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with.");
+    fail(Code::kEnvironment,
+         path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") +
+             ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with.");
   }
   using Entry = const BackendLibrary* (*)();
   const auto entry = reinterpret_cast<Entry>(dlsym(handle, MRA_SERVING_BACKEND_ENTRY));
@@ -215,7 +217,8 @@ class Embedder::Impl {
         request.plugin_name = manifest.plugin_name;
         request.plugin_version = manifest.plugin_version;
         if (!manifest.plugin_name.empty() && !manifest.plugin_embedded && request.library.empty())
-          fail(Code::kInput, variant.file + " needs the plugin " + manifest.plugin_name + ", and the bundle names no library for it.");
+          fail(Code::kInput,
+               variant.file + " needs the plugin " + manifest.plugin_name + ", and the bundle names no library for it.");
         status = library.open(request, &backend);
       }
       if (!status.ok()) throw Failure{std::move(status)};
@@ -256,7 +259,8 @@ class Embedder::Impl {
     }
     if (!is_known) {
       std::string known;
-      for (const Variant& variant : bundle_.variants) known += (known.empty() ? "" : ", ") + variant.name + " (" + variant.backend + ")";
+      for (const Variant& variant : bundle_.variants)
+        known += (known.empty() ? "" : ", ") + variant.name + " (" + variant.backend + ")";
       fail(Code::kInput, "variant='" + options.variant + "' is not in " + bundle_.directory + ". It has " + known + ".");
     }
     if (info_.passed_over.size() > 1) {
@@ -317,7 +321,8 @@ class Embedder::Impl {
   }
 
   // The number of tokens that were run.
-  std::uint64_t run_one(Slot& slot, const std::vector<Text>& texts, const std::vector<std::size_t>& order, const Run& run, float* out) {
+  std::uint64_t run_one(Slot& slot, const std::vector<Text>& texts, const std::vector<std::size_t>& order, const Run& run,
+                        float* out) {
     const auto wanted = static_cast<std::int64_t>(run.last - run.first);
     const std::int64_t rows = slot.context->padded_rows(wanted);
     const Buffers buffers = slot.context->buffers();
@@ -331,7 +336,8 @@ class Embedder::Impl {
       std::fill(mask, mask + run.width, 0);
       std::fill(mask, mask + std::max<std::size_t>(size, 1), 1);
     }
-    if (Status status = slot.context->run(rows, run.width, wanted, slot.vectors.data()); !status.ok()) throw Failure{std::move(status)};
+    if (Status status = slot.context->run(rows, run.width, wanted, slot.vectors.data()); !status.ok())
+      throw Failure{std::move(status)};
     const std::size_t hidden = hidden_size();
     for (std::size_t i = run.first; i < run.last; ++i)
       std::memcpy(out + order[i] * hidden, slot.vectors.data() + (i - run.first) * hidden, hidden * sizeof(float));

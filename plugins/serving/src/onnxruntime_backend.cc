@@ -20,7 +20,8 @@ Ort::Env& environment() {
     const OrtApi* api = base->GetApi(ORT_API_VERSION);
     if (api == nullptr)
       fail(Code::kEnvironment, std::string("ONNX Runtime ") + base->GetVersionString() + " is older than 1." +
-                                   std::to_string(ORT_API_VERSION) + ", whose headers this library was built with. Install a newer one.");
+                                   std::to_string(ORT_API_VERSION) +
+                                   ", whose headers this library was built with. Install a newer one.");
     Ort::InitApi(api);
     // What goes wrong comes back as an error; a library has no business on standard error. Never freed: sessions may outlive it.
     return new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "mra_serving");
@@ -115,7 +116,8 @@ void check_signature(const Model& model) {
     if (info.GetElementType() != element || info.GetShape().size() != rank)
       fail(Code::kInput, request.file + ": " + name + " must have " + std::to_string(rank) + " axes and be " +
                              (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 ? "int64" : "float32") + ".");
-    if (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && info.GetShape().back() > 0 && info.GetShape().back() != request.hidden_size)
+    if (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && info.GetShape().back() > 0 &&
+        info.GetShape().back() != request.hidden_size)
       fail(Code::kInput, request.file + ": " + name + " has " + std::to_string(info.GetShape().back()) +
                              " numbers a vector, manifest.json says hidden_size=" + std::to_string(request.hidden_size) + ".");
   };

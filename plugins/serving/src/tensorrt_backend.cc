@@ -83,8 +83,9 @@ void check_library() {
   if (fits && here / 10000 == NV_TENSORRT_MAJOR && here / 100 % 100 >= NV_TENSORRT_MINOR) return;
   fail(Code::kEnvironment, std::string("libmra_serving_" MRA_BACKEND_NAME ".so was compiled with the headers of ") + product + " " +
                                std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) +
-                               ", and the library here is " + (std::strcmp(MRA_BACKEND_NAME, "rtx") == 0 ? "TensorRT-RTX " : "TensorRT ") +
-                               spell(here) + ": their binary interfaces differ. Build plugins/serving with the headers of the library, "
+                               ", and the library here is " +
+                               (std::strcmp(MRA_BACKEND_NAME, "rtx") == 0 ? "TensorRT-RTX " : "TensorRT ") + spell(here) +
+                               ": their binary interfaces differ. Build plugins/serving with the headers of the library, "
                                "-DMRA_TENSORRT_INCLUDE=DIR.");
 }
 
@@ -96,7 +97,8 @@ void check_gpu(int gpu) {
     fail(Code::kEnvironment, std::string("Engines need a GPU, and CUDA finds none here: ") + cudaGetErrorString(error) + ".");
   }
   if (gpu >= count)
-    fail(Code::kEnvironment, "gpu=" + std::to_string(gpu) + " is not here: CUDA finds " + std::to_string(count) + ", counted from 0.");
+    fail(Code::kEnvironment,
+         "gpu=" + std::to_string(gpu) + " is not here: CUDA finds " + std::to_string(count) + ", counted from 0.");
 }
 
 template <typename T>
@@ -186,15 +188,17 @@ class EngineContext final : public Context {
       const Dims dims = shape.context->getTensorShape(output.c_str());
       std::int64_t bytes = bytes_of(model_->engine->getTensorDataType(output.c_str()));
       for (int i = 0; i < dims.nbDims; ++i) {
-        if (dims.d[i] < 0) fail(Code::kInput, request.file + ": the shape of " + output + ", " + text_of(dims) + ", depends on its values.");
+        if (dims.d[i] < 0)
+          fail(Code::kInput, request.file + ": the shape of " + output + ", " + text_of(dims) + ", depends on its values.");
         bytes *= dims.d[i];
       }
       if (output == request.output) {
-        const bool fits = dims.nbDims == (request.mean_of_tokens ? 3 : 2) && dims.d[0] == rows && dims.d[dims.nbDims - 1] == request.hidden_size &&
-                          (!request.mean_of_tokens || dims.d[1] == width);
+        const bool fits = dims.nbDims == (request.mean_of_tokens ? 3 : 2) && dims.d[0] == rows &&
+                          dims.d[dims.nbDims - 1] == request.hidden_size && (!request.mean_of_tokens || dims.d[1] == width);
         if (!fits)
-          fail(Code::kInput, request.file + ": " + output + " has the shape " + text_of(dims) + " for inputs of [" + std::to_string(rows) + ", " +
-                                 std::to_string(width) + "] and hidden_size=" + std::to_string(request.hidden_size) + ".");
+          fail(Code::kInput, request.file + ": " + output + " has the shape " + text_of(dims) + " for inputs of [" +
+                                 std::to_string(rows) + ", " + std::to_string(width) +
+                                 "] and hidden_size=" + std::to_string(request.hidden_size) + ".");
         host_out_ = on_host(bytes, "pinned memory for vectors");
       }
       device_.emplace_back(output, on_device(bytes, "the engine's outputs"));
@@ -205,7 +209,9 @@ class EngineContext final : public Context {
 
   ~EngineContext() override { cudaSetDevice(model_->request.gpu); }
 
-  Buffers buffers() noexcept override { return {static_cast<std::int64_t*>(host_ids_.get()), static_cast<std::int64_t*>(host_mask_.get())}; }
+  Buffers buffers() noexcept override {
+    return {static_cast<std::int64_t*>(host_ids_.get()), static_cast<std::int64_t*>(host_mask_.get())};
+  }
 
   std::int64_t padded_rows(std::int64_t rows) const noexcept override {
     std::int64_t padded = std::max(rows, model_->min_rows);
@@ -246,7 +252,8 @@ class EngineContext final : public Context {
     Shape shape;
     shape.context.reset(model_->engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
     if (shape.context == nullptr)
-      fail(Code::kEnvironment, "No execution context could be made for " + model_->request.file + ": " + Logger::instance().take() + ".");
+      fail(Code::kEnvironment,
+           "No execution context could be made for " + model_->request.file + ": " + Logger::instance().take() + ".");
     shape.context->setDeviceMemoryV2(working_.get(), working_bytes_);
     for (const auto& [name, memory] : device_)
       if (!shape.context->setTensorAddress(name.c_str(), memory.get()))
@@ -264,7 +271,8 @@ class EngineContext final : public Context {
     shape.rows = shape.width = 0;  // unless all goes well
     for (const std::string& input : model_->inputs)
       if (!shape.context->setInputShape(input.c_str(), dims))
-        fail(Code::kInternal, model_->request.file + " refuses " + input + " " + text_of(dims) + ": " + Logger::instance().take() + ".");
+        fail(Code::kInternal,
+             model_->request.file + " refuses " + input + " " + text_of(dims) + ": " + Logger::instance().take() + ".");
     if (!shape.context->allInputDimensionsSpecified())
       fail(Code::kInternal, model_->request.file + " has inputs without a shape: " + Logger::instance().take() + ".");
     shape.rows = rows;
@@ -298,8 +306,8 @@ class EngineContext final : public Context {
 
   void enqueue(Shape& shape) {
     if (!shape.context->enqueueV3(stream_.get()))
-      fail(Code::kInternal, model_->request.file + " failed on [" + std::to_string(shape.rows) + ", " + std::to_string(shape.width) + "]: " +
-                                Logger::instance().take() + ".");
+      fail(Code::kInternal, model_->request.file + " failed on [" + std::to_string(shape.rows) + ", " +
+                                std::to_string(shape.width) + "]: " + Logger::instance().take() + ".");
   }
 
   // Records the run of a shape. An engine that cannot be recorded goes on without: graphs change the speed only.
@@ -314,7 +322,8 @@ class EngineContext final : public Context {
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
     cudaGraphExec_t executable = nullptr;
-    if (is_enqueued && ended == cudaSuccess && cudaGraphInstantiateWithFlags(&executable, graph, 0) == cudaSuccess) shape.graph.reset(executable);
+    if (is_enqueued && ended == cudaSuccess && cudaGraphInstantiateWithFlags(&executable, graph, 0) == cudaSuccess)
+      shape.graph.reset(executable);
     if (graph != nullptr) cudaGraphDestroy(graph);
     cudaGetLastError();
   }
@@ -388,11 +397,13 @@ void check_signature(Model& model) {
   model.limits = {INT64_MAX, request.max_seq_len, request.max_batch_tokens};
   std::int64_t min_width = 1;
   for (const std::string& name : model.inputs) {
-    if (engine.getTensorDataType(name.c_str()) != nvinfer1::DataType::kINT64) fail(Code::kInput, request.file + ": " + name + " must be int64.");
+    if (engine.getTensorDataType(name.c_str()) != nvinfer1::DataType::kINT64)
+      fail(Code::kInput, request.file + ": " + name + " must be int64.");
     const Dims least = engine.getProfileShape(name.c_str(), 0, nvinfer1::OptProfileSelector::kMIN);
     const Dims most = engine.getProfileShape(name.c_str(), 0, nvinfer1::OptProfileSelector::kMAX);
     if (least.nbDims != 2 || most.nbDims != 2)
-      fail(Code::kInput, request.file + ": " + name + " has the profile " + text_of(least) + " to " + text_of(most) + "; [batch, sequence] is expected.");
+      fail(Code::kInput, request.file + ": " + name + " has the profile " + text_of(least) + " to " + text_of(most) +
+                             "; [batch, sequence] is expected.");
     model.min_rows = std::max<std::int64_t>(model.min_rows, least.d[0]);
     min_width = std::max<std::int64_t>(min_width, least.d[1]);
     model.limits.max_rows = std::min<std::int64_t>(model.limits.max_rows, most.d[0]);
@@ -405,7 +416,8 @@ void check_signature(Model& model) {
                            " tokens only, and a text of one block is run with 32. Build it with --seq-len 1:...");
   if (model.limits.max_rows < model.min_rows || model.limits.max_width < 1)
     fail(Code::kInput, request.file + " has a profile that no batch fits.");
-  model.limits.max_tokens = std::max(std::min(model.limits.max_rows * model.limits.max_width, request.max_batch_tokens), model.min_rows * model.limits.max_width);
+  model.limits.max_tokens = std::max(std::min(model.limits.max_rows * model.limits.max_width, request.max_batch_tokens),
+                                     model.min_rows * model.limits.max_width);
 }
 
 std::shared_ptr<const Model> open_model(const Request& request) {
@@ -421,7 +433,8 @@ std::shared_ptr<const Model> open_model(const Request& request) {
   Logger::instance().take();
   if (!request.plugin_name.empty() && !request.carries_plugin) load_plugin(request);
   model->runtime.reset(nvinfer1::createInferRuntime(Logger::instance()));
-  if (model->runtime == nullptr) fail(Code::kEnvironment, "TensorRT's runtime cannot be created: " + Logger::instance().take() + ".");
+  if (model->runtime == nullptr)
+    fail(Code::kEnvironment, "TensorRT's runtime cannot be created: " + Logger::instance().take() + ".");
   // An engine that carries its plugin carries code: the bundle's hashes are what it is trusted by.
   if (request.carries_plugin) model->runtime->setEngineHostCodeAllowed(true);
   {
@@ -453,6 +466,7 @@ Status open(const Request& request, std::unique_ptr<Backend>* backend) noexcept 
 }  // namespace mra::serving
 
 extern "C" __attribute__((visibility("default"))) const mra::serving::BackendLibrary* mra_serving_backend() {
-  static const mra::serving::BackendLibrary library = {mra::serving::kBackendBuild, MRA_BACKEND_NAME, mra::serving::machine, mra::serving::open};
+  static const mra::serving::BackendLibrary library = {mra::serving::kBackendBuild, MRA_BACKEND_NAME, mra::serving::machine,
+                                                       mra::serving::open};
   return &library;
 }

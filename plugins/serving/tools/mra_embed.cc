@@ -142,7 +142,8 @@ Arguments parse(int argc, char** argv) {
       out.window = integer(1, 1 << 20);
     } else if (name == "--device") {
       const std::string device = value();
-      if (device != "auto" && device != "cpu" && device != "gpu") throw UsageError{"--device=" + device + " must be auto, cpu or gpu."};
+      if (device != "auto" && device != "cpu" && device != "gpu")
+        throw UsageError{"--device=" + device + " must be auto, cpu or gpu."};
       using mra::serving::Device;
       out.options.device = device == "cpu" ? Device::kCpu : device == "gpu" ? Device::kGpu : Device::kAuto;
     } else if (name == "--variant") {
@@ -400,7 +401,8 @@ Measured measure(const Embedder& embedder, const std::string& spec, std::int64_t
     all.insert(all.end(), client.milliseconds.begin(), client.milliseconds.end());
   }
   std::sort(all.begin(), all.end());
-  const auto tokens = static_cast<double>(after.tokens - before.tokens), padded = static_cast<double>(after.padded_tokens - before.padded_tokens);
+  const auto tokens = static_cast<double>(after.tokens - before.tokens),
+             padded = static_cast<double>(after.padded_tokens - before.padded_tokens);
   out.requests = all.size();
   out.texts_per_second = static_cast<double>(after.texts - before.texts) / elapsed;
   out.tokens_per_second = tokens / elapsed;
@@ -435,8 +437,8 @@ int bench(const Embedder& embedder, const Arguments& arguments) {
   if (!arguments.json) {
     std::printf("%s %s, %s, %s on %s, %u cores\n", info.backend.c_str(), info.backend_version.c_str(), info.file.c_str(),
                 info.precision.c_str(), info.device.c_str(), std::thread::hardware_concurrency());
-    std::printf("%7s %6s %-20s %-8s %9s %10s %11s %8s %9s %9s %9s\n", "clients", "batch", "lengths", "padding", "requests", "texts/s",
-                "tokens/s", "padded", "p50 ms", "p90 ms", "p99 ms");
+    std::printf("%7s %6s %-20s %-8s %9s %10s %11s %8s %9s %9s %9s\n", "clients", "batch", "lengths", "padding", "requests",
+                "texts/s", "tokens/s", "padded", "p50 ms", "p90 ms", "p99 ms");
   }
   std::string lines;
   for (const std::string& spec : arguments.lengths)
@@ -446,11 +448,13 @@ int bench(const Embedder& embedder, const Arguments& arguments) {
           const Measured m = measure(*candidate, spec, clients, batch, arguments.seconds);
           char line[512];
           std::snprintf(line, sizeof line,
-                        "%s{\"clients\": %lld, \"batch\": %lld, \"lengths\": %s, \"padding\": \"%s\", \"requests\": %llu, \"texts_per_second\": %.6g, "
-                        "\"tokens_per_second\": %.6g, \"padding_share\": %.4g, \"p50_ms\": %.6g, \"p90_ms\": %.6g, \"p99_ms\": %.6g, \"max_ms\": %.6g}",
-                        lines.empty() ? "" : ", ", static_cast<long long>(m.clients), static_cast<long long>(m.batch), quoted(spec).c_str(),
-                        padding.c_str(), static_cast<unsigned long long>(m.requests), m.texts_per_second, m.tokens_per_second, m.padding_share,
-                        m.p50, m.p90, m.p99, m.most);
+                        "%s{\"clients\": %lld, \"batch\": %lld, \"lengths\": %s, \"padding\": \"%s\", \"requests\": %llu, "
+                        "\"texts_per_second\": %.6g, "
+                        "\"tokens_per_second\": %.6g, \"padding_share\": %.4g, \"p50_ms\": %.6g, \"p90_ms\": %.6g, \"p99_ms\": "
+                        "%.6g, \"max_ms\": %.6g}",
+                        lines.empty() ? "" : ", ", static_cast<long long>(m.clients), static_cast<long long>(m.batch),
+                        quoted(spec).c_str(), padding.c_str(), static_cast<unsigned long long>(m.requests), m.texts_per_second,
+                        m.tokens_per_second, m.padding_share, m.p50, m.p90, m.p99, m.most);
           lines += line;
           if (arguments.json) continue;
           std::printf("%7lld %6lld %-20s %-8s %9llu %10.1f %11.0f %7.1f%% %9.2f %9.2f %9.2f\n", static_cast<long long>(m.clients),
@@ -459,10 +463,11 @@ int bench(const Embedder& embedder, const Arguments& arguments) {
           std::fflush(stdout);
         }
   if (arguments.json)
-    std::printf("{\"ok\": true, \"command\": \"mra-embed\", \"backend\": %s, \"backend_version\": %s, \"file\": %s, \"precision\": %s, "
-                "\"device\": %s, \"cores\": %u, \"results\": [%s]}\n",
-                quoted(info.backend).c_str(), quoted(info.backend_version).c_str(), quoted(info.file).c_str(), quoted(info.precision).c_str(),
-                quoted(info.device).c_str(), std::thread::hardware_concurrency(), lines.c_str());
+    std::printf(
+        "{\"ok\": true, \"command\": \"mra-embed\", \"backend\": %s, \"backend_version\": %s, \"file\": %s, \"precision\": %s, "
+        "\"device\": %s, \"cores\": %u, \"results\": [%s]}\n",
+        quoted(info.backend).c_str(), quoted(info.backend_version).c_str(), quoted(info.file).c_str(),
+        quoted(info.precision).c_str(), quoted(info.device).c_str(), std::thread::hardware_concurrency(), lines.c_str());
   return 0;
 }
 
@@ -475,8 +480,8 @@ int run(int argc, char** argv) {
   const mra::serving::Info& info = opened->info();
   if (arguments.verbose) {
     for (const std::string& reason : info.passed_over) std::fprintf(stderr, "mra-embed: passed over %s\n", reason.c_str());
-    std::fprintf(stderr, "mra-embed: %s %s runs %s (%s) on %s\n", info.backend.c_str(), info.backend_version.c_str(), info.file.c_str(),
-                 info.native_operator ? "native operator" : "function body", info.device.c_str());
+    std::fprintf(stderr, "mra-embed: %s %s runs %s (%s) on %s\n", info.backend.c_str(), info.backend_version.c_str(),
+                 info.file.c_str(), info.native_operator ? "native operator" : "function body", info.device.c_str());
   }
   return arguments.bench ? bench(*opened, arguments) : embed(*opened, arguments);
 }
