@@ -15,7 +15,10 @@ from tests.interop import ROOT, clients_python
 MODULES = ["test_export.py", "test_from_dense.py", "test_hf_kernels.py", "test_parity.py"]
 TOO_LARGE = "published_configurations"
 # An encoder and a decoder: the other classes of the family are these with another head.
-OTHER_FAMILIES = {"test_roberta_prelayernorm.py": "every_class and (feature-extraction or text-generation)"}
+OTHER_FAMILIES = {
+    "test_roberta_prelayernorm.py": "every_class and (feature-extraction or text-generation)",
+    "test_yoso.py": "(every_head and (settings0 or settings1 or MaskedLM)) or transformers_is_measured",
+}
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
