@@ -14,6 +14,7 @@ from mra_export.engine_source import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
 from mra_export.libraries import LIBRARY_FILES
 from mra_export.op_spec import BLOCK_SIZE
+from mra_export.tensorrt_backend import parse_version
 from mra_export.triton_config import (
     Encoder,
     Step,
@@ -212,8 +213,8 @@ def triton_settings(
 def write_model_repository(bundle: Bundle, target: Path, settings: TritonSettings | None = None) -> Repository:
     """Writes a model repository: each folder of it is a model, with its own copies of the bundle's files.
 
-    Copies, and no links: a repository is served from where it was copied to, ONNX Runtime and onnx refuse weights that are
-    links, and a link becomes a copy in every upload. No path in it is absolute; the same bundle gives the same bytes.
+    Copies, and no links: a repository is served from where it was copied to, ONNX Runtime refuses external weights behind a
+    symbolic link, and a hard link becomes a copy in every upload. No path in it is absolute; the same bundle gives the same bytes.
 
     Args:
         bundle: the bundle.
@@ -251,7 +252,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
         environment=environment,
         gpu=any(encoder.gpu for encoder, _ in encoders),
         python=settings.tokenizer,
-        tensorrt=engines[0].backend_version if engines else None,
+        tensorrt=_tensorrt(engines),
         request=_request(encoders[-1][0], settings),
     )
 
@@ -270,6 +271,13 @@ def _encoders(bundle: Bundle, settings: TritonSettings) -> tuple[list[tuple[Enco
             )
         else:
             engines.append(variant)
+    # One that is version compatible runs in newer ones too.
+    versions = sorted({str(engine.backend_version) for engine in engines if not engine.version_compatible})
+    if len(versions) > 1:
+        raise InputError(
+            f"{', '.join(engine.file.name for engine in engines)} were built with different TensorRTs "
+            f"({', '.join(versions)}), and a server has one. Build them with the same, or with --version-compatible."
+        )
     groups = _groups(engines)
     for group in groups:
         precision = group[0].precision
@@ -407,12 +415,6 @@ def _engine_encoder(
                 f"with {option} {asked}."
             )
         ranges[axis] = asked
-    versions = sorted({str(engine.backend_version) for engine in group})
-    if len(versions) > 1:
-        raise InputError(
-            f"{', '.join(e.file.name for e in group)} were built with different TensorRTs ({', '.join(versions)}), and a "
-            "server has one. Build them with the same."
-        )
     default = next((engine for engine in group if engine.hardware_compatible), first)
     files, names = {}, {}
     for engine in group:
@@ -570,6 +572,12 @@ def _plugin_options(
         options.append("--backend-config=tensorrt,version-compatible=true")
     # The backend opens the library and does no more.
     return tuple(options), ("MRA_TENSORRT_REGISTER=1",) if holders else ()
+
+
+def _tensorrt(engines: Sequence[Variant]) -> str | None:
+    """The version that the server has to have: that of an engine which runs in no other, else the newest."""
+    bound = [engine for engine in engines if not engine.version_compatible] or list(engines)
+    return max((str(engine.backend_version) for engine in bound), key=parse_version, default=None)
 
 
 def _request(encoder: Encoder, settings: TritonSettings) -> str:

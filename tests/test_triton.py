@@ -443,6 +443,18 @@ def test_the_plugin_registers_itself_where_triton_opens_it(asked: bool) -> None:
     assert "libmra_tensorrt.so" not in done.stderr
 
 
+def test_the_image_is_chosen_by_the_engine_that_needs_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    old = engine(bundle, "old.engine", tmp_path / "e", backend_version="10.9.0", version_compatible=True)
+    older = engine(
+        bundle, "older.engine", tmp_path / "e", backend_version="9.0.1", version_compatible=True, precision="fp32"
+    )
+    exact = engine(bundle, "exact.engine", tmp_path / "e", backend_version="11.0.0", precision="bf16")
+    made = write_model_repository(with_engines(bundle, old, older), tmp_path / "compatible")
+    assert made.tensorrt == "10.9.0"
+    assert made.backend_options == ("--backend-config=tensorrt,version-compatible=true",)
+    assert write_model_repository(with_engines(bundle, old, exact), tmp_path / "exact").tensorrt == "11.0.0"
+
+
 def test_engines_for_rtx_are_left_out_and_said_so(bundle: Bundle, tmp_path: Path) -> None:
     made = with_engines(bundle, engine(bundle, "ahead.engine", tmp_path / "e", backend="rtx"))
     repository = write_model_repository(made, tmp_path / "r")
@@ -455,7 +467,7 @@ def test_engines_for_rtx_are_left_out_and_said_so(bundle: Bundle, tmp_path: Path
     ("engines", "settings", "message"),
     [
         ([{}, {}], {}, "Triton could not choose"),
-        ([{}, {"compute_capability": "8.0", "backend_version": "10.3.0"}], {}, r"different TensorRTs \(10.14.1, 10.3.0\)"),
+        ([{}, {"precision": "fp32", "backend_version": "10.3.0"}], {}, r"different TensorRTs \(10.14.1, 10.3.0\)"),
         ([{"profiles": sizes((2, 8, 16), (1, 32, 64))}], {}, r"batches of 2:8:16.*--batch 1:8:16"),
         ([{}], {"batch": Range(1, 8, 32)}, r"--batch=1:8:32 is outside the profile 1:8:16 of 0.engine"),
         ([{"profiles": sizes((1, 8, 16), (32, 32, 64))}], {"seq_len": Range(1, 32, 64)}, "outside the profile 32:32:64"),
