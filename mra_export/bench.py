@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.runners import read_onnx
+from mra_export.runners import read_onnx, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -249,16 +249,8 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _vocabulary(model: OnnxModel, at_most: int = 100) -> int:
-    """How many ids a model takes, as its table of words says."""
-    import onnx
-
-    tables = onnx.load(str(model.path), load_external_data=False).graph.initializer
-    return min([at_most, *(int(t.dims[0]) for t in tables if t.name.endswith("word_embeddings.weight"))])
-
-
 def _feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:
     shape = (batch, 2, seq_len) if model.task == "multiple-choice" else (batch, seq_len)
-    ids = np.random.default_rng(0).integers(4, _vocabulary(model), shape)
+    ids = np.random.default_rng(0).integers(4, min(100, vocabulary(model) or 100), shape)
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: values[name] for name in model.inputs}

@@ -16,7 +16,7 @@ from mra_export.errors import InputError
 from mra_export.export import EXTERNAL_DATA_THRESHOLD
 from mra_export.families import MASKED
 from mra_export.parity import TOLERANCES, Comparison
-from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx
+from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,7 @@ def _inputs(model: OnnxModel) -> Inputs:
     mask = np.ones(shape, np.int64)
     mask[-1, ..., seq_len - seq_len // 3 :] = 0
     inputs = {
-        "input_ids": generator.integers(0, tables.get("word_embeddings", 100), shape),
+        "input_ids": generator.integers(0, vocabulary(model) or 100, shape),
         "attention_mask": mask,
         "token_type_ids": generator.integers(0, tables.get("token_type_embeddings", 1), shape),
     }

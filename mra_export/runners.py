@@ -37,6 +37,7 @@ __all__ = [
     "TransformersRunner",
     "layer_constants",
     "read_onnx",
+    "vocabulary",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -357,6 +358,21 @@ def read_onnx(path: Path) -> OnnxModel:
         functions=list(model.functions),
         metadata=metadata,
     )
+
+
+def vocabulary(model: OnnxModel) -> int | None:
+    """How many ids a file takes: the rows of the table that its ids look up, whatever that is called; None if none is found."""
+    import onnx
+
+    graph = onnx.load(str(model.path), load_external_data=False).graph
+    rows = {table.name: int(table.dims[0]) for table in graph.initializer if len(table.dims) == 2}
+    ids = {"input_ids"}
+    for node in graph.node:
+        if node.op_type in ("Cast", "Identity", "Reshape") and node.input[0] in ids:
+            ids.update(node.output)
+        if node.op_type == "Gather" and node.input[1] in ids and node.input[0] in rows:
+            return rows[node.input[0]]
+    return None
 
 
 def layer_constants(model: OnnxModel) -> list[tuple[torch.Tensor, ...]]:

@@ -30,6 +30,7 @@ from mra_export.runners import (
     SpecificationRunner,
     TransformersRunner,
     read_onnx,
+    vocabulary,
 )
 
 CLASSES = {
@@ -146,6 +147,10 @@ def test_every_class_passes_the_check(exported: tuple[Checkpoint, ExportResult])
         assert comparison.metrics["selection_agreement"] is None
     assert comparisons[1].metrics["operator_error"] > 0
     assert max(case.seq_len for case in comparisons[0].cases) == 70
+
+
+def test_the_ids_that_a_file_takes_are_read_from_it(exported: tuple[Checkpoint, ExportResult]) -> None:
+    assert vocabulary(read_onnx(exported[1].model)) == 60  # the table has another name where it is tied to the head
 
 
 def test_the_default_is_the_operator_attention_and_nothing_of_our_own(
