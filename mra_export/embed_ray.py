@@ -226,7 +226,6 @@ def _cluster(ray: Any, workers: int | None, threads: int) -> Iterator[None]:
                 num_cpus=max(processors, (workers or 1) * threads),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
                 _temp_dir=temporary,
                 **quiet,
             )
