@@ -1,4 +1,4 @@
-// Vectors, element types and the matrix product that CPU kernels are made of.
+// Vectors and element types that the CPU kernels are made of.
 //
 // To be included by a source that is compiled once per instruction set, inside its namespace there (mra::MRA_CPU_NAMESPACE
 // and an unnamed one): nothing here may have external linkage. An inline function compiled for AVX-512 that the linker shared
@@ -130,13 +130,13 @@ MRA_INLINE void load_row(float* to, const T* from, std::int64_t dim) {
   for (std::int64_t d = 0; d < dim; d += 8) store8(to + d, load8(from + d));
 }
 
-// to [dim, Columns] = from [n, dim] transposed; the columns from n on are 0. dim and Columns are multiples of 4.
+// to [dim, Columns] = from [n, dim] transposed and scaled; the columns from n on are 0. dim and Columns are multiples of 4.
 template <int Columns>
-void transpose_rows(float* to, const float* from, int n, std::int64_t dim) {
+void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float scale) {
   for (int row = 0; row < Columns; row += 4) {
     for (std::int64_t d = 0; d < dim; d += 4) {
       Vec4 r[4];
-      for (int i = 0; i < 4; ++i) r[i] = row + i < n ? *reinterpret_cast<const Vec4*>(from + (row + i) * dim + d) : Vec4{};
+      for (int i = 0; i < 4; ++i) r[i] = row + i < n ? *reinterpret_cast<const Vec4*>(from + (row + i) * dim + d) * scale : Vec4{};
       const Vec4 low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
       const Vec4 low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
       float* out = to + d * Columns + row;
@@ -146,75 +146,4 @@ void transpose_rows(float* to, const float* from, int n, std::int64_t dim) {
       *reinterpret_cast<Vec4*>(out + 3 * Columns) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
     }
   }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The matrix product.
-
-// acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
-template <int R, int N>
-MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N]) {
-  const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
-    Vec right[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) right[n] = load(right_row + n * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec left = broadcast(left_row[r * row_step]);
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
-    }
-  };
-  std::int64_t k = 0;
-  for (; k + 2 <= depth; k += 2) {
-    add(a, b);
-    add(a + k_step, b + ldb);
-    a += 2 * k_step;
-    b += 2 * ldb;
-  }
-  if (k < depth) add(a, b);
-}
-
-// One tile of c += a·b.
-template <int R, int N>
-MRA_INLINE void add_tile(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step,
-                         const float* b, std::ptrdiff_t ldb, std::int64_t depth) {
-  Vec acc[R][N];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) acc[r][n] = load(c + r * ldc + n * kLanes);
-  multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) store(c + r * ldc + n * kLanes, acc[r][n]);
-}
-
-// Register tiles (rows x vectors): as many accumulators as the registers hold beside the operands.
-constexpr int kTileVecs = kLanes == 16 ? 4 : 2;
-
-template <int N>
-void add_columns(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                 std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows) {
-  constexpr int kRows = kLanes == 16 && N <= 2 ? 8 : 4;
-  std::int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows)
-    add_tile<kRows, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
-  for (; r < rows; ++r) add_tile<1, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
-}
-
-// c [rows, width] += a·b, where a is [rows, depth] with the given steps and b is [depth, width]. `width` is a multiple of the
-// vector.
-void add_product(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                 std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows, std::int64_t width) {
-  std::int64_t column = 0;
-  for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
-    add_columns<kTileVecs>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
-  if (kTileVecs > 2 && column + 2 * kLanes <= width) {
-    add_columns<2>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
-    column += 2 * kLanes;
-  }
-  if (column < width) add_columns<1>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
 }

@@ -1,7 +1,6 @@
 // The CPU operator, compiled once per instruction set (MRA_CPU_NAMESPACE names it, the compiler's flags select it).
 //
-// Everything here has internal linkage and no standard-library template is used: an inline function compiled for AVX-512
-// that the linker shared with the rest of the program would end it on a machine without AVX-512.
+// Everything here has internal linkage and no standard-library template is used; cpu_vector.h says why.
 //
 //  1. pool      per (example, block): token bits and counts, pooled q, k, v of all heads,        steps 1-2 of op_spec
 //               and where heads are large, a copy of k and v head by head
@@ -22,25 +21,7 @@ namespace mra {
 namespace MRA_CPU_NAMESPACE {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
-using Vec = float __attribute__((vector_size(kLanes * 4)));
-using UIntVec = std::uint32_t __attribute__((vector_size(kLanes * 4)));
-using VecUnaligned = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-using Vec4 = float __attribute__((vector_size(16), aligned(4), may_alias));
-// Rows are read and written eight elements at a time, whatever the vector: head_dim is a multiple of 8.
-using Float8 = float __attribute__((vector_size(32)));
-using Float8Unaligned = float __attribute__((vector_size(32), aligned(4), may_alias));
-using UInt8 = std::uint32_t __attribute__((vector_size(32)));
-using Half8 = std::uint16_t __attribute__((vector_size(16)));
-
-#define MRA_INLINE inline __attribute__((always_inline))
+#include "cpu_vector.h"
 
 constexpr int kB = kBlockSize;
 constexpr int kQueryVecs = kB / kLanes;
@@ -49,23 +30,6 @@ constexpr int kKeyRows = kLanes == 16 ? 8 : 4;
 constexpr int kTileVecs = kLanes == 16 ? 4 : 2;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLowest = -1e30f;  // an online maximum before its first entry
-
-MRA_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
-MRA_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
-MRA_INLINE Vec broadcast(float x) { return x - Vec{}; }  // subtracting +0 changes nothing, and the compiler knows
-
-// The larger; b where either is NaN.
-MRA_INLINE Vec vmax(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);  // GCC 12 warns of the plain form's own header
-#elif defined(__AVX__)
-  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
-#else
-  return a > b ? a : b;
-#endif
-}
 
 // 2^x for x <= 0, relative error below 1e-7; 2^-126 below that; NaN for NaN.
 MRA_INLINE Vec exp2_nonpositive(Vec x) {
@@ -82,70 +46,6 @@ MRA_INLINE Vec exp2_nonpositive(Vec x) {
   p = p * r + 1.0f;
   return (Vec)((UIntVec)p + ((UIntVec)shifted << 23));  // unsigned: what NaN leads to may overflow
 }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Element types. Rows hold head_dim elements, a multiple of 8.
-
-struct Float16 {
-  std::uint16_t bits;
-};
-struct BFloat16 {
-  std::uint16_t bits;
-};
-
-MRA_INLINE Float8 load8(const float* from) { return *reinterpret_cast<const Float8Unaligned*>(from); }
-MRA_INLINE void store8(float* to, Float8 values) { *reinterpret_cast<Float8Unaligned*>(to) = values; }
-
-MRA_INLINE Float8 load8(const BFloat16* from) {
-  Half8 half;
-  std::memcpy(&half, from, 16);
-  return (Float8)(__builtin_convertvector(half, UInt8) << 16);
-}
-MRA_INLINE void store8(BFloat16* to, Float8 values) {
-  const UInt8 bits = (UInt8)values;
-  const UInt8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const UInt8 quiet_nan = (bits >> 16) | 0x40;
-  const UInt8 result = (bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
-  const Half8 half = __builtin_convertvector(result, Half8);
-  std::memcpy(to, &half, 16);
-}
-
-#if defined(__F16C__)
-MRA_INLINE Float8 load8(const Float16* from) {
-  return (Float8)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-MRA_INLINE void store8(Float16* to, Float8 values) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
-}
-#else
-// The vectors' selections compute both sides: neither may trap or depend on the other.
-MRA_INLINE Float8 load8(const Float16* from) {
-  Half8 raw;
-  std::memcpy(&raw, from, 16);
-  const UInt8 half = __builtin_convertvector(raw, UInt8);
-  const UInt8 magnitude = half & 0x7fff;
-  // Exponents move from bias 15 to 127; that of infinity and NaN (31) to 255.
-  const UInt8 normal = (magnitude << 13) + (magnitude >= 0x7c00 ? UInt8{} + (224u << 23) : UInt8{} + (112u << 23));
-  // A subnormal is an integer of 2^-24 each: put behind 2^-14's exponent, it is that much more than 2^-14.
-  const UInt8 offset = UInt8{} + (113u << 23);
-  const Float8 subnormal = (Float8)(offset + (magnitude << 13)) - (Float8)offset;
-  const UInt8 bits = magnitude < 0x400 ? (UInt8)subnormal : normal;
-  return (Float8)(bits | (half & 0x8000) << 16);
-}
-MRA_INLINE void store8(Float16* to, Float8 values) {
-  const UInt8 bits = (UInt8)values;
-  const UInt8 magnitude = bits & 0x7fffffff;
-  const UInt8 normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;  // to nearest, ties to even
-  // Below 2^-14: adding 0.5 leaves the subnormal's bits, rounded, at the end of the mantissa.
-  const UInt8 subnormal = (UInt8)((Float8)(magnitude < 0x38800000 ? magnitude : UInt8{}) + 0.5f) - 0x3f000000;
-  const UInt8 quiet_nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
-  UInt8 half = magnitude < 0x38800000 ? subnormal : normal;
-  half = magnitude >= 0x477ff000 ? UInt8{} + 0x7c00 : half;  // 65520 and above round to infinity
-  half = magnitude > 0x7f800000 ? quiet_nan : half;
-  const Half8 result = __builtin_convertvector(half | (bits >> 16 & 0x8000), Half8);
-  std::memcpy(to, &result, 16);
-}
-#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The one matrix kernel.
@@ -659,28 +559,6 @@ struct AttendScratch {
   alignas(64) float correction[kB];             // [32 queries]
 };
 
-template <typename T>
-MRA_INLINE void load_row(float* to, const T* from, std::int64_t dim) {
-  for (std::int64_t d = 0; d < dim; d += 8) store8(to + d, load8(from + d));
-}
-
-// to [dim, 32] = from [n, dim] transposed and scaled; the columns from n on are 0.
-void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float scale) {
-  for (int row = 0; row < kB; row += 4) {
-    for (std::int64_t d = 0; d < dim; d += 4) {
-      Vec4 r[4];
-      for (int i = 0; i < 4; ++i) r[i] = row + i < n ? *reinterpret_cast<const Vec4*>(from + (row + i) * dim + d) * scale : Vec4{};
-      const Vec4 low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-      const Vec4 low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-      float* out = to + d * kB + row;
-      *reinterpret_cast<Vec4*>(out) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-      *reinterpret_cast<Vec4*>(out + kB) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-      *reinterpret_cast<Vec4*>(out + 2 * kB) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-      *reinterpret_cast<Vec4*>(out + 3 * kB) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-    }
-  }
-}
-
 // Elements of a key row that are multiplied at a time: between them the lines to fetch are chosen.
 constexpr std::int64_t kKeyDepth = 16;
 
@@ -756,7 +634,7 @@ void attend_block(void* argument, std::size_t task) {
   int queries[kB];
   const int n_queries = list_bits(bits, queries);
   for (int i = 0; i < n_queries; ++i) load_row(scratch.rows + i * dim, query + queries[i] * hidden, dim);
-  transpose_rows(scratch.query, scratch.rows, n_queries, dim, params.scale * kLog2E);
+  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, params.scale * kLog2E);
 
   // The low-resolution part starts the online softmax: all queries of the block share it.
   const bool full = params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);

@@ -24,6 +24,79 @@ namespace {
 
 #include "cpu_vector.h"
 
+// ---------------------------------------------------------------------------------------------------------------------
+// The matrix product.
+
+// acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
+template <int R, int N>
+MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
+                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N]) {
+  const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
+    Vec right[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) right[n] = load(right_row + n * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec left = broadcast(left_row[r * row_step]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
+    }
+  };
+  std::int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    add(a, b);
+    add(a + k_step, b + ldb);
+    a += 2 * k_step;
+    b += 2 * ldb;
+  }
+  if (k < depth) add(a, b);
+}
+
+// One tile of c += a·b.
+template <int R, int N>
+MRA_INLINE void add_tile(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step,
+                         const float* b, std::ptrdiff_t ldb, std::int64_t depth) {
+  Vec acc[R][N];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[r][n] = load(c + r * ldc + n * kLanes);
+  multiply_tile<R, N>(a, row_step, k_step, b, ldb, depth, acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) store(c + r * ldc + n * kLanes, acc[r][n]);
+}
+
+// Register tiles (rows x vectors): as many accumulators as the registers hold beside the operands.
+constexpr int kTileVecs = kLanes == 16 ? 4 : 2;
+
+template <int N>
+void add_columns(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
+                 std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows) {
+  constexpr int kRows = kLanes == 16 && N <= 2 ? 8 : 4;
+  std::int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    add_tile<kRows, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
+  for (; r < rows; ++r) add_tile<1, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
+}
+
+// c [rows, width] += a·b, where a is [rows, depth] with the given steps and b is [depth, width]. `width` is a multiple of the
+// vector.
+void add_product(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
+                 std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows, std::int64_t width) {
+  std::int64_t column = 0;
+  for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
+    add_columns<kTileVecs>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
+  if (kTileVecs > 2 && column + 2 * kLanes <= width) {
+    add_columns<2>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
+    column += 2 * kLanes;
+  }
+  if (column < width) add_columns<1>(c + column, ldc, a, row_step, k_step, b + column, ldb, depth, rows);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
 constexpr int kB = kYosoRows;
 constexpr int kQueryVecs = kB / kLanes;
 constexpr int kSlice = kYosoSlice;
@@ -269,7 +342,7 @@ void attend_block(void* argument, std::size_t task) {
   if (block.tokens > 0) {
     load_tokens<T>(scratch.rows, plan.params.query, plan, block, dim);
     for (int i = 0; i < block.tokens; ++i) scale_row(scratch.rows + i * dim, dim, inverse_length(scratch.rows + i * dim, dim));
-    transpose_rows<kB>(scratch.query, scratch.rows, block.tokens, dim);
+    transpose_rows<kB>(scratch.query, scratch.rows, block.tokens, dim, 1.0f);
     std::memset(scratch.context, 0, static_cast<std::size_t>(kB * padded_dim) * sizeof(float));
     const std::int64_t rows = (count_rows(plan, block.example) + kKeyRows - 1) / kKeyRows * kKeyRows;
     const float* keys = plan.keys + block.slot * plan.padded_rows * dim;
@@ -458,7 +531,7 @@ void hash_block(void* argument, std::size_t task) {
   for (int i = 0; i < 2; ++i) {
     load_tokens<T>(scratch.rows, tensors[i], plan, block, plan.head_dim);
     if (p.fast_hash == 0) round_to_grid(scratch.rows, block.tokens, plan.head_dim);
-    transpose_rows<kB>(scratch.columns[i], scratch.rows, block.tokens, plan.head_dim);
+    transpose_rows<kB>(scratch.columns[i], scratch.rows, block.tokens, plan.head_dim, 1.0f);
   }
   for (int i = 0; i < 2; ++i) {
     for (int vec = 0; vec * kLanes < block.tokens; ++vec) {
