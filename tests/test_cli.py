@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import save_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -348,7 +348,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     code, result = run_json(capsys, "doctor")
     assert code == 0
     assert set(result["libraries"]) == {"onnxruntime", "tensorrt"}
-    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["torch"] == importlib.metadata.version("torch")
     assert isinstance(result["gpus"], list)
     import mra_export.libraries as libraries
 
