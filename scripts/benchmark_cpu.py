@@ -292,9 +292,9 @@ def markdown(report: dict[str, Any]) -> str:
     )
     lines.append(
         "Where a head is larger than a core's cache (from some 4096 tokens on) memory is what keeps 4 blocks per row from half "
-        "of the floor: pooling reads all tensors once, and each key and value block comes back from the outer cache for every row "
-        "that selects it. Copying the keys and values of such heads while they are pooled won 4 to 10 %; smaller groups of heads, other "
-        "prefetch distances and levels, and prefetching in the pooling won nothing."
+        "of the floor: pooling reads all tensors once, and each key and value block comes back from the outer cache for "
+        "every row that selects it. Copying the keys and values of such heads while they are pooled won 4 to 10 %; smaller "
+        "groups of heads, other prefetch distances and levels, and prefetching in the pooling won nothing."
     )
     if "growth" in report:
         growth = report["growth"]
