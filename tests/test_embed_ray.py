@@ -30,15 +30,13 @@ ROWS = 1200
 
 
 class Nodes:
-    """A cluster of two nodes on this machine, two logical processors each."""
+    """A cluster of two nodes on this machine, two logical processors each; all its files are in RAY_TMPDIR."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.folder = tempfile.mkdtemp(prefix="mra-ray-", dir="/tmp")  # short, for Ray's sockets
         node = {"num_cpus": 2, "object_store_memory": 100 << 20}
-        head = {**node, "include_dashboard": False, "temp_dir": self.folder}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         self.cluster.add_node(**node)
         self.cluster.wait_for_nodes()
 
@@ -64,13 +62,17 @@ def nodes() -> Iterator[Nodes]:
     from mra_export.embed_ray import require_ray
 
     require_ray()  # sets what Ray reads from the environment
-    made = Nodes()
+    folder = tempfile.mkdtemp(prefix="mra-ray-", dir="/tmp")  # short, for Ray's sockets
     with pytest.MonkeyPatch.context() as patched:
+        # Cluster leaves its address in Ray's default folder for all Rays of this user; without RAY_TMPDIR that is where an earlier
+        # Ray may have worked, or may still.
+        patched.setenv("RAY_TMPDIR", folder)
+        made = Nodes()
         patched.setenv("RAY_ADDRESS", made.cluster.address)
         yield made
-    ray.shutdown()
-    made.cluster.shutdown()
-    shutil.rmtree(made.folder, ignore_errors=True)
+        ray.shutdown()
+        made.cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
