@@ -20,7 +20,15 @@ from mra_export.errors import InputError, MraExportError
 from mra_export.headers import Headers, fetch_headers, find_headers
 from mra_export.libraries import LIBRARY_FILES, package_library_dir, user_library_dir
 
-__all__ = ["BuildResult", "build_libraries", "find_nvcc", "find_sources", "find_tool"]
+__all__ = [
+    "BuildResult",
+    "build_libraries",
+    "compile_target",
+    "cuda_arguments",
+    "find_nvcc",
+    "find_sources",
+    "find_tool",
+]
 
 
 @dataclass(frozen=True)
@@ -132,10 +140,10 @@ def _build(
                     "nvcc was not found. Install the CUDA toolkit, or `pip install nvidia-cuda-nvcc nvidia-cuda-crt "
                     "nvidia-cuda-cccl nvidia-cuda-runtime nvidia-nvvm`."
                 )
-            arguments += ["-DMRA_TENSORRT=ON", *_cuda_arguments(nvcc)]
+            arguments += ["-DMRA_TENSORRT=ON", *cuda_arguments(nvcc)]
             details.append(nvcc)
         elif _has_cuda_provider() and (nvcc := find_nvcc()) is not None:
-            arguments += ["-DMRA_CUDA=ON", *_cuda_arguments(nvcc)]
+            arguments += ["-DMRA_CUDA=ON", *cuda_arguments(nvcc)]
             details += [nvcc, "kernels of the CUDA provider"]
         headers = _headers(kind, fetch, progress)
         arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
@@ -143,7 +151,7 @@ def _build(
         target = _output_dir(output_dir) / LIBRARY_FILES[kind]
         progress(f"{kind}: compiling with {', '.join(details)}")
         with tempfile.TemporaryDirectory(prefix="mra-export-build-") as tree:
-            error = _compile(cmake, sources, Path(tree), f"mra_{kind}", [*arguments, *cmake_args], jobs)
+            error = compile_target(cmake, sources, Path(tree), f"mra_{kind}", [*arguments, *cmake_args], jobs)
             if error:
                 return BuildResult(kind, None, error, True, time.monotonic() - started)
             built = next(Path(tree).rglob(LIBRARY_FILES[kind]))
@@ -160,8 +168,8 @@ def _wheel_libraries(nvcc: str) -> Path | None:
     return None if toolkit else libraries
 
 
-def _cuda_arguments(nvcc: str) -> list[str]:
-    """What CMake needs to know of CUDA. The wheels have no libcudart.so, which its FindCUDAToolkit insists on."""
+def cuda_arguments(nvcc: str) -> list[str]:
+    """What CMake needs to know of CUDA, given an nvcc. The wheels have no libcudart.so, which its FindCUDAToolkit insists on."""
     arguments = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     libraries = _wheel_libraries(nvcc)
     if libraries is not None and (shared := sorted(libraries.glob("libcudart.so.*"))):
@@ -218,8 +226,8 @@ def _output_dir(output_dir: Path | None) -> Path:
     raise _Missing(f"There is no place for the library: {reason}")
 
 
-def _compile(cmake: str, sources: Path, tree: Path, target: str, arguments: list[str], jobs: int | None) -> str:
-    """Configures and builds one target; the error's text, empty if there is none."""
+def compile_target(cmake: str, sources: Path, tree: Path, target: str, arguments: list[str], jobs: int | None) -> str:
+    """Configures and builds one target in the build tree `tree`, new or old; the error's text, empty if there is none."""
     # pip's wheels of cmake and ninja are Python programs: a build in isolation would hide their own packages from them.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     nvcc = next((a.partition("=")[2] for a in arguments if a.startswith("-DCMAKE_CUDA_COMPILER=")), None)

@@ -18,7 +18,7 @@ stub="$triton/python_backend_stubs/$version/triton_python_backend_stub"
 [ -e "$stub" ] || { echo "triton_server: its python backend is not built for Python $version" >&2; exit 4; }
 if ldd "$stub" | grep -q 'libpython.*not found'; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get install -y -qq --no-install-recommends "libpython$version" >/dev/null
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "libpython$version" >/dev/null
   else
     echo "triton_server: libpython$version.so is missing; as root: apt-get install libpython$version" >&2
     exit 4

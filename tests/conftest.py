@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,10 @@ import numpy as np
 import pytest
 
 from mra_export.op_spec import Mra2AttentionAttributes
+
+# The set-up installs ninja; make, which CMake would take by itself, need not be there.
+if shutil.which("ninja"):
+    os.environ.setdefault("CMAKE_GENERATOR", "Ninja")
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_DIR.glob("*.npz"))

@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mra_export.build import compile_target, cuda_arguments, find_nvcc, find_tool
+from mra_export.libraries import LIBRARY_FILES
 from mra_export.op_spec import YOSO_INPUTS, Mra2AttentionAttributes, YosoAttentionAttributes
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +86,7 @@ class Result(NamedTuple):
 def cuda_include() -> Path:
     """The directory of cuda_fp16.h; skips the test where there is none."""
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc")
+    nvcc = find_nvcc()
     roots = [Path(named)] if named else []
     if nvcc:
         roots.append(Path(nvcc).resolve().parents[1])
@@ -102,6 +104,27 @@ def build_root() -> Path:
         return Path(named) / "cuda_host"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "mra-export" / "test-build" / hashlib.sha256(str(REPO).encode()).hexdigest()[:12] / "cuda_host"
+
+
+@functools.cache
+def nvcc_library(kind: str, *arguments: str) -> Path:
+    """A native library with the CUDA kernels as nvcc compiles them, for one architecture; skips the test where a tool is missing.
+
+    Args:
+        kind: "onnxruntime" or "tensorrt".
+        arguments: further ones of CMake's configuration.
+    """
+    nvcc, cmake = find_nvcc(), find_tool("cmake")
+    if nvcc is None or cmake is None:
+        pytest.skip(f"{'nvcc' if nvcc is None else 'cmake'} was not found")
+    tree = build_root().parent / f"nvcc-{kind}"
+    tree.mkdir(parents=True, exist_ok=True)
+    arguments = (*cuda_arguments(nvcc), "-DCMAKE_CUDA_ARCHITECTURES=80", *arguments)
+    with tree.with_name(f"{tree.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        error = compile_target(cmake, REPO, tree, f"mra_{kind}", [*arguments], jobs=2)
+        assert not error, error
+    return tree / "plugins" / kind / LIBRARY_FILES[kind]
 
 
 SANITIZERS = {

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import shutil
-import subprocess
 from pathlib import Path
 
 import cuda_host
@@ -41,30 +38,9 @@ def host_library() -> Path:
     return cuda_host.compile_host("libmra_onnxruntime_host.so", sources, options=options)
 
 
-@functools.cache
 def cuda_library() -> Path:
-    """libmra_onnxruntime.so with MRA_CUDA, for one architecture."""
-    for tool in ("nvcc", "cmake"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} was not found")
-    tree = cuda_host.build_root().parent / "onnxruntime-cuda"
-    tree.mkdir(parents=True, exist_ok=True)
-    with (tree.parent / "onnxruntime-cuda.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = [
-            "cmake",
-            "-S",
-            str(cuda_host.REPO),
-            "-B",
-            str(tree),
-            "-DMRA_CUDA=ON",
-            "-DCMAKE_CUDA_ARCHITECTURES=80",
-        ]
-        configure.append(f"-DMRA_ONNXRUNTIME_INCLUDE={ort_include()}")
-        for command in (configure, ["cmake", "--build", str(tree), "--parallel", "2", "--target", "mra_onnxruntime"]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    return tree / "plugins" / "onnxruntime" / "libmra_onnxruntime.so"
+    """libmra_onnxruntime.so with MRA_CUDA."""
+    return cuda_host.nvcc_library("onnxruntime", "-DMRA_CUDA=ON", f"-DMRA_ONNXRUNTIME_INCLUDE={ort_include()}")
 
 
 def make_session(

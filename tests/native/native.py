@@ -8,7 +8,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +70,6 @@ def build(sanitize: str = "") -> Path:
         headers = find_headers("onnxruntime") or fetch_headers("onnxruntime")
         configure = ["cmake", "-S", str(REPO), "-B", str(tree), "-DMRA_TESTS=ON", f"-DMRA_SANITIZE={sanitize}"]
         configure.append(f"-DMRA_ONNXRUNTIME_INCLUDE={headers.path}")
-        if shutil.which("ninja") and not (tree / "Makefile").exists():
-            configure += ["-G", "Ninja"]
         for command in (configure, ["cmake", "--build", str(tree), "--parallel", "2"]):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"

@@ -76,8 +76,7 @@ def runtime_library() -> Path:
 
 
 def configure(source: Path, tree: Path, *arguments: str) -> None:
-    generator = ["-G", "Ninja"] if shutil.which("ninja") and not (tree / "Makefile").exists() else []
-    run("cmake", "-S", source, "-B", tree, *generator, *arguments)
+    run("cmake", "-S", source, "-B", tree, *arguments)
 
 
 @functools.cache

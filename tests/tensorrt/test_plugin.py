@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,25 +34,12 @@ def tensorrt_include() -> Path:
     return (find_headers("tensorrt") or fetch_headers("tensorrt")).path
 
 
-@functools.cache
 def plugin_library() -> Path:
     """libmra_tensorrt.so as CMake builds it, for one architecture; MRA_TENSORRT_PLUGIN names another one."""
     if named := os.environ.get("MRA_TENSORRT_PLUGIN"):
         return Path(named)
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc was not found")
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake was not found")
-    tree = cuda_host.build_root().parent / "tensorrt"
-    tree.mkdir(parents=True, exist_ok=True)
-    with (tree.parent / "tensorrt.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = ["cmake", "-S", str(REPO), "-B", str(tree), "-DMRA_ONNXRUNTIME=OFF", "-DMRA_TENSORRT=ON"]
-        configure += [f"-DMRA_TENSORRT_INCLUDE={tensorrt_include()}", "-DCMAKE_CUDA_ARCHITECTURES=80"]
-        for command in (configure, ["cmake", "--build", str(tree), "--parallel", "2", "--target", "mra_tensorrt"]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    return tree / "plugins" / "tensorrt" / "libmra_tensorrt.so"
+    options = ("-DMRA_ONNXRUNTIME=OFF", "-DMRA_TENSORRT=ON", f"-DMRA_TENSORRT_INCLUDE={tensorrt_include()}")
+    return cuda_host.nvcc_library("tensorrt", *options)
 
 
 def test_library_exports_only_its_entry_points() -> None:
