@@ -43,8 +43,13 @@ if [ ! -e "$stamp" ]; then
     "$venv/bin/pip" install -q "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-cuda-cccl==13.0.*" \
       "nvidia-cuda-runtime==13.0.*" "nvidia-nvvm==13.0.*"
   fi
+  touch "$stamp"
+fi
+# Built again when a compiler has appeared since.
+native="$stamp-native-$({ command -v c++ nvcc || true; } | sha256sum | cut -c1-8)"
+if [ ! -e "$native" ]; then
   echo "setup: compiling the native libraries" >&2
   PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q ||
     echo "setup: not all native libraries could be built; see above. Everything else works." >&2
-  touch "$stamp"
+  touch "$native"
 fi
