@@ -115,23 +115,23 @@ def build_device(folder: Path, capability: str, report: Report) -> Path | None:
 
 
 def build_plugin(folder: Path, capability: str, report: Report) -> Path | None:
+    from mra_export.build import compile_target, cuda_arguments, find_nvcc, find_tool
     from mra_export.headers import find_headers
 
     headers = find_headers("tensorrt")
     if headers is None:
         report.add("TensorRT plugin", "skipped", "TensorRT's headers are not here: scripts/fetch_headers.py tensorrt")
         return None
-    if shutil.which("cmake") is None:
-        report.add("TensorRT plugin", "skipped", "CMake is not here")
+    cmake, nvcc = find_tool("cmake"), find_nvcc()
+    if cmake is None or nvcc is None:
+        report.add("TensorRT plugin", "skipped", f"{'CMake' if cmake is None else 'nvcc'} is not here")
         return None
     tree = folder / "plugin"
-    configure = ["cmake", "-S", str(REPO), "-B", str(tree), "-DMRA_ONNXRUNTIME=OFF", "-DMRA_TENSORRT=ON"]
-    configure += [f"-DMRA_TENSORRT_INCLUDE={headers.path}", f"-DCMAKE_CUDA_ARCHITECTURES={capability}"]
-    for command in (configure, ["cmake", "--build", str(tree), "--parallel", "8", "--target", "mra_tensorrt"]):
-        done = run(command, folder / "plugin.log")
-        if done.returncode != 0:
-            report.add("TensorRT plugin", "FAILED", done.stdout[-1500:])
-            return None
+    arguments = ["-DMRA_ONNXRUNTIME=OFF", "-DMRA_TENSORRT=ON", f"-DMRA_TENSORRT_INCLUDE={headers.path}"]
+    arguments += [*cuda_arguments(nvcc), f"-DCMAKE_CUDA_ARCHITECTURES={capability}"]
+    if error := compile_target(cmake, REPO, tree, "mra_tensorrt", arguments, jobs=8):
+        report.add("TensorRT plugin", "FAILED", error[-1500:])
+        return None
     harness = folder / "plugin_harness"
     source = REPO / "tests" / "tensorrt" / "plugin_harness.cc"
     done = run(

@@ -33,8 +33,10 @@ endif()
 
 set(MRA_CUDART_LIBRARY "" CACHE FILEPATH "CUDA's runtime library; empty for the toolkit's static one")
 if(NOT MRA_CUDART_LIBRARY)
-  # FindCUDAToolkit insists on libcudart.so; NVIDIA's wheels have it with its version in the name only.
-  find_library(CUDA_CUDART NAMES cudart libcudart.so.13 libcudart.so.12 HINTS ${CUDAToolkit_ROOT} PATH_SUFFIXES lib64 lib)
+  # FindCUDAToolkit insists on libcudart.so; NVIDIA's wheels have it with its version in the name only. Nowhere but in the toolkit
+  # that was named: the folder of what is found here is where FindCUDAToolkit looks for the other libraries.
+  find_library(CUDA_CUDART NAMES cudart libcudart.so.13 libcudart.so.12
+    PATHS ${CUDAToolkit_ROOT} PATH_SUFFIXES lib64 lib NO_DEFAULT_PATH)
   find_package(CUDAToolkit REQUIRED)
 endif()
 
