@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.errors import DependencyError, InputError
+from mra_export.errors import InputError
+from mra_export.optional import require_onnxruntime
 from mra_export.runners import read_onnx, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mra_export.runners import Inputs, OnnxModel
+    from mra_export.runners import OnnxModel
+    from mra_export.trace import Inputs
 
 __all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns", "onnx_file"]
 
@@ -119,10 +121,7 @@ def bench(
         InputError: the file is not ours or not of type fp32.
         DependencyError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError("ONNX Runtime is not installed. Install it with `pip install onnxruntime`.") from error
+    onnxruntime = require_onnxruntime()
     model = read_onnx(path)
     if model.dtype != "fp32":
         raise InputError(

@@ -27,8 +27,8 @@ from mra_export.engine_source import distinct_attributes, find_onnx, onnx_files
 from mra_export.errors import InputError, ParityError
 from mra_export.export import MODEL_FILE, Pooling, pooling_of
 from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
-from mra_export.manifest import Manifest, check_engine, file_sha256, manifest_path
-from mra_export.outputs import check_target, staged_directory
+from mra_export.manifest import Manifest, check_engine, manifest_path
+from mra_export.outputs import check_target, file_sha256, staged_directory
 from mra_export.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.runners import OnnxModel, read_onnx
 

@@ -15,7 +15,8 @@ from mra_export.engine_source import distinct_attributes, position_limit
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import MODEL_FILE, pooling_of
 from mra_export.libraries import LIBRARY_FILES
-from mra_export.manifest import check_engine, file_sha256, manifest_path, read_manifest
+from mra_export.manifest import check_engine, manifest_path, read_manifest
+from mra_export.outputs import file_sha256
 from mra_export.runners import read_onnx
 
 if TYPE_CHECKING:

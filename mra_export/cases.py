@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mra_export.checkpoint import Checkpoint
-    from mra_export.runners import Array, Inputs
+    from mra_export.trace import Array, Inputs
 
 __all__ = ["SENTENCES", "Case", "build_cases", "load_tokenizer"]
 
@@ -48,7 +48,7 @@ class Case:
 
 def load_tokenizer(directory: Path) -> Any | None:
     """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
-    from mra_export.checkpoint import quiet_transformers
+    from mra_export.quiet import quiet_transformers
 
     if not any(
         (directory / n).is_file() for n in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")

@@ -12,7 +12,8 @@ from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import Pooling, pooling_of
 from mra_export.libraries import LIBRARY_FILES
-from mra_export.manifest import file_sha256
+from mra_export.optional import require_onnxruntime
+from mra_export.outputs import file_sha256
 from mra_export.parity import Comparison, check_candidate, check_operator, compare_outputs
 from mra_export.runners import (
     OnnxModel,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from mra_export.cases import Case
     from mra_export.checkpoint import Checkpoint
-    from mra_export.runners import Runner
+    from mra_export.trace import Runner
 
 __all__ = ["BF16_MAX_SEQ_LEN", "check", "check_alone", "check_bundle", "find_artifacts"]
 
@@ -346,13 +347,7 @@ def _match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
 def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
     if model.dtype == "bf16":
         return [OnnxReferenceRunner(model)]
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "ONNX Runtime is not installed, so the exported file cannot be run. "
-            "Install it with `pip install onnxruntime` (or onnxruntime-gpu)."
-        ) from error
+    require_onnxruntime(", so the exported file cannot be run", " (or onnxruntime-gpu)")
     runners: list[Runner] = [OnnxRuntimeRunner(model)]
     if library is not None and model.nodes:
         runners.append(OnnxRuntimeRunner(model, library=library))

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.families import Family, family_of, read_options
+from mra_export.families import family_of, read_options
+from mra_export.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-__all__ = [
-    "SIDE_FILES",
-    "TASKS",
-    "Checkpoint",
-    "Task",
-    "load_checkpoint",
-    "locate",
-    "quiet_transformers",
-    "resolve_task",
-]
+    from mra_export.families import Family
+
+__all__ = ["SIDE_FILES", "TASKS", "Checkpoint", "Task", "load_checkpoint", "locate", "resolve_task"]
 
 SIDE_FILES = (
     "added_tokens.json",
@@ -304,23 +296,6 @@ def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> 
             f"They would be random. Choose the --task it was trained for (now {task.name})."
         )
     return model
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' notes and progress bars off the terminal: what matters of them becomes our own message."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException, limit: int = 300) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mra_export.embed_input import CHUNK_ROWS, ChunkReader, InputFile, require_pyarrow, scan
+from mra_export.embed_input import CHUNK_ROWS, ChunkReader, InputFile, scan
 from mra_export.embed_journal import Partial, partial_path, rows_kept
 from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
 from mra_export.errors import InputError
-from mra_export.manifest import file_sha256
-from mra_export.outputs import check_target
+from mra_export.optional import require_pyarrow
+from mra_export.outputs import check_target, file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

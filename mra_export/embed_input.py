@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.errors import DependencyError, InputError
+from mra_export.errors import InputError
+from mra_export.optional import require_pyarrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ __all__ = [
     "Chunk",
     "ChunkReader",
     "InputFile",
-    "require_pyarrow",
     "scan",
 ]
 
@@ -85,22 +85,6 @@ class InputFile:
     sha256: str
     rows: int
     chunks: tuple[Chunk, ...]
-
-
-def require_pyarrow() -> Any:
-    """The modules pyarrow and pyarrow.parquet.
-
-    Raises:
-        DependencyError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DependencyError(
-            "Parquet files need pyarrow, which is not installed. Install it with `pip install 'mra-export[embed]'`."
-        ) from error
-    return pyarrow
 
 
 def scan(

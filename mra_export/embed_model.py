@@ -11,6 +11,7 @@ import numpy as np
 
 from mra_export.batching import run_batched
 from mra_export.errors import DependencyError, InputError
+from mra_export.optional import require_onnxruntime, require_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ def provider() -> str:
     Raises:
         DependencyError: ONNX Runtime is not installed.
     """
-    found = _onnxruntime().get_available_providers()
+    found = require_onnxruntime().get_available_providers()
     return "CUDAExecutionProvider" if "CUDAExecutionProvider" in found and _sees_gpu() else "CPUExecutionProvider"
 
 
@@ -86,7 +87,7 @@ def versions() -> dict[str, str]:
     Raises:
         DependencyError: ONNX Runtime or tokenizers is not installed.
     """
-    return {"onnxruntime": _onnxruntime().__version__, "tokenizers": _tokenizers().__version__}
+    return {"onnxruntime": require_onnxruntime().__version__, "tokenizers": require_tokenizers().__version__}
 
 
 class Encoder:
@@ -106,7 +107,7 @@ class Encoder:
     def __init__(
         self, bundle: Bundle, *, threads: int = 0, batch_tokens: int = DEFAULT_BATCH_TOKENS, on: str = ""
     ) -> None:
-        ort = _onnxruntime()
+        ort = require_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -128,7 +129,7 @@ class Encoder:
                 "libraries, or hide the GPU with CUDA_VISIBLE_DEVICES=-1."
             )
         assert bundle.tokenizer_file is not None
-        self._tokenizer = _tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
+        self._tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
         self._tokenizer.no_padding()
         own = self._tokenizer.truncation or {}
         self.max_length = bundle.tokenizer_max_length
@@ -212,21 +213,3 @@ def _parts(texts: Sequence[str]) -> list[list[str]]:
 def _sees_gpu() -> bool:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     return hidden not in ("", "-1") and Path("/dev/nvidiactl").exists()
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError("ONNX Runtime is not installed. Install it with `pip install onnxruntime`.") from error
-    return onnxruntime
-
-
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise DependencyError(
-            "The package tokenizers is not installed. Install it with `pip install 'mra-export[embed]'`."
-        ) from error
-    return tokenizers

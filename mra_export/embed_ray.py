@@ -108,7 +108,7 @@ class ChunkWorker:
     def _encoder(self) -> Encoder:
         """Made with the first chunk: Ray has no good word for an error in a constructor."""
         from mra_export.bundle_manifest import read_bundle
-        from mra_export.manifest import file_sha256
+        from mra_export.outputs import file_sha256
 
         here = os.uname().nodename
         if (have := versions()) != self._made_by or provider() != self._on:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
+from mra_export.dtypes import DTYPES
 from mra_export.engine_runner import LAYER_TENSORS, layer_output
 from mra_export.engine_source import (
     Range,
@@ -28,8 +29,8 @@ from mra_export.engine_source import (
 )
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.libraries import tensorrt_library
-from mra_export.manifest import FORMAT, Manifest, file_sha256, manifest_path, write_manifest
-from mra_export.outputs import check_target, staged_file
+from mra_export.manifest import FORMAT, Manifest, manifest_path, write_manifest
+from mra_export.outputs import check_target, file_sha256, staged_file
 from mra_export.parity import as_json
 from mra_export.runners import OnnxModel, read_onnx
 from mra_export.tensorrt_backend import (
@@ -321,8 +322,8 @@ def _check_types(backend: Backend, network: Any, dtype: str) -> Counter[str]:
     Matrix products and attention, which are nearly all of the work, must have the type asked for in every float tensor;
     inputs are int64 and outputs float32 with each type.
     """
-    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[dtype]
-    floats = {"FLOAT", "HALF", "BF16"}
+    wanted = DTYPES[dtype].tensorrt
+    floats = {names.tensorrt for names in DTYPES.values()}
     types: Counter[str] = Counter()
     wrong = []
     for index in range(network.num_layers):
@@ -501,12 +502,11 @@ def _inspect(backend: Backend, serialized: bytes, model: OnnxModel) -> str:
 
 def _inspected_types(text: str, model: OnnxModel) -> str:
     """The types in the engine inspector's JSON, counted over the tensors that its layers write."""
-    words = {"fp32": r"\b(FP32|Float32|Float)\b", "fp16": r"\b(FP16|Float16|Half)\b", "bf16": r"\b(BF16|BFloat16)\b"}
     types: Counter[str] = Counter()
     for layer in json.loads(text).get("Layers", []):
         for tensor in layer.get("Outputs", []) if isinstance(layer, dict) else []:
             shown = str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))
-            types.update(kind for kind, pattern in words.items() if re.search(pattern, shown, re.IGNORECASE))
+            types.update(kind for kind, names in DTYPES.items() if re.search(names.inspected, shown, re.IGNORECASE))
     if not types:
         return "names no types"
     if not types[model.dtype]:

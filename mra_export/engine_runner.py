@@ -10,8 +10,8 @@ import numpy as np
 from mra_export.errors import DependencyError, InputError
 from mra_export.libraries import find_library
 from mra_export.manifest import Manifest, check_engine
-from mra_export.runners import Array, Inputs, LayerTrace, Trace
 from mra_export.tensorrt_backend import Backend, find_gpus, load_plugin, open_backend
+from mra_export.trace import Array, Inputs, LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
-from mra_export.checkpoint import SIDE_FILES, Checkpoint
+from mra_export.checkpoint import SIDE_FILES
+from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
 from mra_export.outputs import staged_directory
+from mra_export.quiet import quiet_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import onnx_ir
     import torch
     from torch import Tensor, nn
+
+    from mra_export.checkpoint import Checkpoint
 
 __all__ = [
     "DEFAULT_OPSET",
@@ -42,7 +43,6 @@ DEFAULT_OPSET = 20
 """Of most families; see `Family.default_opset`."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
-DTYPES = ("fp32", "fp16", "bf16")
 POOLINGS = ("none", "cls", "mean")
 MODEL_FILE = Path("onnx") / "model.onnx"
 EXTERNAL_DATA_THRESHOLD = 2_000_000_000
@@ -220,7 +220,7 @@ def export_onnx(
 
     inputs = input_names(checkpoint.config)
     outputs = checkpoint.task.outputs + (("sentence_embedding",) if pooling.mode != "none" else ())
-    torch_dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    torch_dtype = getattr(torch, DTYPES[dtype].torch)
     with staged_directory(output, force=force) as stage:
         program = _trace(checkpoint, inputs, outputs, torch_dtype, opset, pooling)
         nodes = _finish_model(program, checkpoint, opset, dtype)
@@ -258,7 +258,7 @@ def _trace(
         torch.ones(shape, dtype=torch.int64) if name == "attention_mask" else torch.zeros(shape, dtype=torch.int64)
         for name in inputs
     )
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             module,
             example,
@@ -392,19 +392,3 @@ def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> N
     (stage / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
     if not pooling.normalize and (stage / "2_Normalize").is_dir():
         shutil.rmtree(stage / "2_Normalize")
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's notes off the terminal: they are about torch, not about the user's model."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mra_export.dtypes import onnx_type
 from mra_export.op_spec import (
     ATTRIBUTES,
     BLOCK_SIZE,
@@ -75,7 +76,7 @@ def operator_model(
     """
     from onnx import TensorProto, helper
 
-    kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
+    kind = onnx_type(dtype)
     shape: list[str | int | None] = ["batch", "sequence", hidden_size]
     node = helper.make_node(
         OP_TYPE, list(INPUTS), list(OUTPUTS), name=OP_TYPE, domain=OP_DOMAIN, **attributes.as_dict()

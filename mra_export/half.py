@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.dtypes import dtype_of_onnx, onnx_type
 from mra_export.errors import InputError
 from mra_export.export import EXTERNAL_DATA_THRESHOLD
 from mra_export.families import MASKED
@@ -21,7 +22,7 @@ from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.runners import Array, Inputs
+    from mra_export.trace import Array, Inputs
 
 __all__ = ["compare_with_source", "convert"]
 
@@ -52,7 +53,7 @@ def convert(model: OnnxModel, dtype: str, target: Path) -> OnnxModel:
 
     if model.dtype != "fp32":
         raise InputError(f"{model.path} is {model.dtype}; only fp32 is converted, what was rounded once stays so.")
-    half = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[dtype]
+    half = onnx_type(dtype)
     proto = onnx.load(str(model.path))
     graph = proto.graph
     floats = _float_values(proto)
@@ -250,7 +251,7 @@ def _converted(tensor: Any, half: int) -> Any:
 
     values: Array = numpy_helper.to_array(tensor)
     if values.size == 1 and values.item() == np.float32(MASKED["fp32"]):  # stands for minus infinity
-        values = np.full_like(values, MASKED["fp16" if half == TensorProto.FLOAT16 else "bf16"])
+        values = np.full_like(values, MASKED[str(dtype_of_onnx(half))])
     if half == TensorProto.FLOAT16:
         largest = float(np.abs(values).max(initial=0.0))
         if largest > LARGEST_FLOAT16:

@@ -6,7 +6,6 @@ these, or ends the process. `plugins/serving/engine_manifest.h` does the same ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 from mra_export.errors import DependencyError, InputError
 from mra_export.families import families
+from mra_export.outputs import file_sha256
 from mra_export.tensorrt_backend import covers, parse_version
 
-__all__ = ["FORMAT", "Manifest", "check_engine", "file_sha256", "manifest_path", "read_manifest", "write_manifest"]
+__all__ = ["FORMAT", "Manifest", "check_engine", "manifest_path", "read_manifest", "write_manifest"]
 
 FORMAT = 1
 """Of the manifest; a reader refuses a newer one."""
@@ -92,16 +92,6 @@ class Manifest:
 def manifest_path(engine: Path) -> Path:
     """Where the manifest of an engine is: model.engine -> model.engine.json."""
     return engine.with_name(f"{engine.name}.json")
-
-
-def file_sha256(*paths: Path) -> str:
-    """The SHA-256 of files one after the other, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["check_target", "staged_directory", "staged_file"]
+__all__ = ["check_target", "file_sha256", "staged_directory", "staged_file"]
 
 
 def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
@@ -127,3 +128,13 @@ def _os_errors(target: Path) -> Iterator[None]:
         raise InputError(
             f"{target} could not be written: {reason}. Nothing was left behind; free some space or choose another path."
         ) from error
+
+
+def file_sha256(*paths: Path) -> str:
+    """The SHA-256 of files one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.numerics import cosine, least, relative_error, top1_agreement, worst
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from mra_export.cases import Case
     from mra_export.checkpoint import Checkpoint
     from mra_export.families import Family
-    from mra_export.runners import Array, Inputs, LayerTrace, Runner, SpecificationRunner, Trace
+    from mra_export.runners import SpecificationRunner
+    from mra_export.trace import Array, Inputs, LayerTrace, Runner, Trace
 
 __all__ = [
     "TOLERANCES",
@@ -210,7 +213,7 @@ class Judge:
                 f"{cause} of the attention (head {h}: relative error {float(error[b, h]):.1e} on equal inputs, "
                 f"tolerance {tolerance.operator:.1e})"
             )
-        report.operator_error = _worst([report.operator_error, _worst(error.flatten().tolist())])
+        report.operator_error = worst([report.operator_error, worst(error.flatten().tolist())])
 
     def head_errors(self, actual: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Relative error per row and head, [rows, num_heads], of what stands at tokens; 0 where both are 0."""
@@ -358,7 +361,7 @@ def check_operator(
             whole.add(case, other.outputs, trace.outputs, _by_example(same, case), _by_example(same, case))
     first = next((layer for layer in layers if layer.problem), None)
     notes = [] if first is None else [f"the difference is in {first.name}: {first.problem}."]
-    metrics: dict[str, float | None] = {"operator_error": _worst([layer.operator_error for layer in layers])}
+    metrics: dict[str, float | None] = {"operator_error": worst([layer.operator_error for layer in layers])}
     limits = {"operator_error": tolerance.operator}
     alone = Comparison(
         "specification, operator by operator", candidate.name, metrics, limits, not notes, notes, layers, []
@@ -441,20 +444,20 @@ class _Tally:
                 for name in expected
             ]
             if judged[row]:
-                relative += [_relative(got, want) for want, got in pairs]
+                relative += [relative_error(got, want) for want, got in pairs]
                 absolute += [float(np.abs(got - want).max(initial=0.0)) for want, got in pairs]
-            cosines.append(_cosine(*_embedding(dict(zip(expected, pairs, strict=True)))))
+            cosines.append(cosine(*_embedding(dict(zip(expected, pairs, strict=True)))))
             self.top1 += [
-                _top1(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name
+                top1_agreement(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name
             ]
         self.cosines += cosines
         self.cases.append(
             CaseReport(
                 case.name,
                 case.seq_len,
-                _worst(relative) if relative else None,
-                _worst(absolute) if absolute else None,
-                _least(cosines),
+                worst(relative) if relative else None,
+                worst(absolute) if absolute else None,
+                least(cosines),
                 float(np.mean(agreement)),
                 int(judged.sum()),
                 len(judged),
@@ -466,9 +469,9 @@ class _Tally:
         relative = [c.relative_error for c in self.cases if c.relative_error is not None]
         absolute = [c.max_abs_error for c in self.cases if c.max_abs_error is not None]
         return {
-            "relative_error": _worst(relative) if relative else None,
-            "max_abs_error": _worst(absolute) if absolute else None,
-            "cosine_min": _least(self.cosines),
+            "relative_error": worst(relative) if relative else None,
+            "max_abs_error": worst(absolute) if absolute else None,
+            "cosine_min": least(self.cosines),
             "cosine_mean": float(np.mean(self.cosines)),
             "top1_agreement": float(np.mean(self.top1)) if self.top1 else None,
             "selection_agreement": float(np.mean([c.selection_agreement for c in self.cases])),
@@ -504,11 +507,11 @@ def _against_specification(
     tolerance: Tolerance,
 ) -> Comparison:
     metrics = tally.metrics()
-    metrics["operator_error"] = _worst([layer.operator_error for layer in layers])
-    metrics["input_error"] = _worst([layer.input_error for layer in layers])
+    metrics["operator_error"] = worst([layer.operator_error for layer in layers])
+    metrics["input_error"] = worst([layer.input_error for layer in layers])
     agreement = float(np.mean([layer.selection_agreement for layer in layers]))
     metrics["selection_agreement"] = agreement if judge.choice else None
-    metrics["batch_invariance_error"] = _worst(alone_error) if alone_error else None
+    metrics["batch_invariance_error"] = worst(alone_error) if alone_error else None
     limits = {
         "operator_error": tolerance.operator,
         "input_error": tolerance.inputs,
@@ -554,8 +557,10 @@ def _judge_layers(
     shared = total = 0
     pairs = zip(expected.layers, actual.layers, choices, reports, strict=True)
     for index, (want, got, choice, report) in enumerate(pairs):
-        error = _worst([_relative(getattr(got, n)[keep], getattr(want, n)[keep]) for n in ("query", "key", "value")])
-        report.input_error = _worst([report.input_error, error])
+        error = worst(
+            [relative_error(getattr(got, n)[keep], getattr(want, n)[keep]) for n in ("query", "key", "value")]
+        )
+        report.input_error = worst([report.input_error, error])
         if not error <= tolerance.inputs and report.problem is None:
             report.problem = (
                 f"arithmetic before its attention (query, key or value: relative error {error:.1e}, "
@@ -607,8 +612,8 @@ def _invariance(
         whole = np.zeros_like(batch.outputs[name])
         whole[row] = alone[0]
         want, got = _real(whole, batch.outputs[name], row, tokens if name in token_outputs else None)
-        errors.append(_relative(got, want))
-    return _worst(errors)
+        errors.append(relative_error(got, want))
+    return worst(errors)
 
 
 def _flat_mask(inputs: Inputs) -> torch.Tensor:
@@ -635,29 +640,6 @@ def _embedding(pairs: dict[str, tuple[Array, Array]]) -> tuple[Array, Array]:
     name = "sentence_embedding" if "sentence_embedding" in pairs else next(iter(pairs))
     want, got = pairs[name]
     return (want.mean(0), got.mean(0)) if name == "last_hidden_state" else (want.ravel(), got.ravel())
-
-
-def _relative(actual: Array, expected: Array) -> float:
-    difference = np.linalg.norm(actual.astype(np.float64).ravel() - expected.astype(np.float64).ravel())
-    return float(difference / max(float(np.linalg.norm(expected.astype(np.float64).ravel())), 1e-30))
-
-
-def _cosine(a: Array, b: Array) -> float:
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
-
-
-def _top1(want: Array, got: Array) -> float:
-    """Share of equal argmax: over labels, or over positions and choices where there is only one axis."""
-    return float(np.mean(want.argmax(-1) == got.argmax(-1)))
-
-
-def _worst(values: list[float]) -> float:
-    """The largest; NaN if there is one, so that it never passes."""
-    return float(np.max(values)) if values else 0.0
-
-
-def _least(values: list[float]) -> float:
-    return float(np.min(values)) if values else 1.0
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

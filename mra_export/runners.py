@@ -9,12 +9,15 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.errors import DependencyError, InputError
-from mra_export.families import Family, OnnxLayer, families, read_options
+from mra_export.dtypes import dtype_of_onnx, onnx_type
+from mra_export.errors import InputError
+from mra_export.families import families, read_options
+from mra_export.optional import require_onnxruntime
+from mra_export.trace import LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,60 +26,19 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.export import Pooling
+    from mra_export.families import Family, OnnxLayer
+    from mra_export.trace import Array, Inputs
 
 __all__ = [
-    "Array",
-    "Inputs",
-    "LayerTrace",
     "OnnxModel",
     "OnnxReferenceRunner",
     "OnnxRuntimeRunner",
-    "Runner",
     "SpecificationRunner",
-    "Trace",
     "TransformersRunner",
     "layer_constants",
     "read_onnx",
     "vocabulary",
 ]
-
-Array = np.ndarray[Any, Any]
-Inputs = dict[str, Array]
-"""`input_ids`, `attention_mask` and where the model has types `token_type_ids`, int64 [batch, seq_len]; multiple choice has
-[batch, choices, seq_len]."""
-
-
-@dataclass(frozen=True)
-class LayerTrace:
-    """What went into one attention node and came out; float32 [batch, seq_len, hidden_size] each."""
-
-    query: Array
-    key: Array
-    value: Array
-    context: Array
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The outputs of a run by name, float32, and what its attention layers saw."""
-
-    outputs: dict[str, Array]
-    layers: list[LayerTrace]
-
-
-class Runner(Protocol):
-    """A way of running the model."""
-
-    name: str
-
-    def run(self, inputs: Inputs) -> dict[str, Array]:
-        """The outputs by name."""
-
-    def trace(self, inputs: Inputs) -> Trace:
-        """The outputs and what the attention layers saw."""
-
-    def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
-        """The operator alone on query, key, value [batch, seq_len, hidden_size]; None where that cannot be had."""
 
 
 class _TorchRunner:
@@ -340,19 +302,14 @@ def read_onnx(path: Path) -> OnnxModel:
             "so it was not written by this tool. Export the checkpoint with `mra-export onnx`."
         )
     _check_external_data(path, model)
-    types = {
-        onnx.TensorProto.FLOAT: "fp32",
-        onnx.TensorProto.FLOAT16: "fp16",
-        onnx.TensorProto.BFLOAT16: "bf16",
-    }
-    found = [types[i.data_type] for i in graph.initializer if i.data_type in types]
+    found = next(filter(None, (dtype_of_onnx(i.data_type) for i in graph.initializer)), "fp32")
     return OnnxModel(
         path=path,
         family=family,
         layers=layers,
         inputs=names,
         outputs=tuple(o.name for o in graph.output),
-        dtype=found[0] if found else "fp32",
+        dtype=found,
         task=metadata.get("task"),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         functions=list(model.functions),
@@ -449,12 +406,7 @@ class OnnxRuntimeRunner:
         return session.run(None, _operator_feeds(tensors, mask, kind))[0].astype(np.float32)
 
     def _load(self, model: str | bytes) -> Any:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise DependencyError(
-                "ONNX Runtime is not installed. Install it with `pip install onnxruntime` (or onnxruntime-gpu)."
-            ) from error
+        onnxruntime = require_onnxruntime(otherwise=" (or onnxruntime-gpu)")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
@@ -577,13 +529,12 @@ def _traceable(model: OnnxModel) -> Iterator[Path]:
     import onnx
 
     proto = onnx.load(str(model.path), load_external_data=False)
-    kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
     present = {o.name for o in proto.graph.output}
     for layer in model.layers:
         for name in _layer_values(layer):
             if name not in present:
                 present.add(name)
-                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[model.dtype], None))
+                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx_type(model.dtype), None))
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         for location in {
             entry.value for i in proto.graph.initializer for entry in i.external_data if entry.key == "location"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import DependencyError, InputError
 from mra_export.op_spec import OP_TYPE, OP_VERSION
+from mra_export.optional import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,14 +195,11 @@ def open_backend(name: str) -> Backend:
     Raises:
         DependencyError: it or polygraphy is not installed or cannot be loaded, or this process already uses the other one.
     """
-    try:
-        import polygraphy.config
-    except ImportError as error:
-        raise DependencyError("polygraphy is not installed. Run `pip install polygraphy`.") from error
+    config = require("polygraphy.config", "polygraphy is not installed. Run `pip install polygraphy`.")
     is_rtx = name == "rtx"
-    if "polygraphy.backend.trt" in sys.modules and is_rtx != polygraphy.config.USE_TENSORRT_RTX:
+    if "polygraphy.backend.trt" in sys.modules and is_rtx != config.USE_TENSORRT_RTX:
         raise DependencyError(f"This process already uses the other backend than {name}; start a new one.")
-    polygraphy.config.USE_TENSORRT_RTX = is_rtx
+    config.USE_TENSORRT_RTX = is_rtx
     try:
         module = importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as error:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mra_export.errors import DependencyError, InputError, MraExportError
+from mra_export.errors import InputError, MraExportError
+from mra_export.optional import require_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,12 +62,9 @@ def _decoded(number: int, line: bytes) -> str:
 
 
 def _open(file: Path, max_length: int) -> Any:
+    tokenizers = require_tokenizers("Run `pip install tokenizers`.")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DependencyError("The package tokenizers is not installed. Run `pip install tokenizers`.") from error
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{file} cannot be read: {error}.") from error
     direction = (tokenizer.truncation or {}).get("direction", "right")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.dtypes import DTYPES, onnx_type
 from mra_export.engine_source import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
 from mra_export.libraries import LIBRARY_FILES
@@ -298,9 +299,7 @@ def _tensors(model_file: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
     graph = onnx.load(str(model_file), load_external_data=False).graph
     types = {
-        onnx.TensorProto.FLOAT: "TYPE_FP32",
-        onnx.TensorProto.FLOAT16: "TYPE_FP16",
-        onnx.TensorProto.BFLOAT16: "TYPE_BF16",
+        **{onnx_type(name): names.triton for name, names in DTYPES.items()},
         onnx.TensorProto.INT64: "TYPE_INT64",
         onnx.TensorProto.INT32: "TYPE_INT32",
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mra_export.errors import DependencyError
 from mra_export.op_spec import BLOCK_SIZE
+from mra_export.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,14 +112,11 @@ def schema() -> Any:
     Raises:
         DependencyError: it is not installed.
     """
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise DependencyError(
-            f"Triton's model configuration schema is missing ({error}). Run `pip install 'mra-export[triton]'`, or "
-            "`pip install 'tritonclient[grpc]'`."
-        ) from error
-    return model_config_pb2
+    return require(
+        "tritonclient.grpc.model_config_pb2",
+        "Triton's model configuration schema is missing ({error}). Run `pip install 'mra-export[triton]'`, or "
+        "`pip install 'tritonclient[grpc]'`.",
+    )
 
 
 def text_of(config: Any) -> str:

@@ -26,7 +26,8 @@ from mra_export.engine_source import distinct_attributes, onnx_files
 from mra_export.errors import DependencyError, InputError
 from mra_export.export import MODEL_FILE, Pooling, export_onnx
 from mra_export.libraries import find_library
-from mra_export.manifest import Manifest, file_sha256, manifest_path, write_manifest
+from mra_export.manifest import Manifest, manifest_path, write_manifest
+from mra_export.outputs import file_sha256
 from mra_export.runners import read_onnx
 
 CARD = "---\nlicense: apache-2.0\nbase_model: someone/dense-base\nlanguage: en\n---\n\n# A model\n"

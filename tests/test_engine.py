@@ -26,7 +26,8 @@ from mra_export.engine import EngineResult, build_engine
 from mra_export.engine_source import Range, find_onnx, parse_range, position_limit
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.export import export_onnx
-from mra_export.manifest import check_engine, file_sha256, manifest_path, read_manifest
+from mra_export.manifest import check_engine, manifest_path, read_manifest
+from mra_export.outputs import file_sha256
 from mra_export.runners import read_onnx
 
 sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint import Checkpoint
     from mra_export.parity import Judge
-    from mra_export.runners import Array, Inputs
+    from mra_export.trace import Array, Inputs
 
 __all__ = [
     "ENCODER_TASKS",

@@ -14,7 +14,7 @@ from mra_export.reference import mra2_attention, select_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.runners import Array, LayerTrace, Runner
+    from mra_export.trace import Array, LayerTrace, Runner
 
 __all__ = ["SelectionJudge", "probe_selection"]
 

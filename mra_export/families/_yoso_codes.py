@@ -11,7 +11,7 @@ from mra_export.parity import Judge, LayerReport, Tolerance
 from mra_export.yoso_reference import HashCodes, hash_codes
 
 if TYPE_CHECKING:
-    from mra_export.runners import LayerTrace, Runner
+    from mra_export.trace import LayerTrace, Runner
 
 __all__ = ["HashJudge"]
 

@@ -17,6 +17,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mra_export.dtypes import dtype_of_onnx
 from mra_export.errors import InputError
 from mra_export.families import ENCODER_TASKS, MASKED, Family, OnnxLayer
 from mra_export.parity import Judge, Tolerance
@@ -281,7 +282,7 @@ def _bias(builder: _Builder, mask: Any, is_causal: bool, *, whole: bool) -> onnx
     """
     import onnx_ir as ir
 
-    masked = MASKED[{"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}[builder.dtype.name]]
+    masked = MASKED[str(dtype_of_onnx(builder.dtype))]
     keep = builder.node("Cast", [mask], to=int(ir.DataType.BOOL))
     keep = builder.node("Unsqueeze", [keep, builder.constant([1, 2])])
     if whole or is_causal:

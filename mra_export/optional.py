@@ -1,0 +1,63 @@
+"""Packages that need not be installed: the module, or an error that says what to do."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mra_export.errors import DependencyError
+
+__all__ = ["require", "require_onnxruntime", "require_pyarrow", "require_tokenizers"]
+
+
+def require(module: str, otherwise: str) -> Any:
+    """A module by its dotted name.
+
+    Args:
+        module: for a submodule, the submodule is what is returned.
+        otherwise: the text of the error; `{error}` in it becomes Python's own.
+
+    Raises:
+        DependencyError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyError(otherwise.replace("{error}", str(error))) from error
+
+
+def require_onnxruntime(why: str = "", otherwise: str = "") -> Any:
+    """The module onnxruntime.
+
+    Args:
+        why: what cannot be done without it, to follow "is not installed".
+        otherwise: what else would do, to follow the command.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    text = f"ONNX Runtime is not installed{why}. Install it with `pip install onnxruntime`{otherwise}."
+    return require("onnxruntime", text)
+
+
+def require_tokenizers(install: str = "Install it with `pip install 'mra-export[embed]'`.") -> Any:
+    """The module tokenizers.
+
+    Args:
+        install: the sentence that says how.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    return require("tokenizers", f"The package tokenizers is not installed. {install}")
+
+
+def require_pyarrow() -> Any:
+    """The module pyarrow, with `pyarrow.parquet`.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    text = "Parquet files need pyarrow, which is not installed. Install it with `pip install 'mra-export[embed]'`."
+    require("pyarrow.parquet", text)
+    return require("pyarrow", text)
