@@ -1,5 +1,5 @@
 // The contract of mra::YosoAttention for every backend: one params struct, its validation, and the CPU entry points.
-// Framework-free: standard library only. The operator's steps are those of mra_export/yoso_reference.py.
+// Framework-free: standard library only. The operator's steps are those of mra_export/operators/yoso_attention/reference.py.
 #pragma once
 
 #include <cstddef>

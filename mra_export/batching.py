@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import InputError, MraExportError
-from mra_export.op_spec import BLOCK_SIZE
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DTYPES", "DType", "dtype_of_onnx", "onnx_type"]
+__all__ = ["DTYPES", "MASKED", "DType", "dtype_of_onnx", "onnx_type"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,8 @@ def onnx_type(dtype: str) -> int:
 def dtype_of_onnx(number: int) -> str | None:
     """Which of `DTYPES` a number of `onnx.TensorProto` is, None for another type."""
     return next((name for name in DTYPES if onnx_type(name) == number), None)
+
+
+MASKED = {"fp32": -1.7014117331926443e38, "fp16": -32752.0, "bf16": -1.6947656946257677e38}
+"""What is added to a logit whose key has no weight, by type: half of the lowest number. With all of it the sum with a negative
+logit would be infinite in float16, and a row of such sums NaN; and ONNX Runtime's Attention writes 0 for such a row."""

@@ -18,7 +18,7 @@ from mra_export import __version__
 from mra_export.checkpoint import SIDE_FILES, TASKS, load_config, locate, resolve_task
 from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
-from mra_export.op_spec import APPROX_MODES, BLOCK_SIZE
+from mra_export.operators.mra2_attention.spec import APPROX_MODES, BLOCK_SIZE
 from mra_export.outputs import check_target, staged_directory
 from mra_export.provenance import name_or_path
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.dtypes import dtype_of_onnx, onnx_type
+from mra_export.dtypes import MASKED, dtype_of_onnx, onnx_type
 from mra_export.errors import InputError
 from mra_export.export import EXTERNAL_DATA_THRESHOLD
-from mra_export.families import MASKED
-from mra_export.parity import TOLERANCES, Comparison
+from mra_export.operators.judge import TOLERANCES
+from mra_export.parity import Comparison
 from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx, vocabulary
 
 if TYPE_CHECKING:

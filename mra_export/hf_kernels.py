@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.op_spec import BLOCK_SIZE, NO_BLOCK_MAX
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, NO_BLOCK_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

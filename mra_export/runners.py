@@ -95,7 +95,7 @@ class TransformersRunner(_TorchRunner):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = checkpoint.model if device == "cpu" else copy.deepcopy(checkpoint.model).to(device)
         super().__init__(checkpoint, model, pooling)
-        self._setup = checkpoint.family.transformers_setup(checkpoint, device, kernel_sources)
+        self._setup = checkpoint.family.transformers_setup(checkpoint.config, device, kernel_sources)
         self.notes: list[str] = []
         with self._setup.kernels() as kernels:
             self._setup.probe(self.model)

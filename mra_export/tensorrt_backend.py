@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.op_spec import OP_TYPE, OP_VERSION
+from mra_export.operators.limits import OP_VERSION
+from mra_export.operators.mra2_attention.spec import OP_TYPE
 from mra_export.optional import require
 
 if TYPE_CHECKING:

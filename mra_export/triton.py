@@ -14,7 +14,7 @@ from mra_export.dtypes import DTYPES, onnx_type
 from mra_export.engine_source import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
 from mra_export.libraries import LIBRARY_FILES
-from mra_export.op_spec import BLOCK_SIZE
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 from mra_export.tensorrt_backend import parse_version
 from mra_export.triton_config import (
     Encoder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mra_export.op_spec import BLOCK_SIZE
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 from mra_export.optional import require
 
 if TYPE_CHECKING:

@@ -29,9 +29,10 @@ import torch
 from onnx import TensorProto, helper
 
 from mra_export.bench import bound_run, dense_twin, in_turns
-from mra_export.function_body import function_body
 from mra_export.libraries import onnxruntime_library
-from mra_export.op_spec import BLOCK_SIZE, INPUTS, OP_DOMAIN, OP_TYPE, OP_VERSION
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.mra2_attention.function_body import function_body
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, INPUTS, OP_TYPE
 
 REPO = Path(__file__).resolve().parents[1]
 HEADS, HEAD_DIM = 12, 64

@@ -28,8 +28,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mra_export.bench import bound_run, in_turns
 from mra_export.cases import SENTENCES
-from mra_export.op_spec import BLOCK_SIZE, INPUTS, OP_DOMAIN, OP_TYPE, OP_VERSION, YOSO_OP_TYPE, YosoAttentionAttributes
-from mra_export.yoso_reference import draw_hash_constants
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.mra2_attention import spec as mra2
+from mra_export.operators.yoso_attention import spec as yoso
+from mra_export.operators.yoso_attention.reference import draw_hash_constants
 
 HEADS, HEAD_DIM = 12, 64
 BUDGETS = (4, 8, 16)  # MRA's blocks per row
@@ -45,7 +47,7 @@ Feed = dict[str, np.ndarray]
 
 def build(method: str, seq_len: int, head_dim: int) -> onnx.ModelProto:
     """An ONNX model of one node."""
-    inputs = list(INPUTS)
+    inputs = list(mra2.INPUTS)
     constants = []
     if method == DENSE[0]:
         inputs = inputs[:3]
@@ -54,25 +56,25 @@ def build(method: str, seq_len: int, head_dim: int) -> onnx.ModelProto:
         inputs = inputs[:3]
         node = helper.make_node("Attention", inputs, ["context"], q_num_heads=HEADS, kv_num_heads=HEADS)
     elif method.startswith("MRA"):
-        rows = -(-seq_len // BLOCK_SIZE)
+        rows = -(-seq_len // mra2.BLOCK_SIZE)
         settings = {"num_heads": HEADS, "num_blocks": min(rows * int(method.split()[1]), rows**2), "approx_mode": 0}
         priors = {"initial_prior_first_n_blocks": 0, "initial_prior_diagonal_n_blocks": 0}
         node = helper.make_node(
-            OP_TYPE, inputs, ["context"], domain=OP_DOMAIN, **settings, **priors, scale=head_dim**-0.5
+            mra2.OP_TYPE, inputs, ["context"], domain=OP_DOMAIN, **settings, **priors, scale=head_dim**-0.5
         )
     else:
-        attributes = YosoAttentionAttributes(HEADS, 0, CODE_LEN)
+        attributes = yoso.YosoAttentionAttributes(HEADS, 0, CODE_LEN)
         if method.startswith("YOSO-LSH"):
-            attributes = YosoAttentionAttributes(HEADS, 1, CODE_LEN, int(method.split()[1]), 1)
+            attributes = yoso.YosoAttentionAttributes(HEADS, 1, CODE_LEN, int(method.split()[1]), 1)
             drawn = draw_hash_constants(attributes, head_dim, 0)
             constants.append(numpy_helper.from_array(drawn.numpy(), "hash_constants"))
         node = helper.make_node(
-            YOSO_OP_TYPE, attributes.inputs(), ["context"], domain=OP_DOMAIN, **attributes.as_dict()
+            yoso.OP_TYPE, attributes.inputs(), ["context"], domain=OP_DOMAIN, **attributes.as_dict()
         )
     shape = ["b", "s", HEADS * head_dim]
     infos = [
         helper.make_tensor_value_info(n, TensorProto.INT32, shape[:2])
-        if n == INPUTS[3]
+        if n == mra2.INPUTS[3]
         else helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)
         for n in inputs
     ]
@@ -85,8 +87,8 @@ def build(method: str, seq_len: int, head_dim: int) -> onnx.ModelProto:
 def random_feed(seq_len: int, head_dim: int) -> Feed:
     rng = np.random.default_rng(seq_len)
     shape = (1, seq_len, HEADS * head_dim)
-    feed = {name: rng.standard_normal(shape, dtype=np.float32) for name in INPUTS[:3]}
-    return feed | {INPUTS[3]: np.ones((1, seq_len), np.int32)}
+    feed = {name: rng.standard_normal(shape, dtype=np.float32) for name in mra2.INPUTS[:3]}
+    return feed | {mra2.INPUTS[3]: np.ones((1, seq_len), np.int32)}
 
 
 def session(method: str, seq_len: int, head_dim: int, threads: int) -> Any:
@@ -155,10 +157,10 @@ def trained_feeds(lengths: list[int]) -> dict[int, Feed]:
             ids += tokenizer(sentences[index], add_special_tokens=False)["input_ids"]
     windows = torch.tensor(ids[: -(-max(lengths) // WINDOW) * WINDOW]).view(-1, WINDOW)
     module = model.encoder.layer[TRAINED_LAYER].attention.self
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in INPUTS[:3]}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in mra2.INPUTS[:3]}
     hooks = [
         getattr(module, name).register_forward_hook(lambda _, __, out, name=name: seen[name].append(out))
-        for name in INPUTS[:3]
+        for name in mra2.INPUTS[:3]
     ]
     with torch.no_grad():
         for window in windows:
@@ -167,7 +169,7 @@ def trained_feeds(lengths: list[int]) -> dict[int, Feed]:
         hook.remove()
     whole = {name: torch.cat(parts).flatten(0, 1).numpy() for name, parts in seen.items()}
     return {
-        n: {name: x[None, :n].copy() for name, x in whole.items()} | {INPUTS[3]: np.ones((1, n), np.int32)}
+        n: {name: x[None, :n].copy() for name, x in whole.items()} | {mra2.INPUTS[3]: np.ones((1, n), np.int32)}
         for n in lengths
     }
 

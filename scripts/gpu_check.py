@@ -423,7 +423,7 @@ class Operator:
         """A function that enqueues mra::YosoAttention on the current stream."""
         import torch
 
-        from mra_export.yoso_reference import draw_hash_constants
+        from mra_export.operators.yoso_attention.reference import draw_hash_constants
 
         constants = [draw_hash_constants(attributes, HEAD_DIM, 0).to(query.device)] if attributes.mode else []
         inputs = self.host.yoso_inputs(query, key, value, mask, *constants, attributes=attributes)
@@ -457,7 +457,7 @@ def make_inputs(batch: int, seq_len: int, seed: int) -> list[Any]:
 
 
 def attributes_for(seq_len: int, blocks_per_row: int) -> Any:
-    from mra_export.op_spec import Mra2AttentionAttributes
+    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
     blocks = seq_len // 32
     return Mra2AttentionAttributes(
@@ -548,7 +548,7 @@ def measure_pipeline(tensors: list[Any], batch: int, seq_len: int, attributes: A
 
 
 def read_selection(tensors: list[Any], mask: Any, attributes: Any) -> Any:
-    from mra_export.reference import select_blocks
+    from mra_export.operators.mra2_attention.reference import select_blocks
 
     return select_blocks(tensors[0].float(), tensors[1].float(), mask, attributes).selected
 
@@ -605,7 +605,7 @@ def benchmark_yoso(operator: Operator, report: Report, quick: bool, deadline: fl
     """YOSO-E and YOSO-LSH against dense attention: float16, batch 8."""
     import torch
 
-    from mra_export.op_spec import YosoAttentionAttributes
+    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
     rows: list[dict[str, Any]] = []
     report.data["yoso_benchmark"] = rows

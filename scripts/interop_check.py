@@ -239,7 +239,7 @@ def judge(found: list[dict[str, Any]], vectors: dict[str, Any], expected: Any, d
     """One row per client: least cosine, relative error (Frobenius), and whether the type's tolerance holds."""
     import numpy as np
 
-    from mra_export.parity import TOLERANCES
+    from mra_export.operators.judge import TOLERANCES
 
     tolerance = TOLERANCES[dtype]
     truth = expected.astype(np.float64)
@@ -263,7 +263,7 @@ def judge(found: list[dict[str, Any]], vectors: dict[str, Any], expected: Any, d
 
 def print_rows(rows: list[dict[str, Any]], dtype: str, count: int, changed: list[str]) -> None:
     """The table for people."""
-    from mra_export.parity import TOLERANCES
+    from mra_export.operators.judge import TOLERANCES
 
     passed = all(row["ok"] for row in rows) and not changed
     limits = TOLERANCES[dtype]

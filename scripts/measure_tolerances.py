@@ -23,7 +23,8 @@ from mra_export.cases import build_cases
 from mra_export.check import check
 from mra_export.checkpoint import load_checkpoint
 from mra_export.export import export_onnx, pooling_of
-from mra_export.parity import TOLERANCES, Comparison, check_candidate
+from mra_export.operators.judge import TOLERANCES
+from mra_export.parity import Comparison, check_candidate
 from mra_export.runners import SpecificationRunner, TransformersRunner
 
 METRICS = ("operator_error", "input_error", "relative_error", "cosine_min", "selection_agreement")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 # The set-up installs ninja; make, which CMake would take by itself, need not be there.
 if shutil.which("ninja"):

@@ -44,22 +44,15 @@ def test_every_module_is_a_family() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_of_a_family_is_in_the_commands(name: str) -> None:
-    private = {
-        "op_spec",
-        "function_body",
-        "reference",
-        "hf_kernels",
-        *(p.stem for p in (SOURCES / "families").glob("*.py")),
-    }
-    private |= {p.stem for p in SOURCES.glob("yoso*.py")}
-    private -= {"__init__"}
+    families = {p.stem for p in (SOURCES / "families").glob("[!_]*.py")}
+    operators = {p.name for p in (SOURCES / "operators").iterdir() if p.is_dir()}
+    private = {*(f"families.{f}" for f in families), *(f"operators.{o}" for o in operators), "hf_kernels"}
     imported = set()
     for node in ast.walk(ast.parse((SOURCES / f"{name}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mra_export"):
-            imported |= {node.module.split(".")[-1], *(alias.name for alias in node.names)}  # type: ignore[union-attr]
-    # Where probe_selection was before families had their own judges; it is still found there.
-    allowed = {"_mra_selection"} if name == "parity" else set()
-    assert not imported & (private - allowed)
+            parts = [*node.module.split(".")[1:], ""]  # type: ignore[union-attr]
+            imported |= {".".join(filter(None, (*parts[:-1], alias.name))) for alias in node.names}
+    assert not [each for each in imported if each.startswith(tuple(private))]
 
 
 TOY = """

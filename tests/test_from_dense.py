@@ -20,7 +20,7 @@ from mra_export import from_dense as module
 from mra_export.checkpoint import TASKS, Checkpoint, load_checkpoint
 from mra_export.errors import InputError
 from mra_export.from_dense import DENSE_FAMILIES, from_dense
-from mra_export.reference import mra2_attention
+from mra_export.operators.mra2_attention.reference import mra2_attention
 from tests.conftest import relative_error
 
 COSINE = 0.99999

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 from test_reference import cases, draw
 
-from mra_export.function_body import MIN_OPSET, function_body, operator_model
-from mra_export.op_spec import Mra2AttentionAttributes
-from mra_export.reference import mra2_attention
+from mra_export.operators.mra2_attention.function_body import MIN_OPSET, function_body, operator_model
+from mra_export.operators.mra2_attention.reference import mra2_attention
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 NEWEST_OPSET = 25
 

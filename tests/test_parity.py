@@ -19,9 +19,10 @@ from mra_export.check import check, find_artifacts
 from mra_export.checkpoint import Checkpoint, load_checkpoint
 from mra_export.errors import InputError
 from mra_export.export import MODEL_FILE, Pooling, export_onnx
-from mra_export.op_spec import Mra2AttentionAttributes
-from mra_export.parity import as_json, check_candidate, probe_selection
-from mra_export.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.judge import probe_selection
+from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
+from mra_export.parity import as_json, check_candidate
 from mra_export.report import write_report
 from mra_export.runners import OnnxRuntimeRunner, SpecificationRunner, TransformersRunner, read_onnx
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mra_export.errors import InputError
-from mra_export.op_spec import Mra2AttentionAttributes
-from mra_export.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 
 def run(golden: Golden, dtype: torch.dtype) -> np.ndarray:

@@ -15,9 +15,10 @@ from onnx.reference import ReferenceEvaluator
 from test_yoso_reference import EXPECTATION, LSH, draw
 from torch import Tensor
 
-from mra_export.op_spec import OP_DOMAIN, OP_VERSION, YOSO_OP_TYPE, YosoAttentionAttributes
-from mra_export.yoso_function_body import MIN_OPSET, yoso_function_body
-from mra_export.yoso_reference import yoso_attention
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.yoso_attention.function_body import MIN_OPSET, yoso_function_body
+from mra_export.operators.yoso_attention.reference import yoso_attention
+from mra_export.operators.yoso_attention.spec import OP_TYPE, YosoAttentionAttributes
 
 NEWEST_OPSET = 25
 CONFIGURATIONS = {
@@ -47,8 +48,8 @@ def yoso_model(
     float_type = helper.tensor_dtype_to_np_dtype(kind)
     arrays = [c.numpy() if c.dtype == torch.int32 else c.float().numpy().astype(float_type) for c in constants]
     graph = helper.make_graph(
-        [helper.make_node(YOSO_OP_TYPE, names, ["context"], domain=OP_DOMAIN, **attributes.as_dict())],
-        YOSO_OP_TYPE,
+        [helper.make_node(OP_TYPE, names, ["context"], domain=OP_DOMAIN, **attributes.as_dict())],
+        OP_TYPE,
         inputs,
         [helper.make_tensor_value_info("context", kind, shape)],
         [numpy_helper.from_array(array, name) for array, name in zip(arrays, names[4:], strict=True)],

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mra_export.errors import InputError
-from mra_export.op_spec import (
-    MAX_HEAD_DIM,
-    YOSO_GRID_LIMIT,
-    YOSO_PROJECTION_LIMIT,
-    YosoAttentionAttributes,
+from mra_export.operators.limits import MAX_HEAD_DIM
+from mra_export.operators.yoso_attention.reference import (
+    HashCodes,
+    cumulate,
+    draw_hash_constants,
+    hash_codes,
+    yoso_attention,
 )
-from mra_export.yoso_reference import HashCodes, cumulate, draw_hash_constants, hash_codes, yoso_attention
+from mra_export.operators.yoso_attention.spec import GRID_LIMIT, PROJECTION_LIMIT, YosoAttentionAttributes
 
 EXPECTATION = YosoAttentionAttributes(2, 0, 9)
 LSH = YosoAttentionAttributes(2, 1, 9, 16, 1)
@@ -164,13 +166,13 @@ def test_the_fast_hash_is_three_hadamard_transforms(head_dim: int) -> None:
 
 
 def test_the_projection_is_exact_in_any_order_of_sums() -> None:
-    assert MAX_HEAD_DIM * YOSO_GRID_LIMIT * YOSO_PROJECTION_LIMIT < 2**24
+    assert MAX_HEAD_DIM * GRID_LIMIT * PROJECTION_LIMIT < 2**24
     attributes = YosoAttentionAttributes(1, 1, 9, 8, 0)
     constants = draw_hash_constants(attributes, 256, 6)
     x = torch.randn(1, 200, 256, generator=torch.Generator().manual_seed(6))
     largest = x.abs().amax(-1, keepdim=True).double()
     grid = torch.round(x.double() * 2.0 ** (9 - torch.log2(largest).floor())).long()
-    assert 512 <= int(grid.abs().max()) <= YOSO_GRID_LIMIT
+    assert 512 <= int(grid.abs().max()) <= GRID_LIMIT
     bits = (grid @ constants[0].long().T > 0).long().unflatten(-1, (8, 9))  # 64-bit integers
     expected = (bits * 2 ** torch.arange(9)).sum(-1).transpose(1, 2)
     assert torch.equal(hash_codes(x, attributes, constants)[:, 0], expected)

@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto, NodeProto
     from torch import Tensor
 
-    from mra_export.checkpoint import Checkpoint
-    from mra_export.parity import Judge
+    from mra_export.operators.judge import Judge
     from mra_export.trace import Array, Inputs
 
 __all__ = [
     "ENCODER_TASKS",
-    "MASKED",
     "Attributes",
     "Family",
     "OnnxLayer",
@@ -51,9 +49,6 @@ ENCODER_TASKS = (
     "question-answering",
 )
 """The heads that transformers gives to every encoder."""
-MASKED = {"fp32": -1.7014117331926443e38, "fp16": -32752.0, "bf16": -1.6947656946257677e38}
-"""What is added to a logit whose key has no weight, by type: half of the lowest number. With all of it the sum with a negative
-logit would be infinite in float16, and a row of such sums NaN; and ONNX Runtime's Attention writes 0 for such a row."""
 
 
 class Attributes(Protocol):
@@ -233,11 +228,11 @@ class Family(ABC):
             context, [batch, seq_len, hidden_size].
         """
 
-    def transformers_setup(self, checkpoint: Checkpoint, device: str, kernel_sources: Path | None) -> TransformersSetup:
+    def transformers_setup(self, config: Any, device: str, kernel_sources: Path | None) -> TransformersSetup:
         """How transformers' unmodified model is made to run.
 
         Args:
-            checkpoint: the model.
+            config: the transformers configuration.
             device: "cpu" or a torch CUDA device.
             kernel_sources: a directory that the user names with --kernel-sources, or None.
         """
@@ -312,9 +307,9 @@ class Family(ABC):
             attributes: of every attention layer.
             constants: of each attention layer, from `constants` or `mra_export.runners.layer_constants`.
         """
-        from mra_export.parity import Judge
+        from mra_export.operators.judge import Judge
 
-        return Judge(self, attributes, constants)
+        return Judge(self.attend, attributes, constants)
 
     def makes_no_choice(self, attributes: Any, seq_len: int) -> bool:
         """Whether rounding cannot change what the attention computes with, so that outputs may be compared alone."""

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
 from mra_export.families import Family, TransformersSetup
-from mra_export.function_body import MIN_OPSET
-from mra_export.op_spec import (
+from mra_export.operators.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_SEQ_LEN, OP_DOMAIN, OP_VERSION
+from mra_export.operators.mra2_attention.function_body import MIN_OPSET
+from mra_export.operators.mra2_attention.spec import (
     APPROX_MODES,
     ATTRIBUTES,
     BLOCK_SIZE,
-    HEAD_DIM_MULTIPLE,
-    MAX_HEAD_DIM,
-    MAX_SEQ_LEN,
-    OP_DOMAIN,
     OP_TYPE,
-    OP_VERSION,
     Mra2AttentionAttributes,
 )
 
@@ -29,8 +25,7 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto
     from torch import Tensor
 
-    from mra_export.checkpoint import Checkpoint
-    from mra_export.parity import Judge
+    from mra_export.operators.judge import Judge
     from mra_export.trace import Array, Inputs
 
 __all__ = ["FAMILY", "MraFamily"]
@@ -135,19 +130,19 @@ class MraFamily(Family):
         self, attributes: Mra2AttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
     ) -> Tensor:
         """The operator by its specification; `choice` is bool [batch, num_heads, blocks, blocks], the selected blocks."""
-        from mra_export.reference import mra2_attention
+        from mra_export.operators.mra2_attention.reference import mra2_attention
 
         query, key, value = tensors
         return mra2_attention(query, key, value, mask, attributes, selected=choice)
 
-    def transformers_setup(self, checkpoint: Checkpoint, device: str, kernel_sources: Path | None) -> TransformersSetup:
+    def transformers_setup(self, config: Any, device: str, kernel_sources: Path | None) -> TransformersSetup:
         """Supplies its kernels, and runs it example by example: it gives heads another example's mask in a padded batch.
 
         The lengths are filled to a multiple of 32 that its top-k accepts.
         """
         from mra_export import hf_kernels
 
-        budget = self.attributes(checkpoint.config).num_blocks
+        budget = self.attributes(config).num_blocks
 
         @contextlib.contextmanager
         def kernels() -> Iterator[str]:
@@ -164,7 +159,7 @@ class MraFamily(Family):
             """Arguments that spare transformers its buffers, which end at max_position_embeddings."""
             import torch
 
-            positions = torch.arange(length).clamp(max=checkpoint.config.max_position_embeddings - 1) + 2
+            positions = torch.arange(length).clamp(max=config.max_position_embeddings - 1) + 2
             extra: dict[str, Any] = {"position_ids": positions[None]}
             if "token_type_ids" not in one:
                 extra["token_type_ids"] = torch.zeros((1, length), dtype=torch.int64)
@@ -181,23 +176,23 @@ class MraFamily(Family):
 
     def functions(self, opset: int) -> list[FunctionProto]:
         """The function bodies that let a stock runtime run the exported file."""
-        from mra_export.function_body import function_body
+        from mra_export.operators.mra2_attention.function_body import function_body
 
         return [function_body(opset)]
 
     def operator_model(
         self, attributes: Any, hidden_size: int, dtype: str, opset: int, functions: Sequence[Any]
     ) -> ModelProto:
-        """An ONNX model of one node; see `mra_export.function_body.operator_model`."""
-        from mra_export.function_body import operator_model
+        """An ONNX model of one node; see `mra_export.operators.mra2_attention.function_body.operator_model`."""
+        from mra_export.operators.mra2_attention.function_body import operator_model
 
         return operator_model(attributes, hidden_size, dtype, opset, list(functions))
 
     def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """Tells a difference of selection from one of arithmetic."""
-        from mra_export.families._mra_selection import SelectionJudge
+        from mra_export.operators.mra2_attention.judge import SelectionJudge
 
-        return SelectionJudge(self, attributes, constants)
+        return SelectionJudge(self.attend, attributes, constants)
 
     def makes_no_choice(self, attributes: Mra2AttentionAttributes, seq_len: int) -> bool:
         """Whether the budget selects every block."""

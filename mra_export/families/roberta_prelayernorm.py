@@ -14,13 +14,12 @@ What transformers does, and the exported files do as well:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mra_export.dtypes import dtype_of_onnx
 from mra_export.errors import InputError
-from mra_export.families import ENCODER_TASKS, MASKED, Family, OnnxLayer
-from mra_export.parity import Judge, Tolerance
+from mra_export.families import ENCODER_TASKS, Family, OnnxLayer
+from mra_export.operators.softmax_attention.judge import DenseJudge
+from mra_export.operators.softmax_attention.spec import ATTENTION_OPSET, DenseAttentionAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,42 +28,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Tensor
 
-__all__ = ["FAMILY", "DenseAttentionAttributes", "RobertaPreLayerNormFamily"]
+    from mra_export.operators.judge import Judge
 
-ATTENTION_OPSET = 23
-"""The first that has the operator Attention."""
-
-
-class DenseJudge(Judge):
-    """Allows standard operators in half types what they cost: logits and weights are rounded to the type between them.
-
-    Twice the error against float64 of torch's own eager attention in that type, on normal queries and keys scaled so that the
-    logits have a standard deviation of 6: 2.3e-3 in float16 and 1.8e-2 in bfloat16.
-    """
-
-    def tolerance(self, dtype: str) -> Tolerance:
-        """The largest errors that pass, by type of the candidate."""
-        usual = super().tolerance(dtype)
-        return replace(usual, operator={"fp16": 5e-3, "bf16": 4e-2}.get(dtype, usual.operator))
-
-
-@dataclass(frozen=True)
-class DenseAttentionAttributes:
-    """Softmax attention.
-
-    Attributes:
-        num_heads: H; the hidden size of the inputs is H * head_dim.
-        is_causal: 1 if a token attends to itself and those before it only, as in a decoder.
-        scale: factor of the logits.
-    """
-
-    num_heads: int
-    is_causal: int
-    scale: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Attribute name -> value."""
-        return asdict(self)
+__all__ = ["FAMILY", "RobertaPreLayerNormFamily"]
 
 
 class RobertaPreLayerNormFamily(Family):
@@ -177,50 +143,17 @@ class RobertaPreLayerNormFamily(Family):
     def attend(
         self, attributes: DenseAttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
     ) -> Tensor:
-        """Softmax attention (Vaswani et al., 2017, section 3.2; `eager_attention_forward` in transformers).
-
-        float64 is computed in float64, any other type in float32.
-        """
-        import torch
+        """Softmax attention; `choice` is None."""
+        from mra_export.operators.softmax_attention.reference import softmax_attention
 
         query, key, value = tensors
-        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        batch, seq_len, hidden = query.shape
-        shape = (batch, seq_len, attributes.num_heads, hidden // attributes.num_heads)
-        q, k, v = (x.to(wide).reshape(shape).transpose(1, 2) for x in (query, key, value))
-        keep = (mask != 0)[:, None, None, :]
-        if attributes.is_causal:
-            keep = keep & torch.ones((seq_len, seq_len), dtype=torch.bool, device=mask.device).tril()
-        bias = torch.zeros(keep.shape, dtype=wide, device=mask.device).masked_fill(~keep, MASKED["fp32"])
-        weight = torch.softmax(q @ k.transpose(2, 3) * attributes.scale + bias, dim=-1)
-        return (weight @ v).transpose(1, 2).reshape(batch, seq_len, hidden).to(query.dtype)
+        return softmax_attention(query, key, value, mask, attributes)
 
     def lower(self, model: onnx_ir.Model, nodes: list[onnx_ir.Node], attributes: Any, opset: int) -> None:
         """Writes the operator Attention in the place of each node, or below opset 23 the products and the softmax."""
-        import onnx_ir as ir
+        from mra_export.operators.softmax_attention.lowering import lower
 
-        graph = model.graph
-        dtype = nodes[0].inputs[0].dtype  # type: ignore[union-attr]
-        assert dtype is not None
-        builder = _Builder(graph, nodes[0], dtype)
-        fused = opset >= ATTENTION_OPSET
-        bias = _bias(builder, nodes[0].inputs[3], bool(attributes.is_causal), whole=fused)
-        for index, node in enumerate(nodes):
-            query, key, value = list(node.inputs)[:3]
-            context = node.outputs[0]
-            builder.before = node
-            name = f"layer.{index}"
-            if fused:
-                heads = attributes.num_heads
-                settings = {"q_num_heads": heads, "kv_num_heads": heads, "scale": attributes.scale}
-                made = builder.node("Attention", [query, key, value, bias], name=f"{name}.Attention", **settings)
-            else:
-                made = _plain(builder, query, key, value, bias, attributes, name)
-            made.type, made.shape = context.type, context.shape
-            ir.convenience.replace_all_uses_with(context, made)
-            graph.remove(node, safe=True)
-            for each, kind in ((query, "query"), (key, "key"), (value, "value"), (made, "context")):
-                each.name = f"{name}.{kind}"  # type: ignore[union-attr]
+        lower(model.graph, nodes, attributes, opset)
         model.opset_imports.pop(self.operator[0], None)
         model.metadata_props["attention"] = json.dumps(attributes.as_dict())
 
@@ -243,76 +176,7 @@ class RobertaPreLayerNormFamily(Family):
 
     def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """Arithmetic only."""
-        return DenseJudge(self, attributes, constants)
-
-
-class _Builder:
-    """Appends standard operators to a graph before a node."""
-
-    def __init__(self, graph: onnx_ir.Graph, before: onnx_ir.Node, dtype: onnx_ir.DataType) -> None:
-        self.graph, self.before, self.dtype = graph, before, dtype
-        self._constants = 0
-
-    def node(self, op_type: str, inputs: list[Any], *, name: str | None = None, **attributes: Any) -> onnx_ir.Value:
-        import onnx_ir as ir
-
-        node = ir.node(op_type, inputs, attributes, name=name)
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
-
-    def constant(self, value: Any) -> onnx_ir.Value:
-        """A small initializer: int64, or a scalar of the graph's float type."""
-        import numpy as np
-        import onnx_ir as ir
-
-        name = f"attention_constant_{self._constants}"
-        self._constants += 1
-        kind = self.dtype if isinstance(value, float) else ir.DataType.INT64
-        tensor = ir.tensor(np.asarray(value).astype(kind.numpy()), dtype=kind, name=name)
-        made = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(np.shape(value)), const_value=tensor)
-        self.graph.initializers[name] = made
-        return made
-
-
-def _bias(builder: _Builder, mask: Any, is_causal: bool, *, whole: bool) -> onnx_ir.Value:
-    """What is added to the logits, once for all layers: 0, or the lowest number where a key has no weight.
-
-    [batch, 1, 1, seq_len], or with `whole` or `is_causal` [batch, 1, seq_len, seq_len]: ONNX Runtime's Attention does not
-    broadcast its mask over the queries.
-    """
-    import onnx_ir as ir
-
-    masked = MASKED[str(dtype_of_onnx(builder.dtype))]
-    keep = builder.node("Cast", [mask], to=int(ir.DataType.BOOL))
-    keep = builder.node("Unsqueeze", [keep, builder.constant([1, 2])])
-    if whole or is_causal:
-        length = builder.node("Shape", [mask], start=1, end=2)  # [1]
-        if is_causal:
-            scalar = builder.node("Squeeze", [length, builder.constant([0])])
-            index = builder.node("Range", [builder.constant(0), scalar, builder.constant(1)])
-            row = builder.node("Unsqueeze", [index, builder.constant([1])])
-            keep = builder.node("And", [keep, builder.node("LessOrEqual", [index, row])])
-        else:
-            one = builder.constant([1])
-            square = builder.node("Concat", [one, one, length, one], axis=0)
-            keep = builder.node("Expand", [keep, square])
-    return builder.node("Where", [keep, builder.constant(0.0), builder.constant(masked)])
-
-
-def _plain(
-    builder: _Builder, query: Any, key: Any, value: Any, bias: Any, attributes: DenseAttentionAttributes, name: str
-) -> onnx_ir.Value:
-    """Attention by matrix products and a softmax, in the pattern that runtimes know and fuse."""
-    heads = builder.constant([0, 0, attributes.num_heads, -1])
-    cut = {}
-    for kind, tensor, perm in (("q", query, [0, 2, 1, 3]), ("k", key, [0, 2, 3, 1]), ("v", value, [0, 2, 1, 3])):
-        cut[kind] = builder.node("Transpose", [builder.node("Reshape", [tensor, heads])], perm=perm)
-    product = builder.node("MatMul", [cut["q"], cut["k"]], name=f"{name}.logits")
-    logits = builder.node("Mul", [product, builder.constant(attributes.scale)])
-    weight = builder.node("Softmax", [builder.node("Add", [logits, bias])], axis=-1, name=f"{name}.softmax")
-    mixed = builder.node("MatMul", [weight, cut["v"]], name=f"{name}.mix")
-    joined = builder.node("Transpose", [mixed], perm=[0, 2, 1, 3])
-    return builder.node("Reshape", [joined, builder.constant([0, 0, -1])])
+        return DenseJudge(self.attend, attributes, constants)
 
 
 FAMILY = RobertaPreLayerNormFamily()

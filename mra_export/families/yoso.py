@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
 from mra_export.families import Family, Option, TransformersSetup
-from mra_export.op_spec import (
-    OP_DOMAIN,
-    OP_VERSION,
-    YOSO_ATTRIBUTES,
-    YOSO_MODES,
-    YOSO_OP_TYPE,
-    YosoAttentionAttributes,
-)
-from mra_export.yoso_function_body import MIN_OPSET
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.yoso_attention.function_body import MIN_OPSET
+from mra_export.operators.yoso_attention.spec import ATTRIBUTES, MODES, OP_TYPE, YosoAttentionAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from torch import Tensor
 
-    from mra_export.checkpoint import Checkpoint
-    from mra_export.parity import Judge
+    from mra_export.operators.judge import Judge
     from mra_export.trace import Array
 
 __all__ = ["FAMILY", "YosoFamily"]
@@ -43,9 +36,9 @@ class YosoFamily(Family):
 
     model_type = "yoso"
     title = "YOSO"
-    operator = (OP_DOMAIN, YOSO_OP_TYPE)
+    operator = (OP_DOMAIN, OP_TYPE)
     operator_version = OP_VERSION
-    plugin = YOSO_OP_TYPE
+    plugin = OP_TYPE
     min_opset = MIN_OPSET
     options = {  # noqa: RUF012  (typed as a Mapping in Family)
         "seed": Option(0, "of the hash functions' random numbers, where use_expectation is false", _check_seed)
@@ -53,7 +46,7 @@ class YosoFamily(Family):
 
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is outside what the operator computes."""
-        from mra_export.yoso_reference import validate_attributes
+        from mra_export.operators.yoso_attention.reference import validate_attributes
 
         heads, hidden = config.num_attention_heads, config.hidden_size
         if heads < 1 or hidden < 1 or hidden % heads:
@@ -89,7 +82,7 @@ class YosoFamily(Family):
         lsh = not config.use_expectation
         return YosoAttentionAttributes(
             num_heads=config.num_attention_heads,
-            mode=YOSO_MODES["lsh" if lsh else "expectation"],
+            mode=MODES["lsh" if lsh else "expectation"],
             hash_code_len=config.hash_code_len,
             num_hash=config.num_hash if lsh else 0,
             fast_hash=int(config.use_fast_hash) if lsh else 0,
@@ -98,14 +91,14 @@ class YosoFamily(Family):
 
     def attributes_from(self, values: Mapping[str, Any]) -> YosoAttentionAttributes:
         """The attributes from what a node or a manifest says."""
-        return YosoAttentionAttributes(**{name: values[name] for name in YOSO_ATTRIBUTES})
+        return YosoAttentionAttributes(**{name: values[name] for name in ATTRIBUTES})
 
     def prepare(self, model: Any, options: Mapping[str, Any]) -> None:
         """Draws the constants of the hash functions, for each layer its own."""
-        from mra_export.yoso_reference import draw_hash_constants
+        from mra_export.operators.yoso_attention.reference import draw_hash_constants
 
         attributes = self.attributes(model.config)
-        if attributes.mode != YOSO_MODES["lsh"]:
+        if attributes.mode != MODES["lsh"]:
             return
         head_dim = model.config.hidden_size // attributes.num_heads
         for layer, (_, module) in enumerate(self.attention_modules(model)):
@@ -154,17 +147,21 @@ class YosoFamily(Family):
         self, attributes: YosoAttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
     ) -> Tensor:
         """The operator by its specification; `choice` is a `yoso_reference.HashCodes`."""
-        from mra_export.yoso_reference import yoso_attention
+        from mra_export.operators.yoso_attention.reference import yoso_attention
 
         query, key, value, *constants = tensors
         return yoso_attention(query, key, value, mask, attributes, *_typed(attributes, constants), codes=choice)
 
-    def transformers_setup(self, checkpoint: Checkpoint, device: str, kernel_sources: Path | None) -> TransformersSetup:
+    def transformers_setup(self, config: Any, device: str, kernel_sources: Path | None) -> TransformersSetup:
         """Gives it the mask that its attention is to have and, in mode lsh, hash functions: the constants of the file."""
-        super().transformers_setup(checkpoint, device, kernel_sources)
-        if self.attributes(checkpoint.config).mode == YOSO_MODES["lsh"]:
+        super().transformers_setup(config, device, kernel_sources)
+        if self.attributes(config).mode == MODES["lsh"]:
             return TransformersSetup(
-                kernels=lambda: _hash_functions(self, checkpoint), mended=_mended_mask, unmended=_unmended
+                kernels=lambda: _hash_functions(
+                    self.attributes(config), config.hidden_size // config.num_attention_heads
+                ),
+                mended=_mended_mask,
+                unmended=_unmended,
             )
         return TransformersSetup(mended=_mended_mask, unmended=_unmended)
 
@@ -172,7 +169,7 @@ class YosoFamily(Family):
         """Leaves the nodes, and adds their function body, which is written for their attributes."""
         import onnx_ir
 
-        from mra_export.yoso_function_body import yoso_function_body
+        from mra_export.operators.yoso_attention.function_body import yoso_function_body
 
         query = nodes[0].inputs[0]
         assert query is not None
@@ -183,17 +180,17 @@ class YosoFamily(Family):
 
     def judge(self, attributes: YosoAttentionAttributes, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """In mode lsh tells a difference of the hash codes from one of arithmetic."""
-        from mra_export.parity import Judge
+        from mra_export.operators.judge import Judge
 
-        if attributes.mode != YOSO_MODES["lsh"]:
-            return Judge(self, attributes, constants)
-        from mra_export.families._yoso_codes import HashJudge
+        if attributes.mode != MODES["lsh"]:
+            return Judge(self.attend, attributes, constants)
+        from mra_export.operators.yoso_attention.judge import HashJudge
 
-        return HashJudge(self, attributes, [_typed(attributes, layer) for layer in constants])
+        return HashJudge(self.attend, attributes, [_typed(attributes, layer) for layer in constants])
 
     def makes_no_choice(self, attributes: YosoAttentionAttributes, seq_len: int) -> bool:
         """Whether there are no hash codes."""
-        return attributes.mode != YOSO_MODES["lsh"]
+        return attributes.mode != MODES["lsh"]
 
 
 def _typed(attributes: YosoAttentionAttributes, constants: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -240,7 +237,7 @@ def _mended_mask(model: Any, mask: Array) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hash_functions(family: YosoFamily, checkpoint: Checkpoint) -> Iterator[str]:
+def _hash_functions(attributes: YosoAttentionAttributes, head_dim: int) -> Iterator[str]:
     """Supplies the primitives of transformers' CUDA kernels, with the constants of each layer; yields "torch".
 
     `fast_hash` and `lsh_cumulation` have the arguments of the original extension (mlpen/YOSO); `hashing`, which returns the key's
@@ -249,11 +246,9 @@ def _hash_functions(family: YosoFamily, checkpoint: Checkpoint) -> Iterator[str]
     import torch
     from transformers.models.yoso import modeling_yoso
 
-    from mra_export.yoso_reference import hash_codes
+    from mra_export.operators.yoso_attention.reference import hash_codes
 
-    attributes = family.attributes(checkpoint.config)
     heads = attributes.num_heads
-    head_dim = checkpoint.config.hidden_size // heads
     current: list[Tensor] = []  # the constants of the layer that is running
 
     def codes(x: Tensor) -> Tensor:

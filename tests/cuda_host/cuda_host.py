@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mra_export.build import compile_target, cuda_arguments, find_nvcc, find_tool
 from mra_export.libraries import LIBRARY_FILES
-from mra_export.op_spec import YOSO_INPUTS, Mra2AttentionAttributes, YosoAttentionAttributes
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
+from mra_export.operators.yoso_attention.spec import INPUTS, YosoAttentionAttributes
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -313,7 +314,7 @@ def yoso_inputs(
 ) -> list[Tensor | None]:
     """The six inputs of a YosoCall as the kernels take them; None for those that the node does not have."""
     given = dict(zip(attributes.inputs(), (query, key, value, mask.to(torch.int32), *constants), strict=True))
-    return [given[name].contiguous() if name in given else None for name in YOSO_INPUTS]
+    return [given[name].contiguous() if name in given else None for name in INPUTS]
 
 
 def make_yoso_call(inputs: list[Tensor | None], context: int, attributes: YosoAttentionAttributes) -> YosoCall:

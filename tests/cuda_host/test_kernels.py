@@ -16,8 +16,8 @@ import torch
 from conftest import Golden, relative_error
 from torch import Tensor
 
-from mra_export.op_spec import Mra2AttentionAttributes
-from mra_export.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FLOAT32_TOLERANCE = 2e-5

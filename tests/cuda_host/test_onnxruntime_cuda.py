@@ -14,8 +14,9 @@ from conftest import Golden, load_golden, relative_error
 from onnx import TensorProto, helper
 
 from mra_export.headers import fetch_headers, find_headers
-from mra_export.op_spec import Mra2AttentionAttributes, YosoAttentionAttributes
-from mra_export.yoso_reference import draw_hash_constants, yoso_attention
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
+from mra_export.operators.yoso_attention.reference import draw_hash_constants, yoso_attention
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the kernels of this test are on the host")

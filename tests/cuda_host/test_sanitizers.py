@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="sanitizers of the host")
 

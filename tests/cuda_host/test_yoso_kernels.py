@@ -18,8 +18,8 @@ from conftest import relative_error
 from test_kernels import DTYPES, FLOAT32_TOLERANCE, MASKS, make_mask, poison_padding
 from torch import Tensor
 
-from mra_export.op_spec import YosoAttentionAttributes
-from mra_export.yoso_reference import draw_hash_constants, hash_codes, yoso_attention
+from mra_export.operators.yoso_attention.reference import draw_hash_constants, hash_codes, yoso_attention
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 SEQ_LENS = [1, 31, 32, 33, 96, 512]
 WEIGHT_SCALES = {torch.float16: 2.0**15, torch.bfloat16: 1.0}  # so that rounding weights to float16 meets no underflow

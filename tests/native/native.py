@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mra_export.headers import fetch_headers, find_headers
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 REPO = Path(__file__).resolve().parents[2]
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2}

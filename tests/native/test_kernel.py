@@ -14,8 +14,9 @@ from conftest import Golden, relative_error
 from native import REPO, build, choose_isa, kernel, machine_isas, make_params, run_kernel
 from torch import Tensor
 
-from mra_export.op_spec import MAX_SEQ_LEN, Mra2AttentionAttributes
-from mra_export.reference import mra2_attention, select_blocks
+from mra_export.operators.limits import MAX_SEQ_LEN
+from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 FLOAT32_TOLERANCE = 2e-5
 MASKS = ("full", "right", "holes", "empty example")

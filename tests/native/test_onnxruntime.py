@@ -18,7 +18,8 @@ from conftest import Golden, relative_error
 from native import build, machine_isas, run_kernel
 from onnx import TensorProto, helper
 
-from mra_export.op_spec import INPUTS, OP_DOMAIN, OP_TYPE, OP_VERSION, Mra2AttentionAttributes
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.mra2_attention.spec import INPUTS, OP_TYPE, Mra2AttentionAttributes
 
 ort = pytest.importorskip("onnxruntime")
 

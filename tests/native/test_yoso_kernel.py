@@ -16,8 +16,9 @@ from test_kernel import error, make_mask
 from torch import Tensor
 from yoso_native import YosoParams, run_yoso
 
-from mra_export.op_spec import MAX_SEQ_LEN, YosoAttentionAttributes
-from mra_export.yoso_reference import HashCodes, draw_hash_constants, hash_codes, yoso_attention
+from mra_export.operators.limits import MAX_SEQ_LEN
+from mra_export.operators.yoso_attention.reference import HashCodes, draw_hash_constants, hash_codes, yoso_attention
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 FLOAT32_TOLERANCE = 2e-5
 DTYPES = pytest.mark.parametrize(

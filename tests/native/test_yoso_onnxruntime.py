@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_yoso_function_body import ALL, error, feeds, yoso_model
 from test_yoso_reference import EXPECTATION, LSH, draw
 
-from mra_export.op_spec import YosoAttentionAttributes
-from mra_export.yoso_reference import yoso_attention
+from mra_export.operators.yoso_attention.reference import yoso_attention
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 
 def session(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.InferenceSession:

@@ -8,7 +8,7 @@ import torch
 from native import DTYPES, GUARD, choose_isa, kernel
 from torch import Tensor
 
-from mra_export.op_spec import YosoAttentionAttributes
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 
 class YosoParams(ctypes.Structure):

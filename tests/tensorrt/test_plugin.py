@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper
 
 from mra_export.headers import fetch_headers, find_headers
-from mra_export.op_spec import Mra2AttentionAttributes
+from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]

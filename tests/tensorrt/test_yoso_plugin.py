@@ -16,8 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_plugin import Rtx, cuda_host, harness, host_plugin, read_errors
 
-from mra_export.op_spec import YosoAttentionAttributes
-from mra_export.yoso_reference import draw_hash_constants
+from mra_export.operators.yoso_attention.reference import draw_hash_constants
+from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 HEADS, HEAD_DIM = 2, 32
 CASES = {

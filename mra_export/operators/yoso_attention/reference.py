@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mra_export.errors import InputError
-from mra_export.op_spec import (
-    HEAD_DIM_MULTIPLE,
-    MAX_HEAD_DIM,
-    MAX_SEQ_LEN,
-    YOSO_GRID_LIMIT,
-    YOSO_MAX_CONV_WINDOW,
-    YOSO_MAX_HASH_CODE_LEN,
-    YOSO_MAX_NUM_HASH,
-    YOSO_MODES,
-    YOSO_NORM_EPSILON,
-    YOSO_PROJECTION_LIMIT,
-    YOSO_PROJECTION_SCALE,
-    YosoAttentionAttributes,
+from mra_export.operators.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_SEQ_LEN
+from mra_export.operators.yoso_attention.spec import (
+    GRID_LIMIT,
+    MAX_CONV_WINDOW,
+    MAX_HASH_CODE_LEN,
+    MAX_NUM_HASH,
+    MODES,
+    NORM_EPSILON,
+    PROJECTION_LIMIT,
+    PROJECTION_SCALE,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 __all__ = [
     "HashCodes",
@@ -71,23 +70,21 @@ def validate_attributes(attributes: YosoAttentionAttributes, head_dim: int) -> N
             f"head_dim={head_dim} must be a multiple of {HEAD_DIM_MULTIPLE} and at most {MAX_HEAD_DIM}. "
             "Choose another hidden_size or num_attention_heads."
         )
-    if attributes.mode not in YOSO_MODES.values():
-        raise InputError(f"mode={attributes.mode} must be one of {YOSO_MODES}.")
-    if not 1 <= attributes.hash_code_len <= YOSO_MAX_HASH_CODE_LEN:
+    if attributes.mode not in MODES.values():
+        raise InputError(f"mode={attributes.mode} must be one of {MODES}.")
+    if not 1 <= attributes.hash_code_len <= MAX_HASH_CODE_LEN:
         raise InputError(
-            f"hash_code_len={attributes.hash_code_len} must be between 1 and {YOSO_MAX_HASH_CODE_LEN}. Check config.json."
+            f"hash_code_len={attributes.hash_code_len} must be between 1 and {MAX_HASH_CODE_LEN}. Check config.json."
         )
     window = attributes.conv_window
-    if window and (window < 1 or window % 2 == 0 or window > YOSO_MAX_CONV_WINDOW):
+    if window and (window < 1 or window % 2 == 0 or window > MAX_CONV_WINDOW):
         raise InputError(
-            f"conv_window={window} must be odd and between 1 and {YOSO_MAX_CONV_WINDOW}, or 0 for no convolution. "
+            f"conv_window={window} must be odd and between 1 and {MAX_CONV_WINDOW}, or 0 for no convolution. "
             "Check config.json."
         )
-    if attributes.mode == YOSO_MODES["lsh"]:
-        if not 1 <= attributes.num_hash <= YOSO_MAX_NUM_HASH:
-            raise InputError(
-                f"num_hash={attributes.num_hash} must be between 1 and {YOSO_MAX_NUM_HASH}. Check config.json."
-            )
+    if attributes.mode == MODES["lsh"]:
+        if not 1 <= attributes.num_hash <= MAX_NUM_HASH:
+            raise InputError(f"num_hash={attributes.num_hash} must be between 1 and {MAX_NUM_HASH}. Check config.json.")
         if attributes.fast_hash not in (0, 1):
             raise InputError(f"fast_hash={attributes.fast_hash} must be 0 or 1.")
 
@@ -173,7 +170,7 @@ def yoso_attention(
     total = _cumulate(query, key, value, attention_mask, attributes, named.get("hash_constants"), codes)
     keep = (attention_mask != 0)[:, None, :, None]
     length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
-    context = total / length.clamp(min=YOSO_NORM_EPSILON)  # step 5
+    context = total / length.clamp(min=NORM_EPSILON)  # step 5
     if attributes.conv_window:  # step 6
         weight = named["conv_weight"].to(total.dtype)
         values = torch.where(keep, _heads(value, attributes, total.dtype), 0.0)
@@ -253,7 +250,7 @@ def draw_hash_constants(attributes: YosoAttentionAttributes, head_dim: int, seed
         drawn = 2 * generator.randint(0, 2, shape) - 1
     else:
         normal = generator.standard_normal(shape)
-        drawn = np.rint(normal * YOSO_PROJECTION_SCALE).clip(-YOSO_PROJECTION_LIMIT, YOSO_PROJECTION_LIMIT)
+        drawn = np.rint(normal * PROJECTION_SCALE).clip(-PROJECTION_LIMIT, PROJECTION_LIMIT)
     return torch.from_numpy(drawn.astype(np.int32))
 
 
@@ -276,7 +273,7 @@ def _cumulate(
     keep = attention_mask != 0
     # 1. Left out, not multiplied by 0.
     query, key, value = (torch.where(keep[:, :, None], x, torch.zeros_like(x)) for x in (query, key, value))
-    if attributes.mode == YOSO_MODES["lsh"] and codes is None:
+    if attributes.mode == MODES["lsh"] and codes is None:
         assert hash_constants is not None
         codes = HashCodes(hash_codes(query, attributes, hash_constants), hash_codes(key, attributes, hash_constants))
     q, k, v = (_heads(x, attributes, dtype) for x in (query, key, value))
@@ -295,7 +292,7 @@ def _cumulate(
 
 def _expectation(q: Tensor, k: Tensor, v: Tensor, attributes: YosoAttentionAttributes) -> Tensor:
     """Steps 2 and 3 for the tokens of one example, each [heads, tokens, head_dim]."""
-    q, k = (torch.nn.functional.normalize(x, dim=-1, eps=YOSO_NORM_EPSILON) for x in (q, k))
+    q, k = (torch.nn.functional.normalize(x, dim=-1, eps=NORM_EPSILON) for x in (q, k))
     parts = []
     for rows in q.split(_QUERY_ROWS, dim=1):
         cosine = (rows @ k.transpose(1, 2)).clamp(-1.0, 1.0)
@@ -333,7 +330,7 @@ def _projected(x: Tensor, projections: Tensor) -> Tensor:
     """The random projections' bits, bool [batch, heads, seq_len, num_hash * hash_code_len]."""
     largest = x.abs().amax(-1, keepdim=True)
     exponent = torch.frexp(largest).exponent  # largest < 2**exponent
-    shift = (YOSO_GRID_LIMIT.bit_length() - 1 - exponent).clamp(max=127)
+    shift = (GRID_LIMIT.bit_length() - 1 - exponent).clamp(max=127)
     finite = torch.isfinite(x).all(-1, keepdim=True)
     scale = (shift.int() + 127 << 23).view(torch.float32)  # 2**shift
     grid = torch.where(finite, torch.round(x * scale), 0.0)
@@ -346,5 +343,5 @@ def _validate_hash_constants(constants: Tensor, attributes: YosoAttentionAttribu
     if attributes.fast_hash:
         if not bool((constants.abs() == 1).all()):
             raise InputError("hash_constants hold a number that is neither -1 nor 1, as the fast hash asks for.")
-    elif not bool((constants.abs() <= YOSO_PROJECTION_LIMIT).all()):
-        raise InputError(f"hash_constants hold a number beyond -{YOSO_PROJECTION_LIMIT} to {YOSO_PROJECTION_LIMIT}.")
+    elif not bool((constants.abs() <= PROJECTION_LIMIT).all()):
+        raise InputError(f"hash_constants hold a number beyond -{PROJECTION_LIMIT} to {PROJECTION_LIMIT}.")

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mra_export.op_spec import BLOCK_SIZE, Mra2AttentionAttributes
-from mra_export.parity import Judge, LayerReport, Tolerance
-from mra_export.reference import mra2_attention, select_blocks
+from mra_export.operators.judge import Judge
+from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mra_export.operators.judge import LayerReport, Tolerance
+    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
     from mra_export.trace import Array, LayerTrace, Runner
 
 __all__ = ["SelectionJudge", "probe_selection"]
@@ -41,7 +43,8 @@ class SelectionJudge(Judge):
         choice = select_blocks(query, key, mask, attributes)
         selected = choice.selected
         expected = mra2_attention(query, key, value, mask, attributes, selected=selected)
-        error = _head_errors(context, expected, attributes)
+        everywhere = torch.ones_like(mask)  # at padding the operator gives zeros
+        error = self.head_errors(context, expected, everywhere)
         bad = ~(error <= tolerance.operator)  # NaN is bad
         cause = "arithmetic"
         if bool(bad.any()):
@@ -54,9 +57,8 @@ class SelectionJudge(Judge):
                 # Only whole swaps: one whose other half the probe cannot see would change the count.
                 by_tie &= (swapped & actual).flatten(2).sum(2) == (swapped & choice.selected).flatten(2).sum(2)
                 resolved = torch.where(by_tie[:, :, None, None] & swapped, actual, selected)
-                again = _head_errors(
-                    context, mra2_attention(query, key, value, mask, attributes, selected=resolved), attributes
-                )
+                expected = mra2_attention(query, key, value, mask, attributes, selected=resolved)
+                again = self.head_errors(context, expected, everywhere)
                 fixed = by_tie & (again <= tolerance.operator)
                 selected = torch.where(fixed[:, :, None, None], resolved, selected)
                 error = torch.where(fixed, again, error)
@@ -170,13 +172,6 @@ def _near_tie(score: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
     lowest = score.masked_fill(~selected, float("inf")).flatten(2).amin(2)[:, :, None, None]
     size = score.abs().clamp(max=1e3).flatten(2).amax(2)[:, :, None, None]
     return (score - lowest).abs() <= 1e-5 * size + 4 * torch.finfo(torch.float32).eps * lowest.abs()
-
-
-def _head_errors(actual: torch.Tensor, expected: torch.Tensor, attributes: Mra2AttentionAttributes) -> torch.Tensor:
-    """Relative error per row and head, [batch, num_heads]; 0 where both are 0."""
-    shape = (*actual.shape[:2], attributes.num_heads, -1)
-    a, e = actual.reshape(shape).double(), expected.reshape(shape).double()
-    return (a - e).pow(2).sum((1, 3)).sqrt() / e.pow(2).sum((1, 3)).sqrt().clamp(min=1e-30)
 
 
 def _real_pairs(mask: torch.Tensor, num_heads: int, least_keys: int = 1) -> torch.Tensor:

@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mra_export.errors import InputError
-from mra_export.op_spec import (
+from mra_export.operators.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_SEQ_LEN
+from mra_export.operators.mra2_attention.spec import (
     APPROX_MODES,
     BLOCK_SIZE,
-    HEAD_DIM_MULTIPLE,
     MASKED_BLOCK_PENALTY,
-    MAX_HEAD_DIM,
-    MAX_SEQ_LEN,
     NO_BLOCK_MAX,
     NORMALIZER_EPSILON,
     POOL_EPSILON,
     PRIOR_BONUS,
-    Mra2AttentionAttributes,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 __all__ = ["Selection", "mra2_attention", "select_blocks", "validate"]
 

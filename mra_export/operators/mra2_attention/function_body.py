@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mra_export.dtypes import onnx_type
-from mra_export.op_spec import (
+from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
+from mra_export.operators.mra2_attention.spec import (
     ATTRIBUTES,
     BLOCK_SIZE,
     INPUTS,
     MASKED_BLOCK_PENALTY,
     NO_BLOCK_MAX,
     NORMALIZER_EPSILON,
-    OP_DOMAIN,
     OP_TYPE,
-    OP_VERSION,
     OUTPUTS,
     POOL_EPSILON,
     PRIOR_BONUS,
@@ -28,7 +27,7 @@ from mra_export.op_spec import (
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-    from mra_export.op_spec import Mra2AttentionAttributes
+    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 __all__ = ["MIN_OPSET", "function_body", "operator_model"]
 
@@ -72,7 +71,7 @@ def operator_model(
         functions: instead of our function body, those of a file that is to be examined.
 
     Returns:
-        `onnx.ModelProto`; inputs and output are named as in `op_spec`, batch and sequence are dynamic.
+        `onnx.ModelProto`; inputs and output are named as in `spec`, batch and sequence are dynamic.
     """
     from onnx import TensorProto, helper
 

@@ -11,19 +11,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mra_export.op_spec import (
-    OP_DOMAIN,
-    YOSO_ATTRIBUTES,
-    YOSO_GRID_LIMIT,
-    YOSO_MODES,
-    YOSO_NORM_EPSILON,
-    YOSO_OP_TYPE,
-    YOSO_OUTPUTS,
-    YosoAttentionAttributes,
-)
+from mra_export.operators.limits import OP_DOMAIN
+from mra_export.operators.yoso_attention.spec import ATTRIBUTES, GRID_LIMIT, MODES, NORM_EPSILON, OP_TYPE, OUTPUTS
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
+
+    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 __all__ = ["MIN_OPSET", "yoso_function_body"]
 
@@ -46,10 +40,10 @@ def yoso_function_body(attributes: YosoAttentionAttributes, head_dim: int, opset
     """
     import onnx
 
-    lines = [_SIZES.format(heads=attributes.num_heads, epsilon=YOSO_NORM_EPSILON)]
+    lines = [_SIZES.format(heads=attributes.num_heads, epsilon=NORM_EPSILON)]
     for name in ("query", "key", "value"):
         lines.append(_HEADS.format(name=name))
-    if attributes.mode == YOSO_MODES["expectation"]:
+    if attributes.mode == MODES["expectation"]:
         lines.append(_expectation(attributes.hash_code_len))
     else:
         for name in ("query", "key"):
@@ -68,7 +62,7 @@ def yoso_function_body(attributes: YosoAttentionAttributes, head_dim: int, opset
     lines.append(_END)
     text = f"""
         <domain: "{OP_DOMAIN}", opset_import: ["" : {opset}]>
-        {YOSO_OP_TYPE} <{", ".join(YOSO_ATTRIBUTES)}> ({", ".join(attributes.inputs())}) => ({YOSO_OUTPUTS[0]})
+        {OP_TYPE} <{", ".join(ATTRIBUTES)}> ({", ".join(attributes.inputs())}) => ({OUTPUTS[0]})
         {{ {"".join(lines)} }}
     """
     return onnx.parser.parse_function(text)
@@ -238,7 +232,7 @@ def _fast_bits(name: str, dim: int, parts: int) -> str:
 
 def _projected_bits(name: str) -> str:
     """The random projections' signs, bool [B, H, S, num_hash * hash_code_len]; every product and sum is exact."""
-    bits = YOSO_GRID_LIMIT.bit_length() - 1
+    bits = GRID_LIMIT.bit_length() - 1
     lines = [
         f"""
     {name}_magnitude = Abs ({name}_heads)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mra_export.op_spec import YosoAttentionAttributes
-from mra_export.parity import Judge, LayerReport, Tolerance
-from mra_export.yoso_reference import HashCodes, hash_codes
+from mra_export.operators.judge import Judge
+from mra_export.operators.yoso_attention.reference import HashCodes, hash_codes
 
 if TYPE_CHECKING:
+    from mra_export.operators.judge import LayerReport, Tolerance
+    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
     from mra_export.trace import LayerTrace, Runner
 
 __all__ = ["HashJudge"]
