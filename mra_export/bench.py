@@ -74,7 +74,7 @@ def onnx_file(
     Raises:
         InputError: the source cannot be read, or an option is wrong.
     """
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.engine_source import find_onnx
     from mra_export.export import export_onnx
 

@@ -22,20 +22,22 @@ from mra_export.bundle_verify import (
     is_bundle,
     verify_bundle,
 )
-from mra_export.checkpoint import SIDE_FILES, load_config
+from mra_export.checkpoint.files import SIDE_FILES
+from mra_export.checkpoint.load import load_config
+from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.engine_source import distinct_attributes, find_onnx, onnx_files
 from mra_export.errors import InputError, ParityError
-from mra_export.export import MODEL_FILE, Pooling, pooling_of
+from mra_export.export import MODEL_FILE
 from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.manifest import Manifest, check_engine, manifest_path
 from mra_export.outputs import check_target, file_sha256, staged_directory
-from mra_export.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.runners import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mra_export.checkpoint import Checkpoint
+    from mra_export.checkpoint.load import Checkpoint
     from mra_export.parity import Comparison
 
 __all__ = ["Bundle", "Variant", "bundle_alone", "create_bundle", "is_bundle", "read_bundle", "verify_bundle"]
@@ -189,7 +191,7 @@ def _onnx_file(
     if path.suffix == ".onnx":
         raise InputError(f"{path} does not exist.")
     from mra_export.check import check as compare
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export import export_onnx
 
     progress(f"loading {source}")
@@ -279,7 +281,7 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
 
 def _complete_tokenizer(stage: Path) -> None:
     """Writes tokenizer.json, the one format that servers read, where the checkpoint has its tokenizer in older files only."""
-    from mra_export.cases import load_tokenizer
+    from mra_export.checkpoint.tokenizer import load_tokenizer
 
     if (stage / TOKENIZER_FILE).is_file() or not _states_class(stage / "tokenizer_config.json"):
         return

@@ -13,7 +13,7 @@ from mra_export.bundle_schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEM
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
-    from mra_export.export import Pooling
+    from mra_export.checkpoint.pooling import Pooling
 
 __all__ = ["MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
 
@@ -81,7 +81,7 @@ class Bundle:
     @property
     def pooling(self) -> Pooling | None:
         """How the output `sentence_embedding` is made; None where there is none."""
-        from mra_export.export import Pooling
+        from mra_export.checkpoint.pooling import Pooling
 
         return Pooling(**self.manifest["pooling"]) if self.manifest["pooling"] is not None else None
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle
 from mra_export.bundle_schema import refusal
-from mra_export.checkpoint import load_config
+from mra_export.checkpoint.load import load_config
+from mra_export.checkpoint.pooling import pooling_of
 from mra_export.engine_source import distinct_attributes, position_limit
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import MODEL_FILE, pooling_of
+from mra_export.export import MODEL_FILE
 from mra_export.libraries import LIBRARY_FILES
 from mra_export.manifest import check_engine, manifest_path, read_manifest
 from mra_export.outputs import file_sha256

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.checkpoint.load import input_names
+from mra_export.checkpoint.tokenizer import load_tokenizer
 from mra_export.errors import InputError
-from mra_export.export import input_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.checkpoint import Checkpoint
+    from mra_export.checkpoint.load import Checkpoint
     from mra_export.trace import Array, Inputs
 
-__all__ = ["SENTENCES", "Case", "build_cases", "load_tokenizer"]
+__all__ = ["SENTENCES", "Case", "build_cases"]
 
 SENTENCES = Path(__file__).parent / "data" / "sentences.txt"
 """Pairs of English sentences that say nearly the same, one a line."""
@@ -44,23 +45,6 @@ class Case:
     def seq_len(self) -> int:
         """Tokens per row, padding included."""
         return int(self.inputs["input_ids"].shape[-1])
-
-
-def load_tokenizer(directory: Path) -> Any | None:
-    """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
-    from mra_export.quiet import quiet_transformers
-
-    if not any(
-        (directory / n).is_file() for n in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    ):
-        return None
-    from transformers import AutoTokenizer
-
-    with quiet_transformers():
-        try:
-            return AutoTokenizer.from_pretrained(directory)
-        except Exception:  # any failure means the same: random ids have to do, and the check says so
-            return None
 
 
 def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed: int = 0) -> tuple[list[Case], str]:

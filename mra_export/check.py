@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle import Bundle, is_bundle, verify_bundle
 from mra_export.cases import build_cases
+from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import Pooling, pooling_of
 from mra_export.libraries import LIBRARY_FILES
 from mra_export.optional import require_onnxruntime
 from mra_export.outputs import file_sha256
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mra_export.cases import Case
-    from mra_export.checkpoint import Checkpoint
+    from mra_export.checkpoint.load import Checkpoint
     from mra_export.trace import Runner
 
 __all__ = ["BF16_MAX_SEQ_LEN", "check", "check_alone", "check_bundle", "find_artifacts"]
@@ -224,8 +224,9 @@ def check_alone(
         InputError: the file is not in an ONNX directory with its configuration.
         DependencyError: ONNX Runtime is missing.
     """
-    from mra_export.checkpoint import TASKS, Checkpoint, load_config
-    from mra_export.families import family_of
+    from mra_export.checkpoint.load import Checkpoint, load_config
+    from mra_export.checkpoint.tasks import TASKS
+    from mra_export.families._registry import family_of
 
     folder = model.path.parent
     directory = folder if (folder / "config.json").is_file() else folder.parent

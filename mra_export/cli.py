@@ -18,7 +18,7 @@ from mra_export.errors import MraExportError, ParityError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.export import Pooling
+    from mra_export.checkpoint.pooling import Pooling
 
 __all__ = ["cli", "main"]
 
@@ -137,8 +137,8 @@ def from_dense_command(
     Example:
       mra-export from-dense ./all-MiniLM-L6-v2 -o ./minilm-mra --block-per-row 8
     """
+    from mra_export.checkpoint.from_dense.convert import from_dense
     from mra_export.console import progress
-    from mra_export.from_dense import from_dense
 
     with progress(quiet=shown["quiet"]) as report:
         report(f"converting {source}")
@@ -192,7 +192,7 @@ def onnx_command(
 
     check_target(output, force=force, sources=[Path(model)])
     from mra_export.check import check
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import print_comparisons, progress
     from mra_export.export import MODEL_FILE, export_onnx
 
@@ -379,7 +379,8 @@ def check_command(
         check_target(report, force=force, sources=[Path(source), *artifacts])
     from mra_export.bundle import bundle_alone
     from mra_export.check import check, check_bundle, find_artifacts
-    from mra_export.checkpoint import load_checkpoint, locate
+    from mra_export.checkpoint.files import locate
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import describe_bundle, print_comparisons, print_recorded, progress
 
     unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources,
@@ -719,7 +720,7 @@ def doctor_command(**shown: Any) -> None:
 
 def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooling | None:
     """The pooling that options ask for; None leaves it to the checkpoint."""
-    from mra_export.export import Pooling, pooling_of
+    from mra_export.checkpoint.pooling import Pooling, pooling_of
 
     if mode is None and normalize is None:
         return None

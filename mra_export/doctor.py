@@ -60,7 +60,7 @@ _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++":
 
 def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
-    from mra_export.families import families
+    from mra_export.families._registry import families
     from mra_export.libraries import find_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
@@ -107,7 +107,7 @@ def diagnose() -> Diagnosis:
 def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:
     """What the plugin says of itself, and whether it, TensorRT, CUDA's driver and the GPU agree."""
     from mra_export.errors import MraExportError
-    from mra_export.families import families
+    from mra_export.families._registry import families
     from mra_export.tensorrt_backend import ENTRY_POINTS, covers, driver_version, find_gpus, parse_version, plugin_info
 
     problems = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mra_export.bundle_manifest import Bundle
-    from mra_export.export import Pooling
+    from mra_export.checkpoint.pooling import Pooling
 
 __all__ = ["DEFAULT_BATCH_TOKENS", "Encoded", "Encoder", "pool", "provider", "require_embedding_bundle", "versions"]
 

@@ -518,7 +518,7 @@ def _inspected_types(text: str, model: OnnxModel) -> str:
 
 def _pooling(model: OnnxModel) -> dict[str, Any] | None:
     """How the file pools, by the sentence-transformers files beside it."""
-    from mra_export.export import pooling_of
+    from mra_export.checkpoint.pooling import pooling_of
 
     if "sentence_embedding" not in model.outputs:
         return None

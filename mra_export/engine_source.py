@@ -18,7 +18,7 @@ from mra_export.tensorrt_backend import select_backend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mra_export.export import Pooling
+    from mra_export.checkpoint.pooling import Pooling
     from mra_export.parity import Comparison
     from mra_export.runners import OnnxModel
 
@@ -175,7 +175,7 @@ def exported(
     if path.suffix == ".onnx":
         raise InputError(f"{path} does not exist.")
 
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export import MODEL_FILE, export_onnx
 
     progress(f"loading {source}")
@@ -209,7 +209,7 @@ def exported(
 
 def _needs_plugin(onnx_file: Path | None, source: Path) -> bool:
     """Whether an engine of a file, or else of a checkpoint, needs the plugin; true where that is not known yet."""
-    from mra_export.families import families
+    from mra_export.families._registry import families
 
     if onnx_file is not None:
         from mra_export.runners import read_onnx

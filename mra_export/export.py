@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
-from mra_export.checkpoint import SIDE_FILES
+from mra_export.checkpoint.files import SIDE_FILES
+from mra_export.checkpoint.load import input_names, share_weights
+from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
 from mra_export.outputs import staged_directory
@@ -23,43 +25,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mra_export.checkpoint import Checkpoint
+    from mra_export.checkpoint.load import Checkpoint
 
-__all__ = [
-    "DEFAULT_OPSET",
-    "DTYPES",
-    "MODEL_FILE",
-    "POOLINGS",
-    "ExportResult",
-    "Pooling",
-    "export_onnx",
-    "input_names",
-    "pool",
-    "pooling_of",
-    "share_weights",
-]
+__all__ = ["DEFAULT_OPSET", "MODEL_FILE", "ExportResult", "export_onnx"]
 
 DEFAULT_OPSET = 20
 """Of most families; see `Family.default_opset`."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
-POOLINGS = ("none", "cls", "mean")
 MODEL_FILE = Path("onnx") / "model.onnx"
 EXTERNAL_DATA_THRESHOLD = 2_000_000_000
 """Bytes of weights from which they go to a file of their own: a protobuf message ends at 2 GiB."""
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How token vectors become one vector.
-
-    Attributes:
-        mode: "none", "cls" (the first token) or "mean" (over tokens that are not padding).
-        normalize: whether the vector is scaled to length 1.
-    """
-
-    mode: str = "none"
-    normalize: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,89 +63,6 @@ class ExportResult:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     size_bytes: int
-
-
-def pooling_of(directory: Path) -> Pooling:
-    """The pooling that a checkpoint's sentence-transformers files ask for.
-
-    Args:
-        directory: the checkpoint.
-
-    Returns:
-        "none" where there are no such files.
-
-    Raises:
-        InputError: they ask for a pooling that the export does not offer.
-    """
-    modules = directory / "modules.json"
-    if not modules.is_file():
-        return Pooling()
-    try:
-        kinds = [
-            (str(m["type"]).rsplit(".", 1)[-1], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))
-        ]
-        settings = [
-            json.loads((directory / path / "config.json").read_text(encoding="utf-8"))
-            for kind, path in kinds
-            if kind == "Pooling"
-        ]
-        if any(not isinstance(each, dict) for each in settings):
-            raise TypeError("it is not an object")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{modules} or its 1_Pooling/config.json cannot be read: {error}.") from error
-    unknown = sorted({kind for kind, _ in kinds} - {"Transformer", "Pooling", "Normalize"})
-    if unknown:
-        raise InputError(
-            f"The checkpoint's sentence-transformers module {', '.join(unknown)} is not one that the export offers. "
-            "Export the bare encoder with --pooling none."
-        )
-    if not settings:
-        return Pooling()
-    modes = [
-        key.removeprefix("pooling_mode_") for key, on in settings[0].items() if key.startswith("pooling_mode_") and on
-    ]
-    if isinstance(settings[0].get("pooling_mode"), str):
-        modes = [settings[0]["pooling_mode"]]
-    known = {"cls_token": "cls", "mean_tokens": "mean", "cls": "cls", "mean": "mean"}
-    if len(modes) != 1 or modes[0] not in known:
-        raise InputError(
-            f"The checkpoint asks for pooling {' + '.join(modes) or 'none'}, which the export does not offer. "
-            f"Choose one with --pooling ({', '.join(POOLINGS)})."
-        )
-    return Pooling(known[modes[0]], any(kind == "Normalize" for kind, _ in kinds))
-
-
-def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """Token vectors to sentence vectors, as sentence-transformers' `Pooling` and `Normalize` do it.
-
-    Args:
-        last_hidden_state: float32 [batch, seq_len, hidden_size].
-        attention_mask: [batch, seq_len].
-        pooling: mode "cls" or "mean".
-
-    Returns:
-        [batch, hidden_size].
-    """
-    import torch
-
-    if pooling.mode == "cls":
-        vector = last_hidden_state[:, 0]
-    else:
-        weight = attention_mask.to(last_hidden_state.dtype).unsqueeze(-1)
-        vector = (last_hidden_state * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-    return torch.nn.functional.normalize(vector, dim=-1) if pooling.normalize else vector
-
-
-def input_names(config: Any) -> tuple[str, ...]:
-    """The inputs of the exported model, in order."""
-    names = ("input_ids", "attention_mask")
-    return (*names, "token_type_ids") if getattr(config, "type_vocab_size", 1) > 1 else names
-
-
-def share_weights(model: Any) -> Any:
-    """A copy of a model's modules over the same weights, so that modules of the copy can be replaced."""
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
 
 
 def export_onnx(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.families import families
+from mra_export.families._registry import families
 from mra_export.outputs import file_sha256
 from mra_export.tensorrt_backend import covers, parse_version
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from mra_export.cases import Case
-    from mra_export.checkpoint import Checkpoint
+    from mra_export.checkpoint.load import Checkpoint
     from mra_export.operators.judge import Judge, Tolerance
     from mra_export.runners import SpecificationRunner
     from mra_export.trace import Array, Inputs, LayerTrace, Runner, Trace

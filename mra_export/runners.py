@@ -15,7 +15,8 @@ import numpy as np
 
 from mra_export.dtypes import dtype_of_onnx, onnx_type
 from mra_export.errors import InputError
-from mra_export.families import families, read_options
+from mra_export.families._base import read_options
+from mra_export.families._registry import families
 from mra_export.optional import require_onnxruntime
 from mra_export.trace import LayerTrace, Trace
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mra_export.checkpoint import Checkpoint
-    from mra_export.export import Pooling
-    from mra_export.families import Family, OnnxLayer
+    from mra_export.checkpoint.load import Checkpoint
+    from mra_export.checkpoint.pooling import Pooling
+    from mra_export.families._base import Family, OnnxLayer
     from mra_export.trace import Array, Inputs
 
 __all__ = [
@@ -66,7 +67,7 @@ class _TorchRunner:
     def _forward(self, inputs: Inputs, extra: dict[str, Any], layers: list[LayerTrace] | None) -> dict[str, Array]:
         import torch
 
-        from mra_export.export import pool
+        from mra_export.checkpoint.pooling import pool
 
         device = self.model.device
         tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
@@ -163,7 +164,7 @@ class SpecificationRunner(_TorchRunner):
     """
 
     def __init__(self, checkpoint: Checkpoint, pooling: Pooling) -> None:
-        from mra_export.export import share_weights
+        from mra_export.checkpoint.load import share_weights
 
         super().__init__(checkpoint, share_weights(checkpoint.model), pooling)
         self.name = "specification"

@@ -171,7 +171,7 @@ def export_model(directory: Path, layers: int, longest: int) -> Path:
     """A base-sized model with random weights, exported; its number of layers is given."""
     from transformers import MraConfig
 
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export import export_onnx
 
     config = MraConfig(num_hidden_layers=layers, max_position_embeddings=longest, vocab_size=2048)

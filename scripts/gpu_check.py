@@ -759,7 +759,7 @@ def main() -> int:
                 report.add("transformers' pipeline", "skipped", "transformers cannot be imported")
             else:
                 from mra_export.errors import MraExportError
-                from mra_export.hf_kernels import install
+                from mra_export.families._mra_kernels import install
 
                 try:
                     kernels = install("cuda", sources=options.mra_sources)

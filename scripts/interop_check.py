@@ -128,9 +128,9 @@ def expected_vectors(directory: Path, checkpoint: Path, texts: list[str], target
     """Writes what the package's PyTorch model gives: texts, and vectors float32 [texts, hidden_size]."""
     import numpy as np
 
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import input_names, load_checkpoint
+    from mra_export.checkpoint.pooling import pooling_of
     from mra_export.errors import InputError
-    from mra_export.export import input_names, pooling_of
     from mra_export.runners import TransformersRunner
 
     loaded = load_checkpoint(checkpoint)

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from mra_export.cases import build_cases
 from mra_export.check import check
-from mra_export.checkpoint import load_checkpoint
-from mra_export.export import export_onnx, pooling_of
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import pooling_of
+from mra_export.export import export_onnx
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity import Comparison, check_candidate
 from mra_export.runners import SpecificationRunner, TransformersRunner

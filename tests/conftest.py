@@ -108,7 +108,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mra_export.checkpoint import load_checkpoint
+    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export import export_onnx
 
     return export_onnx(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("export") / "onnx").directory
@@ -124,7 +124,7 @@ def minilm_dense() -> Path:
 @pytest.fixture(scope="session")
 def minilm(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """all-MiniLM-L6-v2 with MRA attention, 8 blocks per row."""
-    from mra_export.from_dense import from_dense
+    from mra_export.checkpoint.from_dense.convert import from_dense
 
     output = tmp_path_factory.mktemp("minilm") / "checkpoint"
     from_dense(minilm_dense, output, block_per_row=8)

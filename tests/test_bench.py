@@ -11,7 +11,7 @@ import pytest
 from conftest import save_checkpoint
 
 from mra_export.bench import bench, dense_twin, in_turns
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export import export_onnx

@@ -21,10 +21,11 @@ from conftest import save_checkpoint
 
 from mra_export.bundle import Bundle, create_bundle, read_bundle, verify_bundle
 from mra_export.bundle_manifest import MANIFEST_FILE, seal
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
 from mra_export.engine_source import distinct_attributes, onnx_files
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import MODEL_FILE, Pooling, export_onnx
+from mra_export.export import MODEL_FILE, export_onnx
 from mra_export.libraries import find_library
 from mra_export.manifest import Manifest, manifest_path, write_manifest
 from mra_export.outputs import file_sha256
@@ -319,7 +320,7 @@ def test_without_the_native_library(parts: Parts, tmp_path: Path, monkeypatch: p
 def test_the_licence_is_what_is_stated(
     files: dict[str, str], expected: tuple[str | None, ...] | None, tmp_path: Path
 ) -> None:
-    from mra_export.provenance import licence_of
+    from mra_export.checkpoint.provenance import licence_of
 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -348,7 +349,7 @@ def test_a_model_card_that_cannot_be_read(parts: Parts, tmp_path: Path) -> None:
     ],
 )
 def test_a_path_is_no_provenance(name: Any, expected: str | None, tmp_path: Path) -> None:
-    from mra_export.provenance import name_or_path
+    from mra_export.checkpoint.provenance import name_or_path
 
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": name}))
     assert name_or_path(tmp_path) == expected
@@ -357,7 +358,7 @@ def test_a_path_is_no_provenance(name: Any, expected: str | None, tmp_path: Path
 def test_licence_and_name_go_from_the_dense_model_to_the_bundle(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    from mra_export.from_dense import from_dense
+    from mra_export.checkpoint.from_dense.convert import from_dense
 
     config = BertConfig(
         vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,

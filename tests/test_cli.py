@@ -59,7 +59,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_the_task_names_are_those_of_the_package() -> None:
-    from mra_export.checkpoint import TASKS
+    from mra_export.checkpoint.tasks import TASKS
 
     assert ("auto", *TASKS) == TASK_NAMES
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mra_export import engine as engine_module
 from mra_export import tensorrt_backend
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
 from mra_export.engine import EngineResult, build_engine
 from mra_export.engine_source import Range, find_onnx, parse_range, position_limit
 from mra_export.errors import DependencyError, InputError, MraExportError

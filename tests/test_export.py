@@ -13,9 +13,11 @@ import torch
 from conftest import save_checkpoint
 
 import mra_export.export as export_module
-from mra_export.checkpoint import TASKS, load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.tasks import TASKS
 from mra_export.errors import InputError
-from mra_export.export import MODEL_FILE, Pooling, export_onnx, pooling_of
+from mra_export.export import MODEL_FILE, export_onnx
 from mra_export.runners import OnnxReferenceRunner, OnnxRuntimeRunner, SpecificationRunner, read_onnx
 
 CLASSES = {

@@ -16,10 +16,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mra_export import from_dense as module
-from mra_export.checkpoint import TASKS, Checkpoint, load_checkpoint
+from mra_export.checkpoint.from_dense import convert as module
+from mra_export.checkpoint.from_dense.convert import from_dense
+from mra_export.checkpoint.from_dense.source import DENSE_FAMILIES
+from mra_export.checkpoint.load import Checkpoint, load_checkpoint
+from mra_export.checkpoint.tasks import TASKS
 from mra_export.errors import InputError
-from mra_export.from_dense import DENSE_FAMILIES, from_dense
 from mra_export.operators.mra2_attention.reference import mra2_attention
 from tests.conftest import relative_error
 
@@ -616,7 +618,7 @@ def test_an_interrupted_conversion_leaves_the_old_output(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_save_weights", fail)
+    monkeypatch.setattr(module, "save_weights", fail)
     with pytest.raises((InputError, KeyboardInterrupt)):
         from_dense(bert, tmp_path / "mra", force=True)
     assert [path.name for path in tmp_path.rglob("*") if path.parent != bert] == ["dense", "mra", "old"]

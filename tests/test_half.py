@@ -12,9 +12,10 @@ import pytest
 from conftest import save_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
-from mra_export.export import Pooling, export_onnx
+from mra_export.export import export_onnx
 from mra_export.half import compare_with_source, convert
 from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx
 

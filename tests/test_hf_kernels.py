@@ -10,10 +10,10 @@ import torch
 from conftest import save_checkpoint
 from transformers.models.mra import modeling_mra
 
-from mra_export import hf_kernels
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import Pooling
+from mra_export.families import _mra_kernels
 from mra_export.runners import SpecificationRunner, TransformersRunner
 
 N, A, B, D, T = 2, 3, 4, 64, 5
@@ -28,7 +28,7 @@ def indices() -> torch.Tensor:
 
 def test_mm_to_sparse(indices: torch.Tensor) -> None:
     a, b = torch.randn(N, A, D, 32), torch.randn(N, B, D, 32)
-    result = hf_kernels.mm_to_sparse(a, b, indices)
+    result = _mra_kernels.mm_to_sparse(a, b, indices)
     for n in range(N):
         for t in range(T):
             i = int(indices[n, t])
@@ -44,13 +44,13 @@ def test_sparse_dense_mm_and_reduce_sum(indices: torch.Tensor) -> None:
             i = int(indices[n, t])
             product[n, i // B] += b[n, i % B] @ sparse[n, t]
             total[n, i // B] += sparse[n, t].sum(0)
-    torch.testing.assert_close(hf_kernels.sparse_dense_mm(sparse, indices, b, A), product)
-    torch.testing.assert_close(hf_kernels.reduce_sum(sparse, indices, A, B), total)
+    torch.testing.assert_close(_mra_kernels.sparse_dense_mm(sparse, indices, b, A), product)
+    torch.testing.assert_close(_mra_kernels.reduce_sum(sparse, indices, A, B), total)
 
 
 def test_index_max(indices: torch.Tensor) -> None:
     values = torch.randn(N, 32, T) - 50  # an initial 0 or 1e-3 steps would show
-    maxima, scattered = hf_kernels.index_max(values, indices, A, B)
+    maxima, scattered = _mra_kernels.index_max(values, indices, A, B)
     expected = torch.full((N, A, 32), -1e5)
     for n in range(N):
         for t in range(T):
@@ -65,23 +65,23 @@ def test_index_max(indices: torch.Tensor) -> None:
 
 def test_a_model_without_kernels_is_refused(tiny_checkpoint: Path) -> None:
     model = load_checkpoint(tiny_checkpoint).model
-    hf_kernels.uninstall()
+    _mra_kernels.uninstall()
     with pytest.raises(DependencyError, match="attention does nothing"):
-        hf_kernels.probe_attention(model)
-    with hf_kernels.installed() as source:
+        _mra_kernels.probe_attention(model)
+    with _mra_kernels.installed() as source:
         assert source.name == "torch"
-        hf_kernels.probe_attention(model)
+        _mra_kernels.probe_attention(model)
     assert modeling_mra.mra_cuda_kernel is None
 
 
 def test_sources_that_are_incomplete_are_named(tmp_path: Path) -> None:
     (tmp_path / "cuda_kernel.cu").touch()
     with pytest.raises(InputError, match=r"has no cuda_launch.cu, torch_extension.cpp"):
-        hf_kernels.install("cuda", sources=tmp_path)
+        _mra_kernels.install("cuda", sources=tmp_path)
 
 
 def test_without_hub_and_sources_a_gpu_gets_torch() -> None:
-    with hf_kernels.installed("cuda") as source:
+    with _mra_kernels.installed("cuda") as source:
         assert source.name in {"torch", "hub"}
         assert source.name == "hub" or "plain torch operations on cuda" in source.detail
 
@@ -91,11 +91,11 @@ def test_guarded_kernels_fall_back_where_the_original_is_wrong(indices: torch.Te
         def __getattr__(self, name: str) -> object:
             raise AssertionError(f"{name} was called outside its sizes")
 
-    record = hf_kernels.KernelSource("sources", "test")
-    guarded = hf_kernels._guarded(Broken(), record)
+    record = _mra_kernels.KernelSource("sources", "test")
+    guarded = _mra_kernels._guarded(Broken(), record)
     sparse, b = torch.randn(N, T, 32, 32), torch.randn(N, B, 40, 32)
     torch.testing.assert_close(
-        guarded.sparse_dense_mm(sparse, indices, b, A), hf_kernels.sparse_dense_mm(sparse, indices, b, A)
+        guarded.sparse_dense_mm(sparse, indices, b, A), _mra_kernels.sparse_dense_mm(sparse, indices, b, A)
     )
     guarded.mm_to_sparse(b, b, indices)
     guarded.index_max(torch.randn(N, 32, T), indices, A, B)

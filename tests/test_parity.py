@@ -16,9 +16,10 @@ from conftest import save_checkpoint
 
 from mra_export.cases import Case, build_cases
 from mra_export.check import check, find_artifacts
-from mra_export.checkpoint import Checkpoint, load_checkpoint
+from mra_export.checkpoint.load import Checkpoint, load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
-from mra_export.export import MODEL_FILE, Pooling, export_onnx
+from mra_export.export import MODEL_FILE, export_onnx
 from mra_export.operators.mra2_attention.judge import probe_selection
 from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes

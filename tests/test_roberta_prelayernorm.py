@@ -18,11 +18,12 @@ import transformers
 from mra_export.bench import bench
 from mra_export.cases import build_cases
 from mra_export.check import check
-from mra_export.checkpoint import Checkpoint, load_checkpoint
+from mra_export.checkpoint.load import Checkpoint, load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
 from mra_export.cli import main
 from mra_export.engine_source import position_limit
 from mra_export.errors import InputError
-from mra_export.export import ExportResult, Pooling, export_onnx
+from mra_export.export import ExportResult, export_onnx
 from mra_export.half import compare_with_source, convert
 from mra_export.runners import (
     OnnxReferenceRunner,

@@ -33,10 +33,11 @@ from triton_support import (
 )
 
 from mra_export.bundle import Bundle, Variant, create_bundle, read_bundle, verify_bundle
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling, pool
 from mra_export.engine_source import Range
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import Pooling, export_onnx, pool
+from mra_export.export import export_onnx
 from mra_export.libraries import find_library
 from mra_export.triton import RepositoryWriter, TritonSettings, triton_settings, write_model_repository
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from mra_export.check import check
-from mra_export.checkpoint import load_checkpoint
+from mra_export.checkpoint.load import load_checkpoint
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export import MODEL_FILE, export_onnx

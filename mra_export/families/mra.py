@@ -7,7 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.families import Family, TransformersSetup
+from mra_export.families import _mra_kernels
+from mra_export.families._base import TransformersSetup
+from mra_export.families._bert import BertFamily
 from mra_export.operators.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_SEQ_LEN, OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import MIN_OPSET
 from mra_export.operators.mra2_attention.spec import (
@@ -19,20 +21,20 @@ from mra_export.operators.mra2_attention.spec import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from onnx import FunctionProto, ModelProto
     from torch import Tensor
 
     from mra_export.operators.judge import Judge
-    from mra_export.trace import Array, Inputs
+    from mra_export.trace import Inputs
 
 __all__ = ["FAMILY", "MraFamily"]
 
 
-class MraFamily(Family):
-    """`mra_export.families.Family` for `model_type` "mra"."""
+class MraFamily(BertFamily):
+    """`mra_export.families._base.Family` for `model_type` "mra"."""
 
     model_type = "mra"
     title = "MRA"
@@ -43,11 +45,8 @@ class MraFamily(Family):
 
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is outside what the operator computes."""
+        super().validate(config)
         heads, hidden = config.num_attention_heads, config.hidden_size
-        if heads < 1 or hidden < 1 or hidden % heads:
-            raise InputError(
-                f"hidden_size={hidden} must be a positive multiple of num_attention_heads={heads}. Check config.json."
-            )
         head_dim = hidden // heads
         if head_dim % HEAD_DIM_MULTIPLE or head_dim > MAX_HEAD_DIM:
             raise InputError(
@@ -63,10 +62,6 @@ class MraFamily(Family):
                 f"max_position_embeddings={config.max_position_embeddings} must be at least {BLOCK_SIZE}: "
                 "the budget is counted in blocks of that many tokens. Check config.json."
             )
-        if config.num_hidden_layers < 1:
-            raise InputError(f"num_hidden_layers={config.num_hidden_layers} must be at least 1. Check config.json.")
-        if not config.layer_norm_eps > 0:
-            raise InputError(f"layer_norm_eps={config.layer_norm_eps} must be positive. Check config.json.")
         if config.block_per_row < 1:
             raise InputError(f"block_per_row={config.block_per_row} must be at least 1. Check config.json.")
         for name in ("initial_prior_first_n_blocks", "initial_prior_diagonal_n_blocks"):
@@ -103,29 +98,6 @@ class MraFamily(Family):
         """The attributes from what a node or a manifest says."""
         return Mra2AttentionAttributes(**{name: values[name] for name in ATTRIBUTES})
 
-    def attention_modules(self, model: Any) -> list[tuple[str, Any]]:
-        """Name and module of every self-attention, first layer first."""
-        base = model.base_model
-        return [(f"layer.{i}", layer.attention.self) for i, layer in enumerate(base.encoder.layer)]
-
-    def replace_attention(self, model: Any, compute: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> None:
-        """Puts in the place of every self-attention its projections followed by `compute(layer, query, key, value)`."""
-        from torch import nn
-
-        class Attention(nn.Module):
-            def __init__(self, original: Any, index: int) -> None:
-                super().__init__()
-                self.query, self.key, self.value = original.query, original.key, original.value
-                self.index = index
-
-            def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
-                return (
-                    compute(self.index, self.query(hidden_states), self.key(hidden_states), self.value(hidden_states)),
-                )
-
-        for index, layer in enumerate(model.base_model.encoder.layer):
-            layer.attention.self = Attention(layer.attention.self, index)
-
     def attend(
         self, attributes: Mra2AttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
     ) -> Tensor:
@@ -140,13 +112,11 @@ class MraFamily(Family):
 
         The lengths are filled to a multiple of 32 that its top-k accepts.
         """
-        from mra_export import hf_kernels
-
         budget = self.attributes(config).num_blocks
 
         @contextlib.contextmanager
         def kernels() -> Iterator[str]:
-            with hf_kernels.installed(device, sources=kernel_sources) as source:
+            with _mra_kernels.installed(device, sources=kernel_sources) as source:
                 yield source.name
 
         def filled_length(length: int) -> int:
@@ -167,11 +137,11 @@ class MraFamily(Family):
 
         return TransformersSetup(
             kernels=kernels,
-            probe=hf_kernels.probe_attention,
+            probe=_mra_kernels.probe_attention,
             one_by_one=True,
             filled_length=filled_length,
             arguments=arguments,
-            mended=_mended_mask,
+            mended=_mra_kernels.mended_mask,
         )
 
     def functions(self, opset: int) -> list[FunctionProto]:
@@ -197,28 +167,6 @@ class MraFamily(Family):
     def makes_no_choice(self, attributes: Mra2AttentionAttributes, seq_len: int) -> bool:
         """Whether the budget selects every block."""
         return int((-(-seq_len // BLOCK_SIZE)) ** 2) <= attributes.num_blocks
-
-
-@contextlib.contextmanager
-def _mended_mask(model: Any, mask: Array) -> Iterator[None]:
-    """Gives transformers 4 the additive mask that its attention expects.
-
-    There `MraSelfAttention` undoes -10000 of an additive mask, but the model adds the lowest float: a padded token gets
-    the weight -2**31 instead of 0. transformers 5 has this mended.
-    """
-    import torch
-    import transformers
-
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        yield
-        return
-    additive = (torch.from_numpy(mask).float().to(model.device) - 1.0)[:, None, None, :] * 10000.0
-    base = model.base_model
-    base.get_extended_attention_mask = lambda *args, **kwargs: additive
-    try:
-        yield
-    finally:
-        del base.get_extended_attention_mask
 
 
 FAMILY = MraFamily()

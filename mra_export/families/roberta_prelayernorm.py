@@ -17,12 +17,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.families import ENCODER_TASKS, Family, OnnxLayer
+from mra_export.families._base import ENCODER_TASKS, OnnxLayer
+from mra_export.families._bert import BertFamily
 from mra_export.operators.softmax_attention.judge import DenseJudge
 from mra_export.operators.softmax_attention.spec import ATTENTION_OPSET, DenseAttentionAttributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir
     from onnx import ModelProto
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY", "RobertaPreLayerNormFamily"]
 
 
-class RobertaPreLayerNormFamily(Family):
-    """`mra_export.families.Family` for `model_type` "roberta-prelayernorm"."""
+class RobertaPreLayerNormFamily(BertFamily):
+    """`mra_export.families._base.Family` for `model_type` "roberta-prelayernorm"."""
 
     model_type = "roberta-prelayernorm"
     title = "RoBERTa-PreLayerNorm"
@@ -47,15 +48,8 @@ class RobertaPreLayerNormFamily(Family):
         """Raises `InputError` if the configuration is not one of a plain encoder or decoder."""
         from transformers.activations import ACT2FN
 
-        heads, hidden, pad = config.num_attention_heads, config.hidden_size, config.pad_token_id
-        if heads < 1 or hidden < 1 or hidden % heads:
-            raise InputError(
-                f"hidden_size={hidden} must be a positive multiple of num_attention_heads={heads}. Check config.json."
-            )
-        if config.num_hidden_layers < 1:
-            raise InputError(f"num_hidden_layers={config.num_hidden_layers} must be at least 1. Check config.json.")
-        if not config.layer_norm_eps > 0:
-            raise InputError(f"layer_norm_eps={config.layer_norm_eps} must be positive. Check config.json.")
+        super().validate(config)
+        pad = config.pad_token_id
         if pad is None or not 0 <= pad < config.vocab_size:
             raise InputError(
                 f"pad_token_id={pad} must be between 0 and vocab_size - 1 = {config.vocab_size - 1}: positions are counted "
@@ -119,26 +113,9 @@ class RobertaPreLayerNormFamily(Family):
         for layer in model.base_model.encoder.layer:
             layer.chunk_size_feed_forward = 0
 
-    def attention_modules(self, model: Any) -> list[tuple[str, Any]]:
-        """Name and module of every self-attention, first layer first."""
-        return [(f"layer.{i}", layer.attention.self) for i, layer in enumerate(model.base_model.encoder.layer)]
-
-    def replace_attention(self, model: Any, compute: Callable[..., Tensor]) -> None:
-        """Puts in the place of every self-attention its projections followed by `compute(layer, query, key, value)`."""
-        from torch import nn
-
-        class Attention(nn.Module):
-            def __init__(self, original: Any, index: int) -> None:
-                super().__init__()
-                self.query, self.key, self.value = original.query, original.key, original.value
-                self.index = index
-
-            def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-                projected = (self.query(hidden_states), self.key(hidden_states), self.value(hidden_states))
-                return compute(self.index, *projected), None
-
-        for index, layer in enumerate(model.base_model.encoder.layer):
-            layer.attention.self = Attention(layer.attention.self, index)
+    def attention_result(self, context: Tensor) -> tuple[Tensor | None, ...]:
+        """The context, and no attention matrix."""
+        return context, None
 
     def attend(
         self, attributes: DenseAttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None

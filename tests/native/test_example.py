@@ -10,8 +10,9 @@ import pytest
 from conftest import save_checkpoint
 from native import REPO, build, build_root
 
-from mra_export.checkpoint import load_checkpoint
-from mra_export.export import MODEL_FILE, Pooling, export_onnx
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling
+from mra_export.export import MODEL_FILE, export_onnx
 from mra_export.headers import find_headers
 
 ort = pytest.importorskip("onnxruntime")

@@ -22,18 +22,44 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mra_export.trace import Array
+
 __all__ = [
     "CUDA_SOURCES",
     "KernelSource",
     "index_max",
     "install",
     "installed",
+    "mended_mask",
     "mm_to_sparse",
     "probe_attention",
     "reduce_sum",
     "sparse_dense_mm",
     "uninstall",
 ]
+
+
+@contextlib.contextmanager
+def mended_mask(model: Any, mask: Array) -> Iterator[None]:
+    """Gives transformers 4 the additive mask that its attention expects.
+
+    There `MraSelfAttention` undoes -10000 of an additive mask, but the model adds the lowest float: a padded token gets
+    the weight -2**31 instead of 0. transformers 5 has this mended.
+    """
+    import torch
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        yield
+        return
+    additive = (torch.from_numpy(mask).float().to(model.device) - 1.0)[:, None, None, :] * 10000.0
+    base = model.base_model
+    base.get_extended_attention_mask = lambda *args, **kwargs: additive
+    try:
+        yield
+    finally:
+        del base.get_extended_attention_mask
+
 
 CUDA_SOURCES = ("cuda_kernel.cu", "cuda_launch.cu", "torch_extension.cpp")
 """The files of the original module, as in the wheel transformers 4.46.3 under transformers/kernels/mra."""
@@ -247,7 +273,7 @@ def probe_attention(model: Any) -> None:
         raise DependencyError(
             "The PyTorch model's attention does nothing: changing one token changes no other token's output. "
             "transformers' MRA needs its kernels and is silent without them; "
-            "supply them with mra_export.hf_kernels.install()."
+            "supply them with mra_export.families._mra_kernels.install()."
         )
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints: what is in their files, and the models made of them."""
