@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import InputError
+from mra_export.export.onnx_model import read_onnx
 from mra_export.optional import require_onnxruntime
-from mra_export.runners import read_onnx, vocabulary
+from mra_export.runners.session import open_session, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mra_export.runners import OnnxModel
+    from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
 __all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns", "onnx_file"]
@@ -75,8 +76,8 @@ def onnx_file(
         InputError: the source cannot be read, or an option is wrong.
     """
     from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.engine_source import find_onnx
-    from mra_export.export import export_onnx
+    from mra_export.export.exporter import export_onnx
+    from mra_export.export.onnx_model import find_onnx
 
     path = find_onnx(Path(source)) if random_init is None else None
     if path is not None:
@@ -121,7 +122,7 @@ def bench(
         InputError: the file is not ours or not of type fp32.
         DependencyError: ONNX Runtime is not installed.
     """
-    onnxruntime = require_onnxruntime()
+    require_onnxruntime()
     model = read_onnx(path)
     if model.dtype != "fp32":
         raise InputError(
@@ -129,13 +130,8 @@ def bench(
             "other. Export it without --fp16 and --bf16."
         )
 
-    def session(source: Any, custom: Path | None) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if custom is not None:
-            options.register_custom_ops_library(str(custom))
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    def session(source: str | bytes, custom: Path | None) -> Any:
+        return open_session(source, session_options(custom, threads=threads))
 
     if model.nodes:
         title = model.family.title
@@ -250,6 +246,6 @@ def _busy_seconds() -> float:
 
 def _feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:
     shape = (batch, 2, seq_len) if model.task == "multiple-choice" else (batch, seq_len)
-    ids = np.random.default_rng(0).integers(4, min(100, vocabulary(model) or 100), shape)
+    ids = np.random.default_rng(0).integers(4, min(100, model.vocabulary or 100), shape)
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: values[name] for name in model.inputs}

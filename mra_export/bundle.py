@@ -26,19 +26,17 @@ from mra_export.checkpoint.files import SIDE_FILES
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
-from mra_export.engine_source import distinct_attributes, find_onnx, onnx_files
 from mra_export.errors import InputError, ParityError
-from mra_export.export import MODEL_FILE
+from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
 from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.manifest import Manifest, check_engine, manifest_path
 from mra_export.outputs import check_target, file_sha256, staged_directory
-from mra_export.runners import OnnxModel, read_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.parity import Comparison
+    from mra_export.parity.comparison import Comparison
 
 __all__ = ["Bundle", "Variant", "bundle_alone", "create_bundle", "is_bundle", "read_bundle", "verify_bundle"]
 
@@ -152,7 +150,7 @@ def _onnx_file(
     progress: Callable[[str], None],
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The ONNX file to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
-    from mra_export.parity import as_json, describe_failures
+    from mra_export.parity.comparison import as_json, describe_failures
 
     made: list[dict[str, Any]] = []
 
@@ -192,7 +190,7 @@ def _onnx_file(
         raise InputError(f"{path} does not exist.")
     from mra_export.check import check as compare
     from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.export import export_onnx
+    from mra_export.export.exporter import export_onnx
 
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init, options=asked.options)
@@ -243,13 +241,13 @@ def _open_engines(engines: Sequence[Path], plugin: Path | None) -> tuple[list[tu
 def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source: str | Path) -> None:
     """Refuses engines of another model."""
     once = "Export once with `mra-export onnx`, and give that directory to `trt` and to `bundle`."
-    sha256 = file_sha256(*onnx_files(model)) if opened else ""
+    sha256 = file_sha256(*model.files) if opened else ""
     for engine, manifest in opened:
         if manifest.onnx_sha256 != sha256:
             raise InputError(
                 f"{engine} was built from another ONNX file than that of {source}: the SHA-256 differs. {once}"
             )
-        if manifest.attributes != distinct_attributes(model) or manifest.plugin_layers != len(model.nodes):
+        if manifest.attributes != model.distinct_attributes or manifest.plugin_layers != len(model.nodes):
             raise InputError(f"{engine}: the operator's attributes in its manifest are not those of {source}. {once}")
         if missing := [name for name in model.outputs if name not in manifest.outputs]:
             raise InputError(f"{engine} lacks the output {', '.join(missing)} of {source}. {once}")
@@ -257,7 +255,7 @@ def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source
 
 def _copy_model(model: OnnxModel, stage: Path) -> None:
     """The ONNX file as `MODEL_FILE`, and what stock clients look for beside it."""
-    root = model.path.parent.parent if model.path.parent.name == MODEL_FILE.parent.name else model.path.parent
+    root = model.directory
     if not (root / "config.json").is_file():
         raise InputError(
             f"{root} has no config.json, which a server needs. Give an ONNX directory that `mra-export onnx` wrote, whole."
@@ -265,7 +263,7 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
     if model.task is None:
         raise InputError(f"{model.path} does not say what its task is. Export the checkpoint again.")
     _copy(model.path, stage / MODEL_FILE)
-    for data in onnx_files(model)[1:]:
+    for data in model.files[1:]:
         if data.parent != model.path.parent:
             raise InputError(f"{model.path} keeps weights in {data}, which is not beside it. Export it again.")
         _copy(data, (stage / MODEL_FILE).parent / data.name)

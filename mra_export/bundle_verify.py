@@ -12,18 +12,16 @@ from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle
 from mra_export.bundle_schema import refusal
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
-from mra_export.engine_source import distinct_attributes, position_limit
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import MODEL_FILE
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.libraries import LIBRARY_FILES
 from mra_export.manifest import check_engine, manifest_path, read_manifest
 from mra_export.outputs import file_sha256
-from mra_export.runners import read_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mra_export.runners import OnnxModel
+    from mra_export.export.onnx_model import OnnxModel
 
 __all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_alone", "described", "is_bundle", "verify_bundle"]
 
@@ -112,7 +110,7 @@ def described(root: Path) -> dict[str, Any]:
         InputError: a file cannot be read.
     """
     model, config = read_onnx(root / MODEL_FILE), load_config(root)
-    longest = min(limit for limit in (position_limit(model), model.family.max_seq_len(config)) if limit)
+    longest = min(limit for limit in (model.position_limit, model.family.max_seq_len(config)) if limit)
     names = getattr(config, "architectures", None) or [None]
     domain, kind = model.family.operator
     pooled = "sentence_embedding" in model.outputs
@@ -134,7 +132,7 @@ def described(root: Path) -> dict[str, Any]:
                 "type": kind,
                 "version": model.family.operator_version,
                 "nodes": len(model.nodes),
-                "attributes": distinct_attributes(model),
+                "attributes": model.distinct_attributes,
             },
         },
         "pooling": None if pooling is None else {"mode": pooling.mode, "normalize": pooling.normalize},

@@ -7,29 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle import Bundle, is_bundle, verify_bundle
-from mra_export.cases import build_cases
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
+from mra_export.export.onnx_model import OnnxModel, layer_constants, read_onnx
 from mra_export.libraries import LIBRARY_FILES
 from mra_export.optional import require_onnxruntime
 from mra_export.outputs import file_sha256
-from mra_export.parity import Comparison, check_candidate, check_operator, compare_outputs
-from mra_export.runners import (
-    OnnxModel,
-    OnnxReferenceRunner,
-    OnnxRuntimeRunner,
-    SpecificationRunner,
-    TransformersRunner,
-    layer_constants,
-    read_onnx,
-)
+from mra_export.parity.cases import build_cases
+from mra_export.parity.compare import check_candidate, check_operator, compare_outputs
+from mra_export.parity.comparison import Comparison
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mra_export.cases import Case
     from mra_export.checkpoint.load import Checkpoint
+    from mra_export.parity.cases import Case
     from mra_export.trace import Runner
 
 __all__ = ["BF16_MAX_SEQ_LEN", "check", "check_alone", "check_bundle", "find_artifacts"]
@@ -122,10 +118,10 @@ def check(
     for model in models:
         pooling = Pooling()
         if "sentence_embedding" in model.outputs:
-            pooling = pooling_of(model.path.parent.parent)
+            pooling = pooling_of(model.directory)
             if pooling.mode == "none":
                 raise InputError(
-                    f"{model.path} has the output sentence_embedding, but {model.path.parent.parent} has no modules.json "
+                    f"{model.path} has the output sentence_embedding, but {model.directory} has no modules.json "
                     "that says how it is pooled. Keep the exported directory together."
                 )
         limit = max_seq_len
@@ -158,7 +154,7 @@ def check(
             if not is_bundle(engine.engine.parent.parent):
                 raise
             # A bundle has engines for several machines side by side.
-            comparisons.append(Comparison("PyTorch", engine.name, {}, {}, None, [str(error)], [], []))
+            comparisons.append(Comparison.not_judged("PyTorch", engine.name, str(error)))
     return comparisons
 
 
@@ -261,8 +257,8 @@ def _engine_alone(
     """An engine against its ONNX file, end to end."""
     reference = OnnxReferenceRunner(model) if model.dtype == "bf16" else OnnxRuntimeRunner(model)
     if reason := missing_for_engine():
-        notes = [f"whole, with a manifest that fits the ONNX file; {reason}."]
-        return Comparison(reference.name, engine.name, {}, {}, None, notes, [], [])
+        why = f"whole, with a manifest that fits the ONNX file; {reason}."
+        return Comparison.not_judged(reference.name, engine.name, why)
     cases = [case for case in every if engine.accepts(case.inputs)]
     if not cases:
         raise InputError(f"{engine.engine}: no case is within its profile {engine.manifest.inputs['input_ids']}.")
@@ -271,7 +267,7 @@ def _engine_alone(
         with engine:
             found = compare_outputs(stand_in, reference, engine, engine.manifest.precision, cases)
     except DependencyError as error:
-        return Comparison(reference.name, engine.name, {}, {}, None, [str(error)], [], [])
+        return Comparison.not_judged(reference.name, engine.name, str(error))
     if len(cases) < len(every):
         found.notes.append(f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile.")
     return found
@@ -288,8 +284,8 @@ def _check_engine(
     """An engine against PyTorch, and against its ONNX file where that is at hand."""
     manifest = runner.manifest
     if reason := missing_for_engine():
-        notes = [f"whole, with a manifest that fits the checkpoint; {reason}."]
-        return [Comparison("PyTorch", runner.name, {}, {}, None, notes, [], [])]
+        why = f"whole, with a manifest that fits the checkpoint; {reason}."
+        return [Comparison.not_judged("PyTorch", runner.name, why)]
     pooling = Pooling()
     if "sentence_embedding" in manifest.outputs:
         if manifest.pooling is None:

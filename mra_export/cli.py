@@ -194,7 +194,8 @@ def onnx_command(
     from mra_export.check import check
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import print_comparisons, progress
-    from mra_export.export import MODEL_FILE, export_onnx
+    from mra_export.export.exporter import export_onnx
+    from mra_export.export.onnx_model import MODEL_FILE
 
     comparisons = []
     with progress(quiet=shown["quiet"]) as report:
@@ -288,7 +289,8 @@ def trt_command(
     """
     from mra_export.console import print_comparisons, progress
     from mra_export.engine import build_engine
-    from mra_export.engine_source import RANGES, exported, parse_range
+    from mra_export.engine_source import RANGES, parse_range
+    from mra_export.pipeline.source import exported
 
     shown = {name: options.pop(name) for name in ("as_json", "verbose", "quiet")}
     ranges: dict[str, Any] = {
@@ -406,7 +408,7 @@ def check_command(
             )
     outputs = []
     if report is not None:
-        from mra_export.report import write_report
+        from mra_export.parity.html_report import write_report
 
         write_report(report, comparisons, title=f"Parity of {source}", force=force)
         outputs.append(str(report))
@@ -742,10 +744,10 @@ def _sizes(text: str, name: str) -> list[int]:
 
 def _lengths(text: str | None, path: Path) -> list[int]:
     """The lengths to time: those asked for, or 128 times 4 again and again and the longest."""
-    from mra_export.engine_source import check_ranges, parse_range, position_limit
-    from mra_export.runners import read_onnx
+    from mra_export.engine_source import check_ranges, parse_range
+    from mra_export.export.onnx_model import read_onnx
 
-    limit = position_limit(read_onnx(path))
+    limit = read_onnx(path).position_limit
     if text is not None:
         check_ranges({"sequence": parse_range(text, "--seq-len")}, limit)
         return _sizes(text, "--seq-len")
@@ -769,8 +771,8 @@ def _plugin(plugin_lib: Path | None) -> Path | None:
 
 def _task_of(task: str, files: list[Path]) -> str:
     """The task that the exported files were made for, where the user leaves it open."""
+    from mra_export.export.onnx_model import read_onnx
     from mra_export.manifest import read_manifest
-    from mra_export.runners import read_onnx
 
     if task != "auto":
         return task
@@ -779,13 +781,13 @@ def _task_of(task: str, files: list[Path]) -> str:
 
 
 def _plain(comparisons: list[Any]) -> list[dict[str, Any]]:
-    from mra_export.parity import as_json
+    from mra_export.parity.comparison import as_json
 
     return [as_json(comparison) for comparison in comparisons]
 
 
 def _failures(comparisons: list[Any]) -> str:
-    from mra_export.parity import describe_failures
+    from mra_export.parity.comparison import describe_failures
 
     return "FAILED " + "\n".join(describe_failures(comparisons))
 

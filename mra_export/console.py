@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mra_export.bench import BenchRow
     from mra_export.bundle import Bundle
     from mra_export.doctor import Diagnosis
-    from mra_export.parity import Comparison
+    from mra_export.parity.comparison import Comparison
 
 __all__ = ["describe_bundle", "print_bench", "print_comparisons", "print_diagnosis", "print_recorded", "progress"]
 

@@ -12,6 +12,7 @@ import numpy as np
 from mra_export.batching import run_batched
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
+from mra_export.runners.session import open_session, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,16 +109,12 @@ class Encoder:
         self, bundle: Bundle, *, threads: int = 0, batch_tokens: int = DEFAULT_BATCH_TOKENS, on: str = ""
     ) -> None:
         ort = require_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options = session_options(bundle.library, threads=threads)
         # One set of buffers for each shape of a batch, kept for good, would add up: there are many shapes.
         options.enable_mem_pattern = False
-        if bundle.library is not None:
-            options.register_custom_ops_library(str(bundle.library.resolve()))
         providers = list(dict.fromkeys((on or provider(), "CPUExecutionProvider")))
         try:
-            self._session = ort.InferenceSession(str(bundle.model_file), options, providers=providers)
+            self._session = open_session(str(bundle.model_file), options, providers)
         except Exception as error:
             raise InputError(
                 f"ONNX Runtime {ort.__version__} cannot run {bundle.model_file} ({bundle.dtype}) on the {providers[0]}: "

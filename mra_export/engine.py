@@ -17,22 +17,14 @@ from typing import TYPE_CHECKING, Any
 from mra_export import __version__
 from mra_export.dtypes import DTYPES
 from mra_export.engine_runner import LAYER_TENSORS, layer_output
-from mra_export.engine_source import (
-    Range,
-    check_dtype,
-    distinct_attributes,
-    in_dtype,
-    input_axes,
-    onnx_files,
-    ranges_of,
-    shapes_of,
-)
+from mra_export.engine_source import Range, ranges_of, shapes_of
 from mra_export.errors import DependencyError, InputError, MraExportError
+from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.libraries import tensorrt_library
 from mra_export.manifest import FORMAT, Manifest, manifest_path, write_manifest
 from mra_export.outputs import check_target, file_sha256, staged_file
-from mra_export.parity import as_json
-from mra_export.runners import OnnxModel, read_onnx
+from mra_export.parity.comparison import as_json
+from mra_export.pipeline.source import check_dtype, in_dtype
 from mra_export.tensorrt_backend import (
     Backend,
     PluginInfo,
@@ -130,7 +122,7 @@ def build_engine(
         check_target(target, force=force, sources=[onnx_file])
     source = read_onnx(onnx_file)
     check_dtype(source, dtype)
-    dims = input_axes(source)
+    dims = source.input_axes
     ranges = ranges_of(source, dims, batch, seq_len, choices)
     opened = open_backend(select_backend(backend))
     gpus = find_gpus()
@@ -204,9 +196,9 @@ def build_engine(
             task=model.task,
             inputs=first,
             outputs=[network.get_output(i).name for i in range(network.num_outputs)],
-            onnx_sha256=file_sha256(*onnx_files(source)),
+            onnx_sha256=file_sha256(*source.files),
             onnx_dtype=source.dtype,
-            attributes=distinct_attributes(model),
+            attributes=model.distinct_attributes,
             pooling=_pooling(source),
             parity=parity,
             versions=_versions(opened, plugin),
@@ -256,7 +248,8 @@ def _prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
     import onnx
 
     family = model.family
-    proto = onnx.load(str(model.path), load_external_data=False)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
     if family.plugin:
         del proto.functions[:]
     for node in proto.graph.node:
@@ -523,7 +516,7 @@ def _pooling(model: OnnxModel) -> dict[str, Any] | None:
     if "sentence_embedding" not in model.outputs:
         return None
     with contextlib.suppress(InputError):
-        pooling = pooling_of(model.path.parent.parent)
+        pooling = pooling_of(model.directory)
         if pooling.mode != "none":
             return asdict(pooling)
     return None

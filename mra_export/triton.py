@@ -325,8 +325,7 @@ def _tensors(model_file: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 def _onnx_encoder(
     bundle: Bundle, settings: TritonSettings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
 ) -> tuple[Encoder, dict[str, Path]]:
-    from mra_export.engine_source import input_axes, onnx_files
-    from mra_export.runners import read_onnx
+    from mra_export.export.onnx_model import read_onnx
 
     gpu = settings.device == "gpu"
     if bundle.dtype == "bf16" and not gpu:
@@ -345,10 +344,10 @@ def _onnx_encoder(
             "function body. Run `mra-export build` first, or leave the option out."
         )
     model = read_onnx(bundle.model_file)
-    ranges = ranges_of(model, input_axes(model), settings.batch, settings.seq_len, None)
+    ranges = ranges_of(model, model.input_axes, settings.batch, settings.seq_len, None)
     check_ranges({"sequence": ranges["sequence"]}, bundle.max_seq_len)
     name = f"{settings.name}_onnx"
-    weights, *data = onnx_files(model)
+    weights, *data = model.files
     files = {"model.onnx": weights, **{path.name: path for path in data}}
     op_library = None
     if bundle.library is not None:

@@ -33,7 +33,7 @@ from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.embed_input import CHUNK_ROWS
 from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
 
 REPO = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 512

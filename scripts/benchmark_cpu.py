@@ -172,7 +172,7 @@ def export_model(directory: Path, layers: int, longest: int) -> Path:
     from transformers import MraConfig
 
     from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.export import export_onnx
+    from mra_export.export.exporter import export_onnx
 
     config = MraConfig(num_hidden_layers=layers, max_position_embeddings=longest, vocab_size=2048)
     config.architectures = ["MraModel"]

@@ -131,7 +131,7 @@ def expected_vectors(directory: Path, checkpoint: Path, texts: list[str], target
     from mra_export.checkpoint.load import input_names, load_checkpoint
     from mra_export.checkpoint.pooling import pooling_of
     from mra_export.errors import InputError
-    from mra_export.runners import TransformersRunner
+    from mra_export.runners.torch import TransformersRunner
 
     loaded = load_checkpoint(checkpoint)
     pooling = pooling_of(directory)
@@ -145,7 +145,7 @@ def expected_vectors(directory: Path, checkpoint: Path, texts: list[str], target
 
 def default_texts() -> list[str]:
     """Sentences of many lengths, from two words to more than most models take."""
-    from mra_export.cases import SENTENCES
+    from mra_export.parity.cases import SENTENCES
 
     sentences = SENTENCES.read_text(encoding="utf-8").split("\n")
     sentences = [sentence for sentence in sentences if sentence]
@@ -290,7 +290,7 @@ def check(directory: Path, *, checkpoint: Path | None, expected: Path | None, pl
     import numpy as np
 
     from mra_export.errors import DependencyError, InputError
-    from mra_export.runners import read_onnx
+    from mra_export.export.onnx_model import read_onnx
 
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory. Give what `mra-export onnx` wrote.")

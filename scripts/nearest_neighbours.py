@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-from mra_export.cases import SENTENCES
 from mra_export.libraries import find_library
+from mra_export.parity.cases import SENTENCES
 
 
 def embed(directory: Path, sentences: list[str]) -> np.ndarray:

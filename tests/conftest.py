@@ -109,7 +109,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.export import export_onnx
+    from mra_export.export.exporter import export_onnx
 
     return export_onnx(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("export") / "onnx").directory
 

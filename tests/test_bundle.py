@@ -23,13 +23,12 @@ from mra_export.bundle import Bundle, create_bundle, read_bundle, verify_bundle
 from mra_export.bundle_manifest import MANIFEST_FILE, seal
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
-from mra_export.engine_source import distinct_attributes, onnx_files
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import MODEL_FILE, export_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.libraries import find_library
 from mra_export.manifest import Manifest, manifest_path, write_manifest
 from mra_export.outputs import file_sha256
-from mra_export.runners import read_onnx
 
 CARD = "---\nlicense: apache-2.0\nbase_model: someone/dense-base\nlanguage: en\n---\n\n# A model\n"
 NAME = "someone/mra-small"
@@ -102,8 +101,8 @@ def write_engine(engine: Path, onnx_file: Path, plugin: Path, **changes: Any) ->
         plugin_sha256=file_sha256(plugin), plugin_embedded=False, plugin_architectures="80-real,90",
         plugin_layers=len(model.nodes), precision="fp16", precision_proof="parsed", tensor_types={"HALF": 3},
         weights_stripped=False, task=model.task, inputs=dict.fromkeys(model.inputs, shape),
-        outputs=list(model.outputs), onnx_sha256=file_sha256(*onnx_files(model)), onnx_dtype="fp32",
-        attributes=distinct_attributes(model), pooling={"mode": "cls", "normalize": True}, parity=None, versions={"torch": None},
+        outputs=list(model.outputs), onnx_sha256=file_sha256(*model.files), onnx_dtype="fp32",
+        attributes=model.distinct_attributes, pooling={"mode": "cls", "normalize": True}, parity=None, versions={"torch": None},
     )  # fmt: skip
     write_manifest(dataclasses.replace(manifest, **changes), manifest_path(engine))
     return engine
@@ -1125,7 +1124,7 @@ def test_engines_are_run_where_there_is_a_gpu(
 ) -> None:
     """ONNX Runtime in the place of what only a GPU runs; one of the two engines is for another GPU."""
     from mra_export.engine_runner import EngineRunner
-    from mra_export.runners import OnnxRuntimeRunner
+    from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
     native(parts)
 

@@ -18,7 +18,7 @@ from conftest import save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from mra_export.cli import TASK_NAMES, cli, main
-from mra_export.export import MODEL_FILE
+from mra_export.export.onnx_model import MODEL_FILE
 
 COMMANDS = sorted(cli.commands)
 

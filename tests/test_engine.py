@@ -23,12 +23,12 @@ from mra_export import engine as engine_module
 from mra_export import tensorrt_backend
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.engine import EngineResult, build_engine
-from mra_export.engine_source import Range, find_onnx, parse_range, position_limit
+from mra_export.engine_source import Range, parse_range
 from mra_export.errors import DependencyError, InputError, MraExportError
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import find_onnx, read_onnx
 from mra_export.manifest import check_engine, manifest_path, read_manifest
 from mra_export.outputs import file_sha256
-from mra_export.runners import read_onnx
 
 sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))
 
@@ -152,10 +152,10 @@ def test_a_checkpoint_is_compared_with_pytorch(short_checkpoint: Path, plugin: P
 def test_a_checkpoint_that_fails_the_comparison(
     short_checkpoint: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mra_export import parity
+    from mra_export.operators import judge
 
-    strict = {name: parity.Tolerance(1e-12, 1e-12, 1e-12, 1.0) for name in parity.TOLERANCES}
-    monkeypatch.setattr(parity, "TOLERANCES", strict)
+    strict = {name: judge.Tolerance(1e-12, 1e-12, 1e-12, 1.0) for name in judge.TOLERANCES}
+    monkeypatch.setattr(judge, "TOLERANCES", strict)
     output = tmp_path / "out" / "model.engine"
     arguments = ["-o", output, "--fp16", "--backend", "rtx", "--plugin-lib", plugin, "--json", "-q"]
     code, out, _ = run("trt", short_checkpoint, *arguments)
@@ -377,13 +377,13 @@ def assert_message(text: str, pattern: str) -> None:
 
 
 def test_the_limit_is_read_from_the_configuration_or_from_the_file(model: Path, tmp_path: Path) -> None:
-    assert position_limit(read_onnx(model)) == 256
+    assert read_onnx(model).position_limit == 256
     shutil.copy(model, tmp_path / "alone.onnx")
-    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 256  # the table of positions
+    assert read_onnx(tmp_path / "alone.onnx").position_limit == 256  # the table of positions
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 100}')
-    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 100
+    assert read_onnx(tmp_path / "alone.onnx").position_limit == 100
     (tmp_path / "config.json").write_text("not json")
-    assert position_limit(read_onnx(tmp_path / "alone.onnx")) == 256
+    assert read_onnx(tmp_path / "alone.onnx").position_limit == 256
 
 
 def test_one_number_is_a_fixed_size() -> None:
@@ -536,9 +536,9 @@ def test_a_float32_file_is_converted(model: Path, plugin: Path, rtx: Any, tmp_pa
 def test_a_conversion_that_is_not_the_model_is_refused(
     model: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mra_export import half, parity
+    from mra_export.operators import judge
 
-    monkeypatch.setitem(half.TOLERANCES, "fp16", parity.Tolerance(1e-9, 1e-9, 1e-9, 1.0))
+    monkeypatch.setitem(judge.TOLERANCES, "fp16", judge.Tolerance(1e-9, 1e-9, 1e-9, 1.0))
     arguments = ["-o", tmp_path / "m.engine", "--fp16", "--backend", "rtx", "--plugin-lib", plugin]
     code, _, err = run("trt", model, *arguments)
     assert code == 3

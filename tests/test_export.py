@@ -12,13 +12,16 @@ import pytest
 import torch
 from conftest import save_checkpoint
 
-import mra_export.export as export_module
+import mra_export.export.exporter as export_module
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.errors import InputError
-from mra_export.export import MODEL_FILE, export_onnx
-from mra_export.runners import OnnxReferenceRunner, OnnxRuntimeRunner, SpecificationRunner, read_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import SpecificationRunner
 
 CLASSES = {
     "feature-extraction": "MraModel",

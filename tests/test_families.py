@@ -16,15 +16,16 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.cli import TASK_NAMES
 from mra_export.errors import InputError
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import read_onnx
 from mra_export.families._base import Family, Option, read_options
 from mra_export.families._registry import families, family_named, family_of
-from mra_export.runners import read_onnx
 
 SOURCES = Path(package.__file__).parents[1]
 COMMANDS = [
-    "bench", "cases", "check", "checkpoint/load", "cli", "console", "doctor", "engine", "engine_runner", "engine_source", "export",
-    "half", "manifest", "parity", "report", "runners",
+    "bench", "check", "checkpoint/load", "cli", "console", "doctor", "engine", "engine_runner", "engine_source", "export/exporter",
+    "export/half", "export/onnx_model", "manifest", "parity/cases", "parity/compare", "parity/html_report", "pipeline/source",
+    "runners/onnxruntime", "runners/torch",
 ]  # fmt: skip
 
 

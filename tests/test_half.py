@@ -15,9 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
-from mra_export.export import export_onnx
-from mra_export.half import compare_with_source, convert
-from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.half import convert
+from mra_export.export.onnx_model import OnnxModel, read_onnx
+from mra_export.pipeline.source import compare_with_source
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
 CASES = [
     ("MraModel", Pooling("mean", True), "fp16"),
@@ -77,7 +80,7 @@ def test_the_proof_sees_a_wrong_weight(source: OnnxModel, dtype: str, tmp_path: 
     values = numpy_helper.to_array(weight)
     weight.CopyFrom(numpy_helper.from_array((values.astype(np.float32) + 4.0).astype(values.dtype), weight.name))
     onnx.save(proto, converted.path)
-    bad = compare_with_source(source, converted, print)
+    bad = compare_with_source(source, read_onnx(converted.path), print)
     assert bad.ok is False
     assert bad.metrics["relative_error"] > 10 * good.metrics["relative_error"]  # type: ignore[operator]
 

@@ -14,7 +14,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import DependencyError, InputError
 from mra_export.families import _mra_kernels
-from mra_export.runners import SpecificationRunner, TransformersRunner
+from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 N, A, B, D, T = 2, 3, 4, 64, 5
 

@@ -18,7 +18,7 @@ from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
 from tests.interop import SCRIPT, clients_python, load_script
 
 CLIENTS = ["onnxruntime", "optimum", "sentence-transformers"]

@@ -14,18 +14,21 @@ import pytest
 import torch
 from conftest import save_checkpoint
 
-from mra_export.cases import Case, build_cases
 from mra_export.check import check, find_artifacts
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
-from mra_export.export import MODEL_FILE, export_onnx
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.operators.mra2_attention.judge import probe_selection
 from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
-from mra_export.parity import as_json, check_candidate
-from mra_export.report import write_report
-from mra_export.runners import OnnxRuntimeRunner, SpecificationRunner, TransformersRunner, read_onnx
+from mra_export.parity.cases import Case, build_cases
+from mra_export.parity.compare import check_candidate
+from mra_export.parity.comparison import as_json
+from mra_export.parity.html_report import write_report
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +200,7 @@ def test_files_of_another_model_are_refused(checkpoint: Checkpoint, tiny_export:
 
 
 def test_missing_weights_beside_a_file_are_named(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: Any) -> None:
-    import mra_export.export as export_module
+    import mra_export.export.exporter as export_module
 
     monkeypatch.setattr(export_module, "EXTERNAL_DATA_THRESHOLD", 1000)
     exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o")

@@ -16,23 +16,19 @@ import torch
 import transformers
 
 from mra_export.bench import bench
-from mra_export.cases import build_cases
 from mra_export.check import check
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.cli import main
-from mra_export.engine_source import position_limit
 from mra_export.errors import InputError
-from mra_export.export import ExportResult, export_onnx
-from mra_export.half import compare_with_source, convert
-from mra_export.runners import (
-    OnnxReferenceRunner,
-    OnnxRuntimeRunner,
-    SpecificationRunner,
-    TransformersRunner,
-    read_onnx,
-    vocabulary,
-)
+from mra_export.export.exporter import ExportResult, export_onnx
+from mra_export.export.half import convert
+from mra_export.export.onnx_model import read_onnx
+from mra_export.parity.cases import build_cases
+from mra_export.pipeline.source import compare_with_source
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 CLASSES = {
     "feature-extraction": "Model",
@@ -151,7 +147,7 @@ def test_every_class_passes_the_check(exported: tuple[Checkpoint, ExportResult])
 
 
 def test_the_ids_that_a_file_takes_are_read_from_it(exported: tuple[Checkpoint, ExportResult]) -> None:
-    assert vocabulary(read_onnx(exported[1].model)) == 60  # the table has another name where it is tied to the head
+    assert read_onnx(exported[1].model).vocabulary == 60  # the table has another name where it is tied to the head
 
 
 def test_the_default_is_the_operator_attention_and_nothing_of_our_own(
@@ -247,7 +243,7 @@ def test_the_table_of_positions_is_the_limit(
 ) -> None:
     checkpoint, directory = encoder
     model = read_onnx(directory / "onnx" / "model.onnx")
-    assert position_limit(model) == 70
+    assert model.position_limit == 70
     with pytest.raises(
         InputError, match="max_seq_len=71 is above the model's max_position_embeddings=72, which has room for 70"
     ):

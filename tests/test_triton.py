@@ -37,7 +37,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling, pool
 from mra_export.engine_source import Range
 from mra_export.errors import DependencyError, InputError
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
 from mra_export.libraries import find_library
 from mra_export.triton import RepositoryWriter, TritonSettings, triton_settings, write_model_repository
 

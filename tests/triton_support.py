@@ -21,7 +21,7 @@ from conftest import save_checkpoint
 from mra_export.bundle import Bundle, create_bundle
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
-from mra_export.export import export_onnx
+from mra_export.export.exporter import export_onnx
 from mra_export.triton import RepositoryWriter, TritonSettings
 
 HIDDEN = 64

@@ -123,7 +123,8 @@ class Family(ABC):
       from the family's options (a seed). Copies of the model then carry them, in the type of the export.
     * `replace_attention` calls `compute(layer, query, key, value, *constants)` with the constants of that layer. In the export
       they become initializers, and inputs of the node after attention_mask in the same order; `attend` gets them after value.
-      `constants` gives those of all layers; in a file `mra_export.runners.layer_constants` finds them. `attributes` has numbers.
+      `constants` gives those of all layers; in a file `mra_export.export.onnx_model.layer_constants` finds them.
+      `attributes` has numbers.
     * The options are noted in the file, and a file is only compared with a checkpoint that was loaded with the same ones.
 
     Everything that an operator needs the mask for belongs into the operator: the replaced module does not see it.
@@ -287,7 +288,7 @@ class Family(ABC):
 
         Args:
             attributes: of every attention layer.
-            constants: of each attention layer, from `constants` or `mra_export.runners.layer_constants`.
+            constants: of each attention layer, from `constants` or `mra_export.export.onnx_model.layer_constants`.
         """
         from mra_export.operators.judge import Judge
 

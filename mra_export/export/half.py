@@ -14,21 +14,15 @@ import numpy as np
 
 from mra_export.dtypes import MASKED, dtype_of_onnx, onnx_type
 from mra_export.errors import InputError
-from mra_export.export import EXTERNAL_DATA_THRESHOLD
-from mra_export.operators.judge import TOLERANCES
-from mra_export.parity import Comparison
-from mra_export.runners import OnnxModel, OnnxReferenceRunner, OnnxRuntimeRunner, read_onnx, vocabulary
+from mra_export.export.onnx_model import EXTERNAL_DATA_THRESHOLD, read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from mra_export.export.onnx_model import OnnxModel
+    from mra_export.trace import Array
 
-    from mra_export.trace import Array, Inputs
-
-__all__ = ["compare_with_source", "convert"]
+__all__ = ["convert"]
 
 LARGEST_FLOAT16 = 65504.0
-PROOF_SEQ_LEN = 96
-"""Tokens of the proof, where the attention makes no choice for so many."""
 
 _LARGEST_CONSTANT = 16
 """Elements of an initializer that is a constant of the graph (an axis, an epsilon) and no weight."""
@@ -112,70 +106,6 @@ def convert(model: OnnxModel, dtype: str, target: Path) -> OnnxModel:
             f"`mra-export onnx CHECKPOINT --dtype {dtype}`."
         ) from error
     return read_onnx(target)
-
-
-def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Callable[[str], None]) -> Comparison:
-    """Runs a converted file and its source, and compares the outputs.
-
-    There is no checkpoint, so that what the attention chooses cannot be compared apart; the length is one for which it has no
-    choice, if there is one.
-
-    Args:
-        source: the float32 file.
-        converted: from `convert`.
-        progress: called with a line before each run.
-
-    Returns:
-        The comparison; its `ok` says whether the error is within that of the type.
-    """
-    reference = OnnxRuntimeRunner(source)
-    candidate = OnnxReferenceRunner(converted) if converted.dtype == "bf16" else OnnxRuntimeRunner(converted)
-    inputs = _inputs(source)
-    progress(f"{candidate.name}: comparing with the float32 file")
-    expected, actual = reference.run(inputs), candidate.run(inputs)
-    token_mask = inputs["attention_mask"].astype(bool)
-    errors, largest = [], []
-    for name, want in expected.items():
-        got = actual[name]
-        if want.shape[: token_mask.ndim] == token_mask.shape:  # padded tokens are of no use to anyone
-            want, got = want[token_mask], got[token_mask]
-        errors.append(float(np.linalg.norm(got - want)) / (float(np.linalg.norm(want)) or 1.0))
-        largest.append(float(np.abs(got - want).max(initial=0.0)))
-    limit = TOLERANCES[converted.dtype].outputs
-    metrics: dict[str, float | None] = {
-        "relative_error": float(np.max(errors)),
-        "max_abs_error": float(np.max(largest)),
-    }
-    # NaN is not within any limit.
-    return Comparison(
-        reference.name, candidate.name, metrics, {"relative_error": limit}, float(np.max(errors)) <= limit, [], [], []
-    )
-
-
-def _inputs(model: OnnxModel) -> Inputs:
-    """Random ids, two examples of which one is padded, of a length for which no layer has a choice (if there is one)."""
-    import onnx
-
-    from mra_export.engine_source import position_limit
-
-    graph = onnx.load(str(model.path), load_external_data=False).graph
-    tables = {
-        i.name.rsplit(".", 2)[-2]: int(i.dims[0]) for i in graph.initializer if i.name.endswith("embeddings.weight")
-    }
-    longest = min(PROOF_SEQ_LEN, position_limit(model) or PROOF_SEQ_LEN)
-    lengths = (n for n in range(longest, 0, -1) if all(model.family.makes_no_choice(a, n) for a in model.attributes))
-    seq_len = next(lengths, longest)
-    rank = next(len(i.type.tensor_type.shape.dim) for i in graph.input if i.name == "input_ids")
-    shape = (2,) * (rank - 1) + (seq_len,)
-    generator = np.random.default_rng(0)
-    mask = np.ones(shape, np.int64)
-    mask[-1, ..., seq_len - seq_len // 3 :] = 0
-    inputs = {
-        "input_ids": generator.integers(0, vocabulary(model) or 100, shape),
-        "attention_mask": mask,
-        "token_type_ids": generator.integers(0, tables.get("token_type_embeddings", 1), shape),
-    }
-    return {name: inputs[name] for name in model.inputs}
 
 
 def _float_values(proto: Any) -> set[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from mra_export.parity import Comparison
+    from mra_export.parity.comparison import Comparison
 
 __all__ = ["write_report"]
 

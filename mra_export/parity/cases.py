@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SENTENCES", "Case", "build_cases"]
 
-SENTENCES = Path(__file__).parent / "data" / "sentences.txt"
+SENTENCES = Path(__file__).parents[1] / "data" / "sentences.txt"
 """Pairs of English sentences that say nearly the same, one a line."""
 
 _CHOICES = 3

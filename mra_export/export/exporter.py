@@ -15,6 +15,7 @@ from mra_export.checkpoint.load import input_names, share_weights
 from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
+from mra_export.export.onnx_model import EXTERNAL_DATA_THRESHOLD, MODEL_FILE
 from mra_export.outputs import staged_directory
 from mra_export.quiet import quiet_exporter
 
@@ -27,15 +28,12 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint.load import Checkpoint
 
-__all__ = ["DEFAULT_OPSET", "MODEL_FILE", "ExportResult", "export_onnx"]
+__all__ = ["DEFAULT_OPSET", "ExportResult", "export_onnx"]
 
 DEFAULT_OPSET = 20
 """Of most families; see `Family.default_opset`."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
-MODEL_FILE = Path("onnx") / "model.onnx"
-EXTERNAL_DATA_THRESHOLD = 2_000_000_000
-"""Bytes of weights from which they go to a file of their own: a protobuf message ends at 2 GiB."""
 
 
 @dataclass(frozen=True)

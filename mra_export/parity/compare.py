@@ -14,65 +14,27 @@ transformers model in the same way, so that the chain ends at what the user trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.numerics import cosine, least, relative_error, top1_agreement, worst
+from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import LayerReport
+from mra_export.parity.comparison import Comparison
+from mra_export.parity.tally import Tally, row_at_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-    from mra_export.cases import Case
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.operators.judge import Judge, Tolerance
-    from mra_export.runners import SpecificationRunner
+    from mra_export.parity.cases import Case
+    from mra_export.runners.torch import SpecificationRunner
     from mra_export.trace import Array, Inputs, LayerTrace, Runner, Trace
 
-__all__ = ["CaseReport", "Comparison", "check_candidate", "check_operator", "compare_outputs", "describe_failures"]
-
-
-@dataclass
-class CaseReport:
-    """One case of one comparison; errors are None where the case could not be judged."""
-
-    name: str
-    seq_len: int
-    relative_error: float | None
-    max_abs_error: float | None
-    cosine_min: float
-    selection_agreement: float
-    judged_rows: int
-    rows: int
-
-
-@dataclass
-class Comparison:
-    """One reference against one candidate.
-
-    Attributes:
-        reference: what is taken as right.
-        candidate: what is checked.
-        metrics: name -> value over all cases; None where nothing could be judged.
-        tolerance: name -> limit.
-        ok: whether it passed; None where the reference is not well defined.
-        notes: what a person should know.
-        layers: layer by layer, where the reference used the candidate's blocks.
-        cases: case by case.
-    """
-
-    reference: str
-    candidate: str
-    metrics: dict[str, float | None]
-    tolerance: dict[str, float]
-    ok: bool | None
-    notes: list[str]
-    layers: list[LayerReport]
-    cases: list[CaseReport]
+__all__ = ["check_candidate", "check_operator", "compare_outputs"]
 
 
 def check_candidate(
@@ -105,8 +67,8 @@ def check_candidate(
     names = [name for name, _ in family.attention_modules(checkpoint.model)]
     tolerance = judge.tolerance(dtype)
     token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
-    whole = _Tally(token_outputs)
-    forced = _Tally(token_outputs)
+    whole = Tally(token_outputs)
+    forced = Tally(token_outputs)
     layers = [LayerReport(name) for name in names]
     alone_error: list[float] = []
     tied = 0
@@ -174,7 +136,7 @@ def check_operator(
     """
     tolerance = judge.tolerance(dtype)
     layers = [LayerReport(name) for name in names]
-    whole = _Tally(token_outputs)
+    whole = Tally(token_outputs)
     for case in cases:
         progress(case.name)
         trace = candidate.trace(case.inputs)
@@ -222,7 +184,7 @@ def compare_outputs(
         progress: called with the name of each case.
     """
     judge = checkpoint.family.judge(checkpoint.family.attributes(checkpoint.config))
-    tally = _Tally(checkpoint.task.outputs if checkpoint.task.per_token else ())
+    tally = Tally(checkpoint.task.outputs if checkpoint.task.per_token else ())
     for case in cases:
         progress(case.name)
         is_exact = checkpoint.family.makes_no_choice(judge.attributes, case.seq_len)
@@ -242,74 +204,8 @@ def compare_outputs(
     )
 
 
-def describe_failures(comparisons: list[Comparison]) -> list[str]:
-    """A sentence for each comparison that failed."""
-    return [
-        f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
-        for c in comparisons
-        if c.ok is False
-    ]
-
-
-class _Tally:
-    """Sums the cases of one comparison up."""
-
-    def __init__(self, token_outputs: tuple[str, ...]) -> None:
-        self.token_outputs = token_outputs
-        self.cases: list[CaseReport] = []
-        self.cosines: list[float] = []
-        self.top1: list[float] = []
-
-    def add(
-        self, case: Case, expected: dict[str, Array], actual: dict[str, Array], judged: Array, agreement: Array
-    ) -> None:
-        """`judged` bool [batch]; `agreement` [batch], the share of blocks in common."""
-        token_mask = case.inputs["attention_mask"].astype(bool)
-        relative, absolute, cosines = [], [], []
-        for row in range(token_mask.shape[0]):
-            pairs = [
-                _real(expected[name], actual[name], row, token_mask if name in self.token_outputs else None)
-                for name in expected
-            ]
-            if judged[row]:
-                relative += [relative_error(got, want) for want, got in pairs]
-                absolute += [float(np.abs(got - want).max(initial=0.0)) for want, got in pairs]
-            cosines.append(cosine(*_embedding(dict(zip(expected, pairs, strict=True)))))
-            self.top1 += [
-                top1_agreement(want, got) for name, (want, got) in zip(expected, pairs, strict=True) if "logits" in name
-            ]
-        self.cosines += cosines
-        self.cases.append(
-            CaseReport(
-                case.name,
-                case.seq_len,
-                worst(relative) if relative else None,
-                worst(absolute) if absolute else None,
-                least(cosines),
-                float(np.mean(agreement)),
-                int(judged.sum()),
-                len(judged),
-            )
-        )
-
-    def metrics(self) -> dict[str, float | None]:
-        """Over all cases."""
-        relative = [c.relative_error for c in self.cases if c.relative_error is not None]
-        absolute = [c.max_abs_error for c in self.cases if c.max_abs_error is not None]
-        return {
-            "relative_error": worst(relative) if relative else None,
-            "max_abs_error": worst(absolute) if absolute else None,
-            "cosine_min": least(self.cosines),
-            "cosine_mean": float(np.mean(self.cosines)),
-            "top1_agreement": float(np.mean(self.top1)) if self.top1 else None,
-            "selection_agreement": float(np.mean([c.selection_agreement for c in self.cases])),
-            "judged_rows": float(sum(c.judged_rows for c in self.cases)),
-            "rows": float(sum(c.rows for c in self.cases)),
-        }
-
-
 def _against_model(
-    judge: Judge, reference: str, candidate: str, tally: _Tally, tolerance: Tolerance, notes: list[str], tied: int
+    judge: Judge, reference: str, candidate: str, tally: Tally, tolerance: Tolerance, notes: list[str], tied: int
 ) -> Comparison:
     metrics = tally.metrics()
     if not judge.choice:
@@ -329,7 +225,7 @@ def _against_model(
 def _against_specification(
     judge: Judge,
     candidate: str,
-    tally: _Tally,
+    tally: Tally,
     layers: list[LayerReport],
     alone_error: list[float],
     tolerance: Tolerance,
@@ -439,7 +335,7 @@ def _invariance(
     for name, alone in single.outputs.items():
         whole = np.zeros_like(batch.outputs[name])
         whole[row] = alone[0]
-        want, got = _real(whole, batch.outputs[name], row, tokens if name in token_outputs else None)
+        want, got = row_at_tokens(whole, batch.outputs[name], row, tokens if name in token_outputs else None)
         errors.append(relative_error(got, want))
     return worst(errors)
 
@@ -455,33 +351,3 @@ def _flat_mask(inputs: Inputs) -> torch.Tensor:
 def _by_example(rows: Array, case: Case) -> Array:
     """Rows of the attention to examples: an example counts if all its choices do."""
     return np.asarray(rows.reshape(case.inputs["input_ids"].shape[0], -1).all(axis=1))
-
-
-def _real(expected: Array, actual: Array, row: int, token_mask: Array | None) -> tuple[Array, Array]:
-    """One row of an output in float64; with `token_mask` [batch, seq_len] without what stands at padding."""
-    want, got = expected[row].astype(np.float64), actual[row].astype(np.float64)
-    return (want, got) if token_mask is None else (want[token_mask[row]], got[token_mask[row]])
-
-
-def _embedding(pairs: dict[str, tuple[Array, Array]]) -> tuple[Array, Array]:
-    """One vector for a row: its sentence embedding, the mean of its token vectors, or its logits."""
-    name = "sentence_embedding" if "sentence_embedding" in pairs else next(iter(pairs))
-    want, got = pairs[name]
-    return (want.mean(0), got.mean(0)) if name == "last_hidden_state" else (want.ravel(), got.ravel())
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data, NaN and infinity as None."""
-    from dataclasses import asdict
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    data = plain(asdict(comparison))
-    for layer in data["layers"]:
-        del layer["shared"], layer["selected"]
-    return dict(data)

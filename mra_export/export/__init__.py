@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX file, and what is known of one."""

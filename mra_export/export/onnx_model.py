@@ -1,0 +1,264 @@
+"""An exported file, read once: what it says of itself, and what can be seen in its graph."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mra_export.dtypes import dtype_of_onnx
+from mra_export.errors import InputError
+from mra_export.families._base import read_options
+from mra_export.families._registry import families
+
+if TYPE_CHECKING:
+    import torch
+
+    from mra_export.families._base import Family, OnnxLayer
+
+__all__ = [
+    "MODEL_FILE",
+    "OnnxModel",
+    "find_onnx",
+    "layer_constants",
+    "read_onnx",
+]
+
+
+MODEL_FILE = Path("onnx") / "model.onnx"
+EXTERNAL_DATA_THRESHOLD = 2_000_000_000
+"""Bytes of weights from which they go to a file of their own: a protobuf message ends at 2 GiB."""
+
+
+def find_onnx(source: Path) -> Path | None:
+    """The ONNX file that a path names.
+
+    Args:
+        source: an .onnx file, or a directory with `onnx/model.onnx`, `model.onnx` or one other .onnx file.
+
+    Returns:
+        The file; None where a directory has none (it may be a checkpoint) or the path does not exist.
+
+    Raises:
+        InputError: the directory holds several and none is called model.onnx, or the file is of another kind.
+    """
+    if source.is_dir():
+        found = sorted((*source.glob("*.onnx"), *source.glob("onnx/*.onnx")))
+        preferred = [path for path in found if path.name == "model.onnx"] or found
+        if len(preferred) > 1:
+            raise InputError(
+                f"{source} holds several ONNX files: {', '.join(p.name for p in preferred)}. Name one of them."
+            )
+        return preferred[0] if preferred else None
+    if source.is_file() and source.suffix == ".onnx":
+        return source
+    return None
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An exported file, read once.
+
+    Attributes:
+        path: the file.
+        family: what is particular to its kind of model.
+        layers: its attention layers, in order.
+        inputs: names.
+        outputs: names.
+        dtype: type of the operator's tensors, one of fp32, fp16, bf16.
+        task: as the exporter noted it, or None.
+        opset: of the standard operators.
+        functions: the function bodies in the file (`onnx.FunctionProto`).
+        metadata: what else the exporter noted.
+        proto: the file as parsed (`onnx.ModelProto`), external data not loaded; not to be changed.
+    """
+
+    path: Path
+    family: Family
+    layers: list[OnnxLayer]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dtype: str
+    task: str | None
+    opset: int
+    functions: list[Any]
+    metadata: dict[str, str]
+    proto: Any = field(repr=False)
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The custom nodes that compute the attention (`onnx.NodeProto`); none where standard operators do."""
+        return [layer.node for layer in self.layers if layer.node is not None]
+
+    @property
+    def attributes(self) -> list[Any]:
+        """Of each layer."""
+        return [layer.attributes for layer in self.layers]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The family's options with which it was exported."""
+        noted = {
+            name: self.metadata[f"option.{name}"] for name in self.family.options if f"option.{name}" in self.metadata
+        }
+        return read_options(self.family, noted)
+
+    @property
+    def distinct_attributes(self) -> list[dict[str, Any]]:
+        """The operator's attributes, one entry for each attention layer that differs from the one before it."""
+        found: list[dict[str, Any]] = []
+        for attributes in self.attributes:
+            if not found or found[-1] != attributes.as_dict():
+                found.append(attributes.as_dict())
+        return found
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the model is in: the .onnx file, then its external data by name."""
+        entries = (entry for i in self.proto.graph.initializer for entry in i.external_data)
+        names = {entry.value for entry in entries if entry.key == "location"}
+        return [self.path, *(self.path.parent / name for name in sorted(names))]
+
+    @property
+    def directory(self) -> Path:
+        """The exported directory, which has the configuration: that of the file, or for `MODEL_FILE` the one above it."""
+        folder = self.path.parent
+        return folder.parent if folder.name == MODEL_FILE.parent.name else folder
+
+    @property
+    def input_axes(self) -> dict[str, list[int | str]]:
+        """The axes of the inputs: name -> a number or the axis' name for each."""
+        return {
+            value.name: [
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+                for dim in value.type.tensor_type.shape.dim
+            ]
+            for value in self.proto.graph.input
+        }
+
+    @property
+    def position_limit(self) -> int | None:
+        """The longest sequence that the model takes, in tokens; None where that cannot be seen.
+
+        It is what the config.json says that lies beside the file or above its folder, and what the exporter noted in the file
+        or else the table of positions in it holds; the smaller one where both are known.
+        """
+        limits = []
+        for folder in (self.path.parent.parent, self.path.parent):
+            with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+                values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                limits.append(self.family.max_seq_len(SimpleNamespace(**values)))
+        if "max_seq_len" in self.metadata:
+            return min([*limits, int(self.metadata["max_seq_len"])])
+        for initializer in self.proto.graph.initializer:
+            if initializer.name.endswith("position_embeddings.weight") and len(initializer.dims) == 2:
+                limits.append(int(initializer.dims[0]) - self.family.first_position)
+        return min(limits) if limits else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many ids it takes: the rows of the table that its ids look up, whatever that is called; None if none is found."""
+        graph = self.proto.graph
+        rows = {table.name: int(table.dims[0]) for table in graph.initializer if len(table.dims) == 2}
+        ids = {"input_ids"}
+        for node in graph.node:
+            if node.op_type in ("Cast", "Identity", "Reshape") and node.input[0] in ids:
+                ids.update(node.output)
+            if node.op_type == "Gather" and node.input[1] in ids and node.input[0] in rows:
+                return rows[node.input[0]]
+        return None
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Reads what an exported file says of itself.
+
+    Args:
+        path: an .onnx file.
+
+    Raises:
+        InputError: it cannot be read, or is not a file of this tool.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        graph = model.graph
+        if not graph.node:
+            raise ValueError("it has no graph")
+    except Exception as error:
+        raise InputError(f"{path} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
+    metadata = {p.key: p.value for p in model.metadata_props}
+    known = families()
+    family = known.get(metadata.get("family", ""), next(iter(known.values())))
+    try:
+        layers = family.layers(model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    names = tuple(i.name for i in graph.input)
+    if not layers or not {"input_ids", "attention_mask"} <= set(names):
+        raise InputError(
+            f"{path} has no {'::'.join(family.operator)} node or lacks the inputs input_ids and attention_mask, "
+            "so it was not written by this tool. Export the checkpoint with `mra-export onnx`."
+        )
+    _check_external_data(path, model)
+    found = next(filter(None, (dtype_of_onnx(i.data_type) for i in graph.initializer)), "fp32")
+    return OnnxModel(
+        path=path,
+        family=family,
+        layers=layers,
+        inputs=names,
+        outputs=tuple(o.name for o in graph.output),
+        dtype=found,
+        task=metadata.get("task"),
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        functions=list(model.functions),
+        metadata=metadata,
+        proto=model,
+    )
+
+
+def layer_constants(model: OnnxModel) -> list[tuple[torch.Tensor, ...]]:
+    """The further constant inputs of each attention node of a file, as `Family.judge` takes them."""
+    import onnx
+    import torch
+
+    wanted = {name for node in model.nodes for name in list(node.input)[4:]}
+    found = {}
+    for initializer in model.proto.graph.initializer:
+        if initializer.name in wanted:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(initializer)  # external data is loaded into what is given
+            values = onnx.numpy_helper.to_array(tensor, base_dir=str(model.path.parent))
+            found[initializer.name] = torch.from_numpy(values.astype(np.float32))
+    missing = sorted(wanted - set(found))
+    if missing:
+        raise InputError(
+            f"{model.path}: the constant {missing[0]} of an attention node is not in the file. Export it again."
+        )
+    return [tuple(found[name] for name in list(node.input)[4:]) for node in model.nodes]
+
+
+def _check_external_data(path: Path, proto: Any) -> None:
+    """Refuses a file whose weights beside it are missing or cut off; the parser's word for that names no file."""
+    for initializer in proto.graph.initializer:
+        entries = {entry.key: entry.value for entry in initializer.external_data}
+        if "location" not in entries:
+            continue
+        data = path.parent / entries["location"]
+        if not data.is_file():
+            raise InputError(
+                f"{path} needs {data.name} beside it, which is not there. Keep the exported directory together."
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if data.stat().st_size < end:
+            raise InputError(
+                f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
+                "Copy it again."
+            )
