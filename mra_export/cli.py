@@ -191,11 +191,11 @@ def onnx_command(
     from mra_export.outputs import check_target
 
     check_target(output, force=force, sources=[Path(model)])
-    from mra_export.check import check
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import print_comparisons, progress
     from mra_export.export.exporter import export_onnx
     from mra_export.export.onnx_model import MODEL_FILE
+    from mra_export.pipeline.check import check
 
     comparisons = []
     with progress(quiet=shown["quiet"]) as report:
@@ -288,8 +288,8 @@ def trt_command(
       mra-export trt ./minilm-onnx -o ./minilm.engine --backend rtx --batch 1:8:64
     """
     from mra_export.console import print_comparisons, progress
-    from mra_export.engine import build_engine
-    from mra_export.engine_source import RANGES, parse_range
+    from mra_export.engine.ranges import RANGES, parse_range
+    from mra_export.pipeline.build_engine import build_engine
     from mra_export.pipeline.source import exported
 
     shown = {name: options.pop(name) for name in ("as_json", "verbose", "quiet")}
@@ -379,11 +379,10 @@ def check_command(
 
     if report is not None:
         check_target(report, force=force, sources=[Path(source), *artifacts])
-    from mra_export.bundle import bundle_alone
-    from mra_export.check import check, check_bundle, find_artifacts
     from mra_export.checkpoint.files import locate
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import describe_bundle, print_comparisons, print_recorded, progress
+    from mra_export.pipeline.check import bundle_alone, check, check_bundle, find_artifacts
 
     unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources,
               "--option": family_options or None}  # fmt: skip
@@ -463,8 +462,8 @@ def bench_command(
     """
     from dataclasses import asdict
 
-    from mra_export.bench import bench, onnx_file
     from mra_export.console import print_bench, progress
+    from mra_export.pipeline.bench import bench, onnx_file
 
     with progress(quiet=shown["quiet"]) as step, onnx_file(source, task, random_init, step, family_options) as path:
         rows = bench(
@@ -556,8 +555,8 @@ def bundle_command(
     Example:
       mra-export bundle ./minilm-onnx --engine ./minilm.engine -o ./minilm-bundle
     """
-    from mra_export.bundle import create_bundle
     from mra_export.console import describe_bundle, print_comparisons, progress
+    from mra_export.pipeline.create_bundle import create_bundle
     from mra_export.triton import MODEL_REPOSITORY, RepositoryWriter, triton_settings
 
     settings = triton_settings(**triton)
@@ -679,9 +678,9 @@ def build_command(kinds: tuple[str, ...], no_fetch: bool, **shown: Any) -> None:
     Example:
       mra-export build
     """
-    from mra_export.build import build_libraries
     from mra_export.console import progress
     from mra_export.errors import DependencyError
+    from mra_export.native.build import build_libraries
 
     with progress(quiet=shown["quiet"]) as step:
         results = build_libraries(kinds or ("onnxruntime", "tensorrt"), fetch=not no_fetch, progress=step)
@@ -706,8 +705,8 @@ def doctor_command(**shown: Any) -> None:
     from dataclasses import asdict
 
     from mra_export.console import print_diagnosis
-    from mra_export.doctor import diagnose
     from mra_export.errors import DependencyError
+    from mra_export.pipeline.doctor import diagnose
 
     diagnosis = diagnose()
     missing = [problem.text for problem in diagnosis.problems if problem.essential]
@@ -736,7 +735,7 @@ def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooli
 
 def _sizes(text: str, name: str) -> list[int]:
     """The different sizes of MIN:OPT:MAX."""
-    from mra_export.engine_source import parse_range
+    from mra_export.engine.ranges import parse_range
 
     sizes = parse_range(text, name)
     return sorted({sizes.min, sizes.opt, sizes.max})
@@ -744,7 +743,7 @@ def _sizes(text: str, name: str) -> list[int]:
 
 def _lengths(text: str | None, path: Path) -> list[int]:
     """The lengths to time: those asked for, or 128 times 4 again and again and the longest."""
-    from mra_export.engine_source import check_ranges, parse_range
+    from mra_export.engine.ranges import check_ranges, parse_range
     from mra_export.export.onnx_model import read_onnx
 
     limit = read_onnx(path).position_limit
@@ -757,22 +756,22 @@ def _lengths(text: str | None, path: Path) -> list[int]:
 
 def _library(plugin_lib: Path | None) -> Path | None:
     """The ONNX Runtime library to check with: the one named, or the one that is found."""
-    from mra_export.libraries import find_library
+    from mra_export.native.libraries import find_library
 
     return find_library("onnxruntime", None if _plugin(plugin_lib) == plugin_lib else plugin_lib)
 
 
 def _plugin(plugin_lib: Path | None) -> Path | None:
     """The TensorRT plugin, where --plugin-lib names that one; else None."""
-    from mra_export.libraries import LIBRARY_FILES
+    from mra_export.native.libraries import LIBRARY_FILES
 
     return plugin_lib if plugin_lib is not None and plugin_lib.name == LIBRARY_FILES["tensorrt"] else None
 
 
 def _task_of(task: str, files: list[Path]) -> str:
     """The task that the exported files were made for, where the user leaves it open."""
+    from mra_export.engine.manifest import read_manifest
     from mra_export.export.onnx_model import read_onnx
-    from mra_export.manifest import read_manifest
 
     if task != "auto":
         return task

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from mra_export.bench import BenchRow
-    from mra_export.bundle import Bundle
-    from mra_export.doctor import Diagnosis
+    from mra_export.bundle.manifest import Bundle
     from mra_export.parity.comparison import Comparison
+    from mra_export.pipeline.bench import BenchRow
+    from mra_export.pipeline.doctor import Diagnosis
 
 __all__ = ["describe_bundle", "print_bench", "print_comparisons", "print_diagnosis", "print_recorded", "progress"]
 

@@ -20,7 +20,7 @@ from mra_export.outputs import check_target, file_sha256
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    from mra_export.bundle_manifest import Bundle
+    from mra_export.bundle.manifest import Bundle
     from mra_export.embed_input import Chunk
     from mra_export.embed_model import Encoded
 

@@ -17,7 +17,7 @@ from mra_export.runners.session import open_session, session_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mra_export.bundle_manifest import Bundle
+    from mra_export.bundle.manifest import Bundle
     from mra_export.checkpoint.pooling import Pooling
 
 __all__ = ["DEFAULT_BATCH_TOKENS", "Encoded", "Encoder", "pool", "provider", "require_embedding_bundle", "versions"]
@@ -53,7 +53,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
     Raises:
         InputError: it is no bundle, is damaged, or does not give one vector a text.
     """
-    from mra_export.bundle import is_bundle, verify_bundle
+    from mra_export.bundle.verify import is_bundle, verify_bundle
 
     if not is_bundle(path) and (path / "onnx").is_dir():
         raise InputError(

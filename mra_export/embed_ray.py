@@ -25,7 +25,7 @@ from mra_export.errors import DependencyError, InputError, MraExportError
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from mra_export.bundle_manifest import Bundle
+    from mra_export.bundle.manifest import Bundle
 
 __all__ = ["ChunkWorker", "ray_chunks", "require_ray"]
 
@@ -107,7 +107,7 @@ class ChunkWorker:
     @functools.cached_property
     def _encoder(self) -> Encoder:
         """Made with the first chunk: Ray has no good word for an error in a constructor."""
-        from mra_export.bundle_manifest import read_bundle
+        from mra_export.bundle.manifest import read_bundle
         from mra_export.outputs import file_sha256
 
         here = os.uname().nodename

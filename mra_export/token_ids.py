@@ -36,7 +36,7 @@ def token_ids(bundle: Path, lines: BinaryIO) -> Iterator[list[int]]:
             the C++ client does not pass on.
         DependencyError: the package tokenizers is not installed.
     """
-    from mra_export.bundle_manifest import read_bundle
+    from mra_export.bundle.manifest import read_bundle
 
     opened = read_bundle(bundle)
     if opened.tokenizer_file is None:

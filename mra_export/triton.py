@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.dtypes import DTYPES, onnx_type
-from mra_export.engine_source import Range, check_ranges, parse_range, ranges_of
+from mra_export.engine.gpu import parse_version
+from mra_export.engine.ranges import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
-from mra_export.libraries import LIBRARY_FILES
+from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
-from mra_export.tensorrt_backend import parse_version
 from mra_export.triton_config import (
     Encoder,
     Step,
@@ -35,7 +35,7 @@ from mra_export.triton_config import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mra_export.bundle import Bundle, Variant
+    from mra_export.bundle.manifest import Bundle, Variant
 
 __all__ = [
     "MODEL_REPOSITORY",

@@ -11,7 +11,7 @@ from mra_export.optional import require
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mra_export.engine_source import Range
+    from mra_export.engine.ranges import Range
 
 __all__ = [
     "Encoder",

@@ -28,12 +28,13 @@ import numpy as np
 from benchmark_cpu import machine
 
 from mra_export.batching import Batch, collate, plan_batches
-from mra_export.bundle import create_bundle, read_bundle
+from mra_export.bundle.manifest import read_bundle
 from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.embed_input import CHUNK_ROWS
 from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder
 from mra_export.export.exporter import export_onnx
+from mra_export.pipeline.create_bundle import create_bundle
 
 REPO = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 512

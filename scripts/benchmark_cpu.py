@@ -28,11 +28,11 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
-from mra_export.bench import bound_run, dense_twin, in_turns
-from mra_export.libraries import onnxruntime_library
+from mra_export.native.libraries import onnxruntime_library
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import function_body
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, INPUTS, OP_TYPE
+from mra_export.pipeline.bench import bound_run, dense_twin, in_turns
 
 REPO = Path(__file__).resolve().parents[1]
 HEADS, HEAD_DIM = 12, 64

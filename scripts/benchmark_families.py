@@ -26,12 +26,12 @@ import torch
 from benchmark_cpu import REPO, machine, make_session
 from onnx import TensorProto, helper, numpy_helper
 
-from mra_export.bench import bound_run, in_turns
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention import spec as mra2
 from mra_export.operators.yoso_attention import spec as yoso
 from mra_export.operators.yoso_attention.reference import draw_hash_constants
 from mra_export.parity.cases import SENTENCES
+from mra_export.pipeline.bench import bound_run, in_turns
 
 HEADS, HEAD_DIM = 12, 64
 BUDGETS = (4, 8, 16)  # MRA's blocks per row

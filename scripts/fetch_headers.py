@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mra_export.errors import MraExportError
-from mra_export.headers import HEADER_KINDS, fetch_headers, find_headers
+from mra_export.native.headers import HEADER_KINDS, fetch_headers, find_headers
 
 
 def main() -> int:

@@ -115,8 +115,8 @@ def build_device(folder: Path, capability: str, report: Report) -> Path | None:
 
 
 def build_plugin(folder: Path, capability: str, report: Report) -> Path | None:
-    from mra_export.build import compile_target, cuda_arguments, find_nvcc, find_tool
-    from mra_export.headers import find_headers
+    from mra_export.native.build import compile_target, cuda_arguments, find_nvcc, find_tool
+    from mra_export.native.headers import find_headers
 
     headers = find_headers("tensorrt")
     if headers is None:

@@ -35,7 +35,7 @@ class NativeLibrariesHook(BuildHookInterface):  # type: ignore[type-arg]
         # The checkout, not an installed mra_export: its build tools are what this builds.
         sys.path.insert(0, self.root)
         try:
-            from mra_export.build import build_libraries
+            from mra_export.native.build import build_libraries
 
             if version == "editable":
                 output = Path(self.root, "mra_export", "lib")

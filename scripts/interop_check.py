@@ -166,7 +166,7 @@ def environment(directory: Path | None = None) -> Path:
         InputError: the directory is in use for something else.
     """
     from mra_export.errors import DependencyError, InputError
-    from mra_export.headers import headers_cache_dir
+    from mra_export.native.headers import headers_cache_dir
 
     requirements = REQUIREMENTS.read_text(encoding="utf-8") + "".join(f"{line}\n" for line in _same_torch())
     wanted = {

@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mra_export.check import check
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import pooling_of
 from mra_export.export.exporter import export_onnx
@@ -27,6 +26,7 @@ from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.cases import build_cases
 from mra_export.parity.compare import check_candidate
 from mra_export.parity.comparison import Comparison
+from mra_export.pipeline.check import check
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 METRICS = ("operator_error", "input_error", "relative_error", "cosine_min", "selection_agreement")

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-from mra_export.libraries import find_library
+from mra_export.native.libraries import find_library
 from mra_export.parity.cases import SENTENCES
 
 

@@ -34,7 +34,7 @@ def save_tokenizer(path: Path) -> None:
 
 def make_bundle(folder: Path, **settings: Any) -> Path:
     """A bundle of two small layers, pooled by the mean, that cuts texts to `MAX_LENGTH` tokens."""
-    from mra_export.bundle import create_bundle
+    from mra_export.pipeline.create_bundle import create_bundle
 
     checkpoint = save_checkpoint(folder / "checkpoint", hidden_size=HIDDEN, block_per_row=1, **settings)
     save_tokenizer(checkpoint / "tokenizer.json")
@@ -63,7 +63,9 @@ def write_lines(path: Path, texts: list[str]) -> Path:
 def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported already what takes long to import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers", "embed_support", "mra_export.embed", "mra_export.bundle"])
+    context.set_forkserver_preload(
+        ["transformers", "embed_support", "mra_export.embed", "mra_export.pipeline.create_bundle"]
+    )
     return context
 
 

@@ -99,7 +99,7 @@ def bundle(embed_bundle: Path) -> Path:
 @pytest.mark.parametrize("native", [True, False], ids=["native", "function body"])
 def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real model, for any other texts, order, batch size and number of threads; rounding only for the function body."""
-    from mra_export.bundle_manifest import Bundle, read_bundle
+    from mra_export.bundle.manifest import Bundle, read_bundle
     from mra_export.embed_model import Encoder
 
     opened = read_bundle(bundle)
@@ -129,7 +129,7 @@ def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, m
 
 def test_padding_into_another_block_is_what_changes_a_vector(bundle: Path) -> None:
     """Why buckets are by blocks: one block more is another result, by far more than rounding."""
-    from mra_export.bundle_manifest import read_bundle
+    from mra_export.bundle.manifest import read_bundle
     from mra_export.embed_model import Encoder
 
     run = Encoder(read_bundle(bundle), threads=1)._run

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from conftest import save_checkpoint
 
-from mra_export.bench import bench, dense_twin, in_turns
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
+from mra_export.pipeline.bench import bench, dense_twin, in_turns
 
 
 def test_the_dense_twin_is_the_model_with_the_full_budget(tmp_path: Path) -> None:

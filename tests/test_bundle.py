@@ -19,16 +19,17 @@ import onnx
 import pytest
 from conftest import save_checkpoint
 
-from mra_export.bundle import Bundle, create_bundle, read_bundle, verify_bundle
-from mra_export.bundle_manifest import MANIFEST_FILE, seal
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
+from mra_export.bundle.verify import verify_bundle
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
+from mra_export.engine.manifest import Manifest, manifest_path, write_manifest
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
-from mra_export.libraries import find_library
-from mra_export.manifest import Manifest, manifest_path, write_manifest
+from mra_export.native.libraries import find_library
 from mra_export.outputs import file_sha256
+from mra_export.pipeline.create_bundle import create_bundle
 
 CARD = "---\nlicense: apache-2.0\nbase_model: someone/dense-base\nlanguage: en\n---\n\n# A model\n"
 NAME = "someone/mra-small"
@@ -293,7 +294,7 @@ def test_a_tokenizer_of_another_model(text: str | None, message: str, parts: Par
 
 
 def test_without_the_native_library(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mra_export.libraries.library_dirs", list)
+    monkeypatch.setattr("mra_export.native.libraries.library_dirs", list)
     made = parts.bundle(tmp_path / "b", engines=(), library=None)
     assert made.library is None
     assert not (made.path / "lib").exists()
@@ -960,7 +961,7 @@ def test_engines_that_are_not_there_or_have_one_name(parts: Parts, tmp_path: Pat
 
 
 def test_an_engine_whose_plugin_is_nowhere(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mra_export.libraries.library_dirs", lambda: [tmp_path])
+    monkeypatch.setattr("mra_export.native.libraries.library_dirs", lambda: [tmp_path])
     with pytest.raises(DependencyError, match=r"libmra_tensorrt\.so was not found"):
         parts.bundle(tmp_path / "b", plugin=None)
 
@@ -1101,7 +1102,7 @@ def test_a_file_that_cannot_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatc
         return file_sha256(*paths)
 
     monkeypatch.setattr(
-        "mra_export.bundle_verify.file_sha256", fail
+        "mra_export.bundle.verify.file_sha256", fail
     )  # root may read everything, so chmod shows nothing
     with pytest.raises(InputError, match=r"tokenizer\.json cannot be read: Permission denied"):
         verify_bundle(bundle)
@@ -1123,7 +1124,7 @@ def test_engines_are_run_where_there_is_a_gpu(
     damage: float, parts: Parts, whole: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ONNX Runtime in the place of what only a GPU runs; one of the two engines is for another GPU."""
-    from mra_export.engine_runner import EngineRunner
+    from mra_export.engine.runner import EngineRunner
     from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
     native(parts)
@@ -1142,7 +1143,7 @@ def test_engines_are_run_where_there_is_a_gpu(
         runner._runner = Activated()
         return runner
 
-    monkeypatch.setattr("mra_export.check.missing_for_engine", lambda: None)
+    monkeypatch.setattr("mra_export.pipeline.check_engines.missing_for_engine", lambda: None)
     monkeypatch.setattr(EngineRunner, "__enter__", enter)
     for arguments in (["check", whole.path], ["check", parts.checkpoint, whole.path]):
         code, made = run(*arguments, "--max-seq-len", 64, capsys=capsys)

@@ -350,7 +350,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert set(result["libraries"]) == {"onnxruntime", "tensorrt"}
     assert result["versions"]["torch"] == importlib.metadata.version("torch")
     assert isinstance(result["gpus"], list)
-    import mra_export.libraries as libraries
+    import mra_export.native.libraries as libraries
 
     monkeypatch.setattr(libraries, "library_dirs", lambda: [tmp_path])
     code, result = run_json(capsys, "doctor")

@@ -24,7 +24,7 @@ from embed_support import HIDDEN, MAX_LENGTH, WORDS, make_texts, start_child, wr
 
 from mra_export import embed as embed_module
 from mra_export import embed_input
-from mra_export.bundle_manifest import seal
+from mra_export.bundle.manifest import seal
 from mra_export.cli import main
 from mra_export.embed import Interrupted, embed
 from mra_export.embed_input import ChunkReader, scan

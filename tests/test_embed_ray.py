@@ -20,7 +20,7 @@ import pytest
 from embed_support import make_texts, write_lines
 from test_embed import PAGE, Stop, blocks, hidden, interrupt
 
-from mra_export.bundle_manifest import read_bundle
+from mra_export.bundle.manifest import read_bundle
 from mra_export.embed import Interrupted, embed
 from mra_export.embed_journal import partial_path
 from mra_export.errors import DependencyError, InputError

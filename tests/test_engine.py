@@ -19,16 +19,19 @@ import pytest
 from conftest import save_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 
-from mra_export import engine as engine_module
-from mra_export import tensorrt_backend
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.engine import EngineResult, build_engine
-from mra_export.engine_source import Range, parse_range
+from mra_export.engine import backend as tensorrt_backend
+from mra_export.engine import gpu
+from mra_export.engine.builder import inspected_types
+from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
+from mra_export.engine.plugin import load_plugin
+from mra_export.engine.ranges import Range, parse_range
 from mra_export.errors import DependencyError, InputError, MraExportError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import find_onnx, read_onnx
-from mra_export.manifest import check_engine, manifest_path, read_manifest
 from mra_export.outputs import file_sha256
+from mra_export.pipeline import build_engine as engine_module
+from mra_export.pipeline.build_engine import EngineResult, build_engine
 
 sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))
 
@@ -57,7 +60,8 @@ def rtx(plugin: Path) -> tensorrt_backend.Backend:
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
     pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
     backend = tensorrt_backend.open_backend("rtx")
-    tensorrt_backend.load_plugin(backend, plugin)
+    for name in ("Mra2Attention", "YosoAttention"):
+        load_plugin(backend, plugin, name)
     return backend
 
 
@@ -225,7 +229,7 @@ def test_a_silent_fallback_is_refused(
     """With the function bodies left in, the parser takes them instead of the plugin where the node does not name it."""
     model = tiny_export / "onnx" / "model.onnx"
 
-    monkeypatch.setattr(engine_module, "_prepare", lambda read, layer_outputs: model.read_bytes())
+    monkeypatch.setattr(engine_module, "prepare", lambda read, layer_outputs: model.read_bytes())
     with pytest.raises(
         MraExportError, match=r"(into 0 plugin layers, but it has 2 attention nodes)|refused by the parser"
     ):
@@ -243,8 +247,8 @@ def test_a_lost_attention_layer_is_refused(
         node.op_type, node.domain = "Identity", ""
         return graph.SerializeToString()
 
-    prepare = engine_module._prepare
-    monkeypatch.setattr(engine_module, "_prepare", with_one_node_replaced)
+    prepare = engine_module.prepare
+    monkeypatch.setattr(engine_module, "prepare", with_one_node_replaced)
     with pytest.raises(MraExportError, match=r"into 1 plugin layers, but it has 2 attention nodes .*layer\.0"):
         build(tiny_export / "onnx" / "model.onnx", tmp_path / "model.engine", plugin)
 
@@ -306,9 +310,9 @@ def test_what_the_engine_inspector_says(tiny_export: Path, shown: str, dtype: st
     )
     if expected is None:
         with pytest.raises(InputError, match="shows no fp16 tensor"):
-            engine_module._inspected_types(text, model)
+            inspected_types(text, model)
     else:
-        assert engine_module._inspected_types(text, model) == expected
+        assert inspected_types(text, model) == expected
 
 
 def run(*arguments: Any) -> tuple[int, str, str]:
@@ -395,7 +399,7 @@ def test_one_number_is_a_fixed_size() -> None:
 def test_no_plugin_library(
     model: Path, rtx: Any, tmp_path: Path, as_json: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mra_export import libraries
+    from mra_export.native import libraries
 
     monkeypatch.setattr(libraries, "library_dirs", lambda: [tmp_path / "nowhere"])
     extra = ["--json"] if as_json else []
@@ -653,7 +657,7 @@ def test_ctrl_c_stops_the_builder(model: Path, plugin: Path, rtx: Any, tmp_path:
 
 def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     there: set[str] = set()
-    gpus: tuple[tensorrt_backend.Gpu, ...] = ()
+    gpus: tuple[gpu.Gpu, ...] = ()
     monkeypatch.setattr(tensorrt_backend.importlib.util, "find_spec", lambda name: object() if name in there else None)
     monkeypatch.setattr(tensorrt_backend, "find_gpus", lambda: gpus)
     select = tensorrt_backend.select_backend
@@ -666,7 +670,7 @@ def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         select("auto")
     there.add("tensorrt_rtx")
     assert select("auto") == "rtx"
-    gpus = (tensorrt_backend.Gpu("NVIDIA H100", "9.0"),)
+    gpus = (gpu.Gpu("NVIDIA H100", "9.0"),)
     assert select("auto") == "tensorrt"
     assert select("rtx") == "rtx"
     there.remove("tensorrt")
@@ -690,7 +694,7 @@ def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_a_backend_lacks(
     option: str, code: int, message: str, model: Path, plugin: Path, rtx: Any, tmp_path: Path
 ) -> None:
-    if option == "strip_weights" and tensorrt_backend.find_gpus():
+    if option == "strip_weights" and gpu.find_gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(MraExportError, match=message) as caught:
         build(model, tmp_path / "model.engine", plugin, **{option: tmp_path / "cache" if "cache" in option else True})
@@ -701,7 +705,7 @@ def test_options_that_a_backend_lacks(
 def test_a_plugin_for_other_gpus(
     model: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "find_gpus", lambda: (tensorrt_backend.Gpu("Tesla T4", "7.5"),))
+    monkeypatch.setattr(engine_module, "find_gpus", lambda: (gpu.Gpu("Tesla T4", "7.5"),))
     with pytest.raises(DependencyError, match=r"and Tesla T4 has compute capability 7.5. Run `mra-export build`"):
         build(model, tmp_path / "model.engine", plugin)
 
@@ -709,15 +713,14 @@ def test_a_plugin_for_other_gpus(
 def test_the_bare_name_needs_no_compiler(tmp_path: Path) -> None:
     """TensorRT-RTX's parser looks for a name that the wheel lacks; the empty library is one the loader takes."""
     program = (
-        "import ctypes, sys; from mra_export.tensorrt_backend import _provide_bare_name\n"
+        "import ctypes, sys; from mra_export.engine import rtx_loader as b\n"
         "ctypes.CDLL('libm.so.6')\n"
-        "from mra_export import tensorrt_backend as b\n"
         "text = b._empty_library('libmra_alias.so', 'libm.so.6')\n"
         "open(sys.argv[1], 'wb').write(text)\n"
         "ctypes.CDLL(sys.argv[1])\n"
         "f = ctypes.CDLL('libmra_alias.so').cos; f.restype = ctypes.c_double; f.argtypes = [ctypes.c_double]\n"
         "assert f(0.0) == 1.0\n"
-        "try: _provide_bare_name('libmra_none.so')\n"
+        "try: b.provide_bare_name('libmra_none.so')\n"
         "except Exception as e: print(type(e).__name__, e)\n"
     )
     library = tmp_path / "alias.so"
@@ -748,7 +751,7 @@ class OnnxRuntimeInPlaceOfTheGpu:
     def __init__(self, model: Path, *, layer_outputs: bool, damage: float = 0.0) -> None:
         import onnxruntime
 
-        proto = onnx.ModelProto.FromString(engine_module._prepare(read_onnx(model), layer_outputs))
+        proto = onnx.ModelProto.FromString(engine_module.prepare(read_onnx(model), layer_outputs))
         proto.functions.extend(onnx.load(model).functions)
         for node in proto.graph.node:
             kept = [a for a in node.attribute if not a.name.startswith("plugin_")]
@@ -774,10 +777,10 @@ class OnnxRuntimeInPlaceOfTheGpu:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes `check` believe in a GPU on which `infer` is ONNX Runtime's."""
-    from mra_export import check as check_module
-    from mra_export import engine_runner
+    from mra_export.engine import runner as engine_runner
+    from mra_export.pipeline import check as check_module
 
-    monkeypatch.setattr(engine_runner, "find_gpus", lambda: (tensorrt_backend.Gpu("NVIDIA H100", "9.0"),))
+    monkeypatch.setattr(engine_runner, "find_gpus", lambda: (gpu.Gpu("NVIDIA H100", "9.0"),))
 
     def arrange(session: OnnxRuntimeInPlaceOfTheGpu) -> Any:
         monkeypatch.setattr(engine_runner, "_activate", lambda backend, engine: session)
@@ -858,7 +861,7 @@ def test_an_engine_for_another_gpu_is_not_loaded(
 def test_check_without_a_gpu(
     short_checkpoint: Path, plugin: Path, rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mra_export import engine_runner
+    from mra_export.engine import runner as engine_runner
 
     monkeypatch.setattr(engine_runner, "find_gpus", lambda: ())
     exported = export_onnx(load_checkpoint(short_checkpoint), tmp_path / "onnx").directory
@@ -880,9 +883,9 @@ def test_check_without_a_gpu(
 
 
 def test_loading_without_a_gpu_is_an_error_and_no_crash(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
-    from mra_export import engine_runner
+    from mra_export.engine import runner as engine_runner
 
-    if tensorrt_backend.find_gpus():
+    if gpu.find_gpus():
         pytest.skip("this machine has a GPU")
     made = build(model, tmp_path / "model.engine", plugin)
     with pytest.raises(DependencyError, match=r"could not load .*model\.engine: .*CUDA"):
@@ -902,7 +905,7 @@ def test_check_of_an_engine_of_another_model(
 
 
 def test_doctor_opens_the_plugin(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mra_export import libraries
+    from mra_export.native import libraries
 
     monkeypatch.setattr(libraries, "find_library", lambda kind, path=None: plugin if kind == "tensorrt" else None)
     code, out, err = run("doctor", "--json")
@@ -920,11 +923,11 @@ def test_doctor_opens_the_plugin(plugin: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_doctor_says_what_does_not_agree(plugin: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mra_export import doctor
+    from mra_export.pipeline import doctor
 
     versions: dict[str, str | None] = {"tensorrt": "10.3.0", "tensorrt-rtx": None, "polygraphy": None}
-    monkeypatch.setattr(tensorrt_backend, "find_gpus", lambda: (tensorrt_backend.Gpu("Tesla T4", "7.5"),))
-    monkeypatch.setattr(tensorrt_backend, "driver_version", lambda: 11080)
+    monkeypatch.setattr(gpu, "find_gpus", lambda: (gpu.Gpu("Tesla T4", "7.5"),))
+    monkeypatch.setattr(gpu, "driver_version", lambda: 11080)
     info, problems = doctor._tensorrt(plugin, versions)
     assert info is not None
     text = " ".join(problem.text for problem in problems)

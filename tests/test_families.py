@@ -11,7 +11,6 @@ import pytest
 from conftest import save_checkpoint
 
 import mra_export.families as package
-from mra_export.check import check
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.cli import TASK_NAMES
@@ -20,6 +19,7 @@ from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import read_onnx
 from mra_export.families._base import Family, Option, read_options
 from mra_export.families._registry import families, family_named, family_of
+from mra_export.pipeline.check import check
 
 SOURCES = Path(package.__file__).parents[1]
 COMMANDS = [

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from mra_export.engine.gpu import covers
+from mra_export.engine.manifest import Manifest, check_engine, manifest_path, read_manifest, write_manifest
 from mra_export.errors import DependencyError, InputError, MraExportError
-from mra_export.manifest import Manifest, check_engine, manifest_path, read_manifest, write_manifest
-from mra_export.tensorrt_backend import covers
 
 REPO = Path(__file__).resolve().parents[1]
 HEADER = REPO / "plugins" / "serving" / "engine_manifest.h"

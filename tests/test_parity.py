@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import save_checkpoint
 
-from mra_export.check import check, find_artifacts
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
@@ -27,6 +26,7 @@ from mra_export.parity.cases import Case, build_cases
 from mra_export.parity.compare import check_candidate
 from mra_export.parity.comparison import as_json
 from mra_export.parity.html_report import write_report
+from mra_export.pipeline.check import check, find_artifacts
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 

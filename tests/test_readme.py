@@ -52,7 +52,7 @@ def test_the_commands_run(workplace: Path) -> None:
 
 
 def _libraries() -> list[Path]:
-    from mra_export.libraries import find_library
+    from mra_export.native.libraries import find_library
 
     found = find_library("onnxruntime")
     return [found] if found else []

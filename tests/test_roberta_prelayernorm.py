@@ -15,8 +15,6 @@ import pytest
 import torch
 import transformers
 
-from mra_export.bench import bench
-from mra_export.check import check
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.cli import main
@@ -25,6 +23,8 @@ from mra_export.export.exporter import ExportResult, export_onnx
 from mra_export.export.half import convert
 from mra_export.export.onnx_model import read_onnx
 from mra_export.parity.cases import build_cases
+from mra_export.pipeline.bench import bench
+from mra_export.pipeline.check import check
 from mra_export.pipeline.source import compare_with_source
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
@@ -341,9 +341,9 @@ def test_kernel_sources_are_not_for_it(encoder: tuple[Checkpoint, Path], tmp_pat
 def test_engines_have_no_plugin(dtype: str, encoder: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
     pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
-    from mra_export.engine import build_engine
-    from mra_export.engine_runner import layers_of
-    from mra_export.manifest import check_engine
+    from mra_export.engine.manifest import check_engine
+    from mra_export.engine.runner import layers_of
+    from mra_export.pipeline.build_engine import build_engine
 
     source = encoder[1] / "onnx" / "model.onnx"
     made = build_engine(

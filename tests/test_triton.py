@@ -32,13 +32,15 @@ from triton_support import (
     vector,
 )
 
-from mra_export.bundle import Bundle, Variant, create_bundle, read_bundle, verify_bundle
+from mra_export.bundle.manifest import Bundle, Variant, read_bundle
+from mra_export.bundle.verify import verify_bundle
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling, pool
-from mra_export.engine_source import Range
+from mra_export.engine.ranges import Range
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.exporter import export_onnx
-from mra_export.libraries import find_library
+from mra_export.native.libraries import find_library
+from mra_export.pipeline.create_bundle import create_bundle
 from mra_export.triton import RepositoryWriter, TritonSettings, triton_settings, write_model_repository
 
 pytest.importorskip(

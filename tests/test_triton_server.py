@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from triton_support import TEXTS, make_bundle, open_session, read_config, vector
 
-from mra_export.bundle import Bundle
+from mra_export.bundle.manifest import Bundle
 from mra_export.triton import Repository, TritonSettings, write_model_repository
 
 pytest.importorskip(

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
-from mra_export.check import check
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE, layer_constants, read_onnx
-from mra_export.libraries import find_library
+from mra_export.native.libraries import find_library
+from mra_export.pipeline.check import check
 
 LSH = {"use_expectation": False, "num_hash": 12, "hash_code_len": 6}
 

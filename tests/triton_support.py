@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from conftest import save_checkpoint
 
-from mra_export.bundle import Bundle, create_bundle
+from mra_export.bundle.manifest import Bundle
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.export.exporter import export_onnx
+from mra_export.pipeline.create_bundle import create_bundle
 from mra_export.triton import RepositoryWriter, TritonSettings
 
 HIDDEN = 64

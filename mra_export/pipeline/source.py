@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.engine.backend import select_backend
+from mra_export.engine.manifest import manifest_path
 from mra_export.errors import InputError, ParityError
 from mra_export.export.onnx_model import find_onnx
-from mra_export.libraries import tensorrt_library
-from mra_export.manifest import manifest_path
+from mra_export.native.libraries import tensorrt_library
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
 from mra_export.outputs import check_target
 from mra_export.parity.comparison import Comparison
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
-from mra_export.tensorrt_backend import select_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,9 +101,9 @@ def exported(
     checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
 
     def prove(stage: Path) -> None:
-        from mra_export.check import check as compare
-        from mra_export.libraries import find_library
+        from mra_export.native.libraries import find_library
         from mra_export.parity.comparison import describe_failures
+        from mra_export.pipeline.check import check as compare
 
         found = compare(checkpoint, [stage / MODEL_FILE], library=find_library("onnxruntime"), progress=progress)
         if comparisons is not None:

@@ -1,7 +1,7 @@
 // Checks an engine against the manifest beside it before TensorRT loads it: a reason to read instead of a crash.
 //
 // Standard C++17 and nothing else; include it in a server. Errors are values: an empty string is success. The same check in
-// Python is mra_export/manifest.py; tests/test_manifest.py holds the two together.
+// Python is mra_export/engine/manifest.py; tests/test_manifest.py holds the two together.
 //
 //   mra::serving::Machine machine;
 //   machine.backend = "tensorrt";
@@ -30,7 +30,7 @@ struct Machine {
   std::string plugin;              // path of libmra_tensorrt.so
 };
 
-// The fields of ENGINE.json that a server needs; mra_export/manifest.py describes them.
+// The fields of ENGINE.json that a server needs; mra_export/engine/manifest.py describes them.
 struct Manifest {
   std::int64_t format = 0;
   std::string mra_export;

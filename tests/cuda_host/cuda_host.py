@@ -21,8 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mra_export.build import compile_target, cuda_arguments, find_nvcc, find_tool
-from mra_export.libraries import LIBRARY_FILES
+from mra_export.native.build import compile_target, cuda_arguments, find_nvcc, find_tool
+from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 from mra_export.operators.yoso_attention.spec import INPUTS, YosoAttentionAttributes
 

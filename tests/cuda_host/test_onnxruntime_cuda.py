@@ -13,7 +13,7 @@ import torch
 from conftest import Golden, load_golden, relative_error
 from onnx import TensorProto, helper
 
-from mra_export.headers import fetch_headers, find_headers
+from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 from mra_export.operators.yoso_attention.reference import draw_hash_constants, yoso_attention
 from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mra_export.headers import fetch_headers, find_headers
+from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 REPO = Path(__file__).resolve().parents[2]

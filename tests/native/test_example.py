@@ -14,7 +14,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE
-from mra_export.headers import find_headers
+from mra_export.native.headers import find_headers
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 
-import mra_export.build as build_module
-import mra_export.headers as headers_module
-import mra_export.libraries as libraries_module
-from mra_export.build import build_libraries, find_sources
+import mra_export.native.build as build_module
+import mra_export.native.headers as headers_module
+import mra_export.native.libraries as libraries_module
 from mra_export.errors import DependencyError, InputError
-from mra_export.headers import Headers, fetch_headers, find_headers, headers_cache_dir
-from mra_export.libraries import LIBRARY_FILES, find_library, onnxruntime_library, tensorrt_library, user_library_dir
+from mra_export.native.build import build_libraries, find_sources
+from mra_export.native.headers import Headers, fetch_headers, find_headers, headers_cache_dir
+from mra_export.native.libraries import (
+    LIBRARY_FILES,
+    find_library,
+    onnxruntime_library,
+    tensorrt_library,
+    user_library_dir,
+)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, shared_folder: Path) -> Path:
     """Two layers, vectors of 64 numbers, mean pooling; without a tokenizer."""
-    from mra_export.bundle import create_bundle
+    from mra_export.pipeline.create_bundle import create_bundle
 
     with once(shared_folder / "tiny") as is_to_make:
         if is_to_make:
@@ -30,7 +30,7 @@ def tiny_bundle(tiny_checkpoint: Path, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def minilm_bundle(request: pytest.FixtureRequest, shared_folder: Path) -> Path:
     """all-MiniLM-L6-v2 with MRA attention, with its tokenizer."""
-    from mra_export.bundle import create_bundle
+    from mra_export.pipeline.create_bundle import create_bundle
 
     with once(shared_folder / "minilm") as is_to_make:
         if is_to_make:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(HERE.parent / "native"))
 
 from native import REPO, build, build_root  # noqa: E402 (the folder must be on the path first)
 
-from mra_export.build import find_nvcc  # noqa: E402
-from mra_export.bundle_manifest import seal  # noqa: E402
-from mra_export.headers import fetch_headers, find_headers  # noqa: E402
+from mra_export.bundle.manifest import seal  # noqa: E402
+from mra_export.native.build import find_nvcc  # noqa: E402
+from mra_export.native.headers import fetch_headers, find_headers  # noqa: E402
 
 SOURCE = REPO / "plugins" / "serving"
 Texts = Sequence[Sequence[int]]

@@ -27,7 +27,7 @@ from serving_support import (
     write_manifest,
 )
 
-from mra_export.bundle_manifest import read_bundle
+from mra_export.bundle.manifest import read_bundle
 from mra_export.errors import InputError
 
 pytest_plugins = ["serving_fixtures"]
@@ -77,7 +77,7 @@ def test_padding_stays_below_a_block_a_text(any_driver: Driver, tiny_bundle: Pat
 
 
 def test_without_pooling_the_mean_is_made_if_asked(any_driver: Driver, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from mra_export.bundle import create_bundle
+    from mra_export.pipeline.create_bundle import create_bundle
 
     bundle = tmp_path / "unpooled"
     create_bundle(tiny_checkpoint, bundle, pooling="none", check=False)

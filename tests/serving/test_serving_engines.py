@@ -24,8 +24,8 @@ from serving_support import (
     write_manifest,
 )
 
-from mra_export.manifest import Manifest
-from mra_export.manifest import write_manifest as write_engine_manifest
+from mra_export.engine.manifest import Manifest
+from mra_export.engine.manifest import write_manifest as write_engine_manifest
 
 pytest_plugins = ["serving_fixtures"]
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mra_export.headers import fetch_headers, find_headers
+from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 HERE = Path(__file__).resolve().parent

@@ -1,4 +1,4 @@
-// Reads manifest.json as mra_export/bundle_manifest.py does, and holds the bundle's files against it.
+// Reads manifest.json as mra_export/bundle/manifest.py does, and holds the bundle's files against it.
 #include "bundle.h"
 
 #include <algorithm>

@@ -19,7 +19,7 @@ struct Variant {
   std::string library;  // empty where it runs without one
 };
 
-// What the library needs of manifest.json; mra_export/bundle_manifest.py describes its fields.
+// What the library needs of manifest.json; mra_export/bundle/manifest.py describes its fields.
 struct Bundle {
   std::string directory;
   std::string architecture;

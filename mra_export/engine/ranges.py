@@ -1,4 +1,4 @@
-"""What an engine is built from: the ONNX file that a path names, in the type asked for, and the sizes of its inputs."""
+"""The sizes of an engine's inputs: as the user gives them, and within what the model takes."""
 
 from __future__ import annotations
 

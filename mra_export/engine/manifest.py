@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mra_export.engine.gpu import covers, parse_version
 from mra_export.errors import DependencyError, InputError
 from mra_export.families._registry import families
 from mra_export.outputs import file_sha256
-from mra_export.tensorrt_backend import covers, parse_version
 
 __all__ = ["FORMAT", "Manifest", "check_engine", "manifest_path", "read_manifest", "write_manifest"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle_schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal, shown
+from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal, shown
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:

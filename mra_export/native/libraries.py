@@ -29,7 +29,7 @@ _USE = {
 
 def package_library_dir() -> Path:
     """The directory inside the package, where a wheel carries the libraries and `mra-export build` puts them."""
-    return Path(__file__).resolve().parent / "lib"
+    return Path(__file__).resolve().parents[1] / "lib"
 
 
 def user_library_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Compiles the native libraries with CMake and puts them where `mra_export.libraries` finds them.
+"""Compiles the native libraries with CMake and puts them where `mra_export.native.libraries` finds them.
 
 Only the standard library is imported: `scripts/hatch_build.py` runs this while the package itself is being built.
 """
@@ -15,10 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mra_export.errors import InputError, MraExportError
-from mra_export.headers import Headers, fetch_headers, find_headers
-from mra_export.libraries import LIBRARY_FILES, package_library_dir, user_library_dir
+from mra_export.native.headers import fetch_headers, find_headers
+from mra_export.native.libraries import LIBRARY_FILES, package_library_dir, user_library_dir
+
+if TYPE_CHECKING:
+    from mra_export.native.headers import Headers
 
 __all__ = [
     "BuildResult",
@@ -92,7 +96,7 @@ def build_libraries(
 
 def find_sources() -> Path | None:
     """The directory of the project's CMakeLists.txt: the checkout, or the copy that a wheel carries."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for root in (package.parent, package / "_native"):
         if (root / "CMakeLists.txt").is_file() and (root / "kernels" / "mra2_attention.h").is_file():
             return root

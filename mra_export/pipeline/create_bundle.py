@@ -1,4 +1,4 @@
-"""The bundle: one directory with all that a server needs, written whole, and verified before anything of it is loaded."""
+"""The bundle: one directory with all that a server needs, written whole."""
 
 from __future__ import annotations
 
@@ -11,34 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export import __version__
-from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, Variant, read_bundle, seal
-from mra_export.bundle_schema import FORMAT
-from mra_export.bundle_verify import (
-    ENGINES,
-    LIBRARIES,
-    TOKENIZER_FILE,
-    bundle_alone,
-    described,
-    is_bundle,
-    verify_bundle,
-)
+from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle, seal
+from mra_export.bundle.schema import FORMAT
+from mra_export.bundle.verify import ENGINES, LIBRARIES, TOKENIZER_FILE, described, is_bundle, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
+from mra_export.engine.manifest import check_engine, manifest_path
 from mra_export.errors import InputError, ParityError
-from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
-from mra_export.libraries import LIBRARY_FILES, find_library, tensorrt_library
-from mra_export.manifest import Manifest, check_engine, manifest_path
+from mra_export.export.onnx_model import MODEL_FILE, find_onnx, read_onnx
+from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from mra_export.bundle.manifest import Bundle
     from mra_export.checkpoint.load import Checkpoint
+    from mra_export.engine.manifest import Manifest
+    from mra_export.export.onnx_model import OnnxModel
     from mra_export.parity.comparison import Comparison
 
-__all__ = ["Bundle", "Variant", "bundle_alone", "create_bundle", "is_bundle", "read_bundle", "verify_bundle"]
+__all__ = ["create_bundle"]
 
 
 def create_bundle(
@@ -180,7 +175,7 @@ def _onnx_file(
                 yield file, {**{k: old.manifest[k] for k in ("parity", "versions")}, "random_init": random_init}
                 return
         if check:
-            from mra_export.check import check_alone
+            from mra_export.pipeline.check import check_alone
 
             judge(check_alone(model, library=library, progress=progress))
         versions = _versions("onnxruntime") if check else {}
@@ -188,9 +183,9 @@ def _onnx_file(
         return
     if path.suffix == ".onnx":
         raise InputError(f"{path} does not exist.")
-    from mra_export.check import check as compare
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export.exporter import export_onnx
+    from mra_export.pipeline.check import check as compare
 
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init, options=asked.options)

@@ -8,22 +8,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle_manifest import MANIFEST_FILE, Bundle, read_bundle
-from mra_export.bundle_schema import refusal
+from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle
+from mra_export.bundle.schema import refusal
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
+from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
-from mra_export.libraries import LIBRARY_FILES
-from mra_export.manifest import check_engine, manifest_path, read_manifest
+from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.outputs import file_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mra_export.bundle.manifest import Bundle
     from mra_export.export.onnx_model import OnnxModel
 
-__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_alone", "described", "is_bundle", "verify_bundle"]
+__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "described", "is_bundle", "verify_bundle"]
 
 ENGINES = "engines"
 LIBRARIES = "lib"
@@ -33,35 +32,6 @@ TOKENIZER_FILE = "tokenizer.json"
 def is_bundle(path: Path) -> bool:
     """Whether a directory calls itself a bundle; `verify_bundle` says whether it is one."""
     return (path / MANIFEST_FILE).is_file()
-
-
-def bundle_alone(source: str, *, random_init: int | None = None, options: Mapping[str, Any] = {}) -> Path | None:
-    """The bundle that `check` gets as its only argument; None where that is a checkpoint.
-
-    Args:
-        source: the argument.
-        random_init: with a seed, `source` is a checkpoint, of which a config.json is enough.
-        options: others by name, which a bundle alone has no use for; None where not given.
-
-    Raises:
-        InputError: it is an exported directory that is neither, or such an option was given.
-    """
-    path = Path(source)
-    if not path.is_dir() or random_init is not None:
-        return None
-    if is_bundle(path):
-        if given := [name for name, value in options.items() if value is not None]:
-            raise InputError(
-                f"{', '.join(given)} cannot be used with {path} alone: a bundle is checked with what is in it. Leave it out."
-            )
-        return path
-    has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
-    if (path / MODEL_FILE).is_file() and not has_weights:
-        raise InputError(
-            f"{path / MANIFEST_FILE} is missing, so {path} is no whole bundle, and it has no weights, so it is no checkpoint. "
-            f"An ONNX directory is checked with its checkpoint: `mra-export check CHECKPOINT {path}`."
-        )
-    return None
 
 
 def verify_bundle(path: Path) -> Bundle:

@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle import Bundle, is_bundle, verify_bundle
+from mra_export.bundle.manifest import MANIFEST_FILE
+from mra_export.bundle.verify import is_bundle, verify_bundle
 from mra_export.checkpoint.pooling import Pooling, pooling_of
-from mra_export.engine_runner import EngineRunner, layers_of, missing_for_engine
+from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
-from mra_export.export.onnx_model import OnnxModel, layer_constants, read_onnx
-from mra_export.libraries import LIBRARY_FILES
+from mra_export.export.onnx_model import MODEL_FILE, layer_constants, read_onnx
+from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.optional import require_onnxruntime
-from mra_export.outputs import file_sha256
 from mra_export.parity.cases import build_cases
-from mra_export.parity.compare import check_candidate, check_operator, compare_outputs
+from mra_export.parity.compare import check_candidate, check_operator
 from mra_export.parity.comparison import Comparison
+from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
+from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from mra_export.bundle.manifest import Bundle
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.parity.cases import Case
+    from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Runner
 
-__all__ = ["BF16_MAX_SEQ_LEN", "check", "check_alone", "check_bundle", "find_artifacts"]
+__all__ = ["BF16_MAX_SEQ_LEN", "bundle_alone", "check", "check_alone", "check_bundle", "find_artifacts"]
+
+
+def bundle_alone(source: str, *, random_init: int | None = None, options: Mapping[str, Any] = {}) -> Path | None:
+    """The bundle that `check` gets as its only argument; None where that is a checkpoint.
+
+    Args:
+        source: the argument.
+        random_init: with a seed, `source` is a checkpoint, of which a config.json is enough.
+        options: others by name, which a bundle alone has no use for; None where not given.
+
+    Raises:
+        InputError: it is an exported directory that is neither, or such an option was given.
+    """
+    path = Path(source)
+    if not path.is_dir() or random_init is not None:
+        return None
+    if is_bundle(path):
+        if given := [name for name, value in options.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)} cannot be used with {path} alone: a bundle is checked with what is in it. Leave it out."
+            )
+        return path
+    has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
+    if (path / MODEL_FILE).is_file() and not has_weights:
+        raise InputError(
+            f"{path / MANIFEST_FILE} is missing, so {path} is no whole bundle, and it has no weights, so it is no checkpoint. "
+            f"An ONNX directory is checked with its checkpoint: `mra-export check CHECKPOINT {path}`."
+        )
+    return None
+
 
 BF16_MAX_SEQ_LEN = 512
 """The longest case for bfloat16 on the CPU: onnx's evaluator is slow."""
@@ -103,10 +135,10 @@ def check(
         if path.suffix == ".engine"
     ]
     for model in models:
-        _match_family(checkpoint, model)
-        _match(checkpoint, model.path, model.attributes, len(model.layers), model.task)
+        match_family(checkpoint, model)
+        match(checkpoint, model.path, model.attributes, len(model.layers), model.task)
     for engine in engines:
-        _match_engine(checkpoint, engine)
+        match_engine(checkpoint, engine)
     if engines and not models and (reason := missing_for_engine()):
         shown = ", ".join(engine.engine.name for engine in engines)
         raise DependencyError(
@@ -149,7 +181,7 @@ def check(
             comparisons += result
     for engine in engines:
         try:
-            comparisons += _check_engine(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
+            comparisons += check_engine_runs(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
         except DependencyError as error:
             if not is_bundle(engine.engine.parent.parent):
                 raise
@@ -248,97 +280,7 @@ def check_alone(
             progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
         )
         body = runner
-    return comparisons + [_engine_alone(stand_in, model, engine, cases, progress) for engine in engines]
-
-
-def _engine_alone(
-    stand_in: Checkpoint, model: OnnxModel, engine: EngineRunner, every: list[Case], progress: Callable[[str], None]
-) -> Comparison:
-    """An engine against its ONNX file, end to end."""
-    reference = OnnxReferenceRunner(model) if model.dtype == "bf16" else OnnxRuntimeRunner(model)
-    if reason := missing_for_engine():
-        why = f"whole, with a manifest that fits the ONNX file; {reason}."
-        return Comparison.not_judged(reference.name, engine.name, why)
-    cases = [case for case in every if engine.accepts(case.inputs)]
-    if not cases:
-        raise InputError(f"{engine.engine}: no case is within its profile {engine.manifest.inputs['input_ids']}.")
-    progress(f"{engine.name}: {len(cases)} cases")
-    try:
-        with engine:
-            found = compare_outputs(stand_in, reference, engine, engine.manifest.precision, cases)
-    except DependencyError as error:
-        return Comparison.not_judged(reference.name, engine.name, str(error))
-    if len(cases) < len(every):
-        found.notes.append(f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile.")
-    return found
-
-
-def _check_engine(
-    checkpoint: Checkpoint,
-    runner: EngineRunner,
-    models: list[OnnxModel],
-    max_seq_len: int | None,
-    kernel_sources: Path | None,
-    progress: Callable[[str], None],
-) -> list[Comparison]:
-    """An engine against PyTorch, and against its ONNX file where that is at hand."""
-    manifest = runner.manifest
-    if reason := missing_for_engine():
-        why = f"whole, with a manifest that fits the checkpoint; {reason}."
-        return [Comparison.not_judged("PyTorch", runner.name, why)]
-    pooling = Pooling()
-    if "sentence_embedding" in manifest.outputs:
-        if manifest.pooling is None:
-            raise InputError(
-                f"{runner.engine} has the output sentence_embedding, but its manifest does not say how it is pooled. Build it "
-                "from an exported directory, which has a modules.json."
-            )
-        pooling = Pooling(**manifest.pooling)
-    every, origin = build_cases(checkpoint, max_seq_len=max_seq_len)
-    cases = [case for case in every if runner.accepts(case.inputs)]
-    if not cases:
-        raise InputError(f"{runner.engine}: no case is within its profile {manifest.inputs['input_ids']}.")
-    note = f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile and were left out."
-    reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
-    progress(f"{runner.name}: {len(cases)} cases on {origin}")
-    with runner:
-        if layers_of(manifest):
-            found = check_candidate(
-                checkpoint,
-                reference,
-                runner,
-                manifest.precision,
-                [c if all(map(runner.accepts, c.alone)) else replace(c, alone=()) for c in cases],
-                specification=SpecificationRunner(checkpoint, pooling),
-                progress=lambda name: progress(f"{runner.name}: {name}"),
-            )
-        else:
-            found = [compare_outputs(checkpoint, reference, runner, manifest.precision, cases)]
-        for model in models:
-            if file_sha256(model.path) == manifest.onnx_sha256 and model.dtype != "bf16":
-                native = OnnxRuntimeRunner(model)
-                found.append(compare_outputs(checkpoint, native, runner, manifest.precision, cases))
-    if len(cases) < len(every):
-        found[-1].notes.append(note)
-    return found
-
-
-def _match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
-    """Refuses an engine of another model than the checkpoint, by its manifest."""
-    manifest = runner.manifest
-    if manifest.plugin_name != (checkpoint.family.plugin or ""):
-        raise InputError(
-            f"{runner.engine} is of another family of models than the checkpoint, {checkpoint.family.title}."
-        )
-    try:
-        attributes = [checkpoint.family.attributes_from(entry) for entry in manifest.attributes]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"The manifest of {runner.engine} has attributes that are not the operator's: {error}."
-        ) from error
-    # Without a plugin the engine does not say how many layers it has.
-    layers = manifest.plugin_layers or len(checkpoint.family.attention_modules(checkpoint.model))
-    _match(checkpoint, runner.engine, attributes, layers, manifest.task)
+    return comparisons + [engine_alone(stand_in, model, engine, cases, progress) for engine in engines]
 
 
 def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
@@ -349,35 +291,3 @@ def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
     if library is not None and model.nodes:
         runners.append(OnnxRuntimeRunner(model, library=library))
     return runners
-
-
-def _match_family(checkpoint: Checkpoint, model: OnnxModel) -> None:
-    """Refuses a file of another family, or one that was exported with other options."""
-    family = checkpoint.family
-    if model.family.model_type != family.model_type:
-        raise InputError(f"{model.path} is a {model.family.title} model, the checkpoint a {family.title} model.")
-    for name, value in model.options.items():
-        if value != checkpoint.options[name]:
-            raise InputError(
-                f"{model.path} was exported with {name}={value}, the checkpoint was loaded with {name}="
-                f"{checkpoint.options[name]}. Add --option {name}={value}."
-            )
-
-
-def _match(checkpoint: Checkpoint, path: Path, found: list[Any], num_layers: int, task: str | None) -> None:
-    """Refuses a file whose operator or head is not that of the checkpoint."""
-    layers = len(checkpoint.family.attention_modules(checkpoint.model))
-    if num_layers != layers:
-        raise InputError(f"{path} has {num_layers} attention nodes, the checkpoint {layers} layers.")
-    if task is not None and task != checkpoint.task.name:
-        raise InputError(
-            f"{path} was exported for {task}, the checkpoint was loaded for {checkpoint.task.name}. Add --task {task}."
-        )
-    expected = checkpoint.family.attributes(checkpoint.config).as_dict()
-    for index, attributes in enumerate(found):
-        for name, value in attributes.as_dict().items():
-            if abs(value - expected[name]) > 1e-6 * abs(expected[name]):
-                raise InputError(
-                    f"{path}: {name}={value} at layer {index}, but the checkpoint asks for {expected[name]}. "
-                    "It was exported from another configuration; export it again."
-                )

@@ -61,7 +61,7 @@ _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++":
 def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
     from mra_export.families._registry import families
-    from mra_export.libraries import find_library
+    from mra_export.native.libraries import find_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
     versions |= {name: _package(name) for name in _PACKAGES}
@@ -106,9 +106,10 @@ def diagnose() -> Diagnosis:
 
 def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:
     """What the plugin says of itself, and whether it, TensorRT, CUDA's driver and the GPU agree."""
+    from mra_export.engine.gpu import covers, driver_version, find_gpus, parse_version
+    from mra_export.engine.plugin import ENTRY_POINTS, plugin_info
     from mra_export.errors import MraExportError
     from mra_export.families._registry import families
-    from mra_export.tensorrt_backend import ENTRY_POINTS, covers, driver_version, find_gpus, parse_version, plugin_info
 
     problems = []
     is_installed = versions["tensorrt"] is not None or versions["tensorrt-rtx"] is not None
@@ -181,6 +182,6 @@ def _tool(command: list[str]) -> str | None:
 
 
 def _gpus() -> list[str]:
-    from mra_export.tensorrt_backend import find_gpus
+    from mra_export.engine.gpu import find_gpus
 
     return [f"{gpu.name} (compute capability {gpu.compute_capability})" for gpu in find_gpus()]

@@ -1,0 +1,1 @@
+"""Everything of TensorRT: the backend, the plugin, the network, the engine and its manifest."""
