@@ -18,7 +18,7 @@ from mra_export.errors import MraExportError, ParityError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.checkpoint.pooling import Pooling
+    from mra_export.export.onnx_model import OnnxModel
 
 __all__ = ["cli", "main"]
 
@@ -191,33 +191,15 @@ def onnx_command(
     from mra_export.outputs import check_target
 
     check_target(output, force=force, sources=[Path(model)])
-    from mra_export.checkpoint.load import load_checkpoint
     from mra_export.console import print_comparisons, progress
-    from mra_export.export.exporter import export_onnx
-    from mra_export.export.onnx_model import MODEL_FILE
-    from mra_export.pipeline.check import check
+    from mra_export.pipeline.source import ExportRequest, Proof, export_checkpoint
 
-    comparisons = []
+    request = ExportRequest(task, random_init, family_options, dtype, opset, pooling, normalize)
+    proof = None if no_check else Proof(_library(plugin_lib))
+    comparisons = [] if proof is None else proof.comparisons
     with progress(quiet=shown["quiet"]) as report:
-        report(f"loading {model}")
-        checkpoint = load_checkpoint(model, task=task, random_init=random_init, options=family_options)
-
-        def prove(stage: Path) -> None:
-            comparisons.extend(check(checkpoint, [stage / MODEL_FILE], library=_library(plugin_lib), progress=report))
-            if any(c.ok is False for c in comparisons):
-                raise ParityError(_failures(comparisons) + "\nNothing was written; --no-check writes it nevertheless.")
-
-        report(f"exporting {type(checkpoint.model).__name__}")
         try:
-            result = export_onnx(
-                checkpoint,
-                output,
-                dtype=dtype,
-                opset=opset,
-                pooling=_pooling(pooling, normalize, checkpoint.directory),
-                force=force,
-                finish=None if no_check else prove,
-            )
+            result = export_checkpoint(model, request, output, proof=proof, force=force, progress=report)
         except ParityError as error:
             _fail_parity("onnx", error, comparisons, shown["as_json"])
     if not shown["as_json"]:
@@ -290,7 +272,7 @@ def trt_command(
     from mra_export.console import print_comparisons, progress
     from mra_export.engine.ranges import RANGES, parse_range
     from mra_export.pipeline.build_engine import build_engine
-    from mra_export.pipeline.source import exported
+    from mra_export.pipeline.source import ExportRequest
 
     shown = {name: options.pop(name) for name in ("as_json", "verbose", "quiet")}
     ranges: dict[str, Any] = {
@@ -300,16 +282,11 @@ def trt_command(
     comparisons: list[Any] = []
     with progress(quiet=shown["quiet"]) as report:
         try:
-            with exported(
-                source, output, task=task, random_init=random_init, options=family_options, dtype=dtype, opset=opset,
-                pooling=None if pooling is None and normalize is None else lambda d: _pooling(pooling, normalize, d),
-                check=not no_check, backend=backend, library=plugin_lib, comparisons=comparisons,
-                force=force, progress=report,
-            ) as onnx_file:  # fmt: skip
-                result = build_engine(
-                    onnx_file, output, dtype=dtype, backend=backend, library=plugin_lib, force=force,
-                    parity=_plain(comparisons) or None, prove=not no_check, progress=report, **ranges, **options,
-                )  # fmt: skip
+            result = build_engine(
+                source, output, request=ExportRequest(task, random_init, family_options, None, opset, pooling, normalize),
+                dtype=dtype, backend=backend, library=plugin_lib, prove=not no_check, comparisons=comparisons,
+                force=force, progress=report, **ranges, **options,
+            )  # fmt: skip
         except ParityError as error:
             _fail_parity("trt", error, comparisons, shown["as_json"])
     if not shown["as_json"]:
@@ -463,13 +440,15 @@ def bench_command(
     from dataclasses import asdict
 
     from mra_export.console import print_bench, progress
-    from mra_export.pipeline.bench import bench, onnx_file
+    from mra_export.pipeline.bench import bench
+    from mra_export.pipeline.source import ExportRequest, open_source
 
-    with progress(quiet=shown["quiet"]) as step, onnx_file(source, task, random_init, step, family_options) as path:
+    request = ExportRequest(task, random_init, family_options)
+    with progress(quiet=shown["quiet"]) as step, open_source(source, request, progress=step) as model:
         rows = bench(
-            path,
+            model,
             batches=_sizes(batch, "--batch"),
-            seq_lens=_lengths(seq_len, path),
+            seq_lens=_lengths(seq_len, model),
             library=_library(plugin_lib),
             threads=threads,
             progress=step,
@@ -541,6 +520,7 @@ def bundle_command(
     plugin_lib: tuple[Path, ...],
     family_options: dict[str, str],
     triton: dict[str, Any],
+    force: bool,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -557,6 +537,7 @@ def bundle_command(
     """
     from mra_export.console import describe_bundle, print_comparisons, progress
     from mra_export.pipeline.create_bundle import create_bundle
+    from mra_export.pipeline.source import ExportRequest
     from mra_export.triton import MODEL_REPOSITORY, RepositoryWriter, triton_settings
 
     settings = triton_settings(**triton)
@@ -569,7 +550,7 @@ def bundle_command(
             bundle = create_bundle(
                 source, output, engines=engines, check=not no_check, comparisons=comparisons, progress=report,
                 library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None,
-                triton=writer, options=family_options or None, **options,
+                triton=writer, request=ExportRequest(options=family_options, **options), force=force,
             )  # fmt: skip
         except ParityError as error:
             _fail_parity("bundle", error, comparisons, as_json)
@@ -719,20 +700,6 @@ def doctor_command(**shown: Any) -> None:
         sys.exit(DependencyError.exit_code)
 
 
-def _pooling(mode: str | None, normalize: bool | None, directory: Path) -> Pooling | None:
-    """The pooling that options ask for; None leaves it to the checkpoint."""
-    from mra_export.checkpoint.pooling import Pooling, pooling_of
-
-    if mode is None and normalize is None:
-        return None
-    settled = mode == "none" or (mode is not None and normalize is not None)
-    own = Pooling() if settled else pooling_of(directory)
-    chosen = own.mode if mode is None else mode
-    if normalize is None:
-        normalize = own.normalize and chosen != "none"
-    return Pooling(chosen, normalize)
-
-
 def _sizes(text: str, name: str) -> list[int]:
     """The different sizes of MIN:OPT:MAX."""
     from mra_export.engine.ranges import parse_range
@@ -741,12 +708,11 @@ def _sizes(text: str, name: str) -> list[int]:
     return sorted({sizes.min, sizes.opt, sizes.max})
 
 
-def _lengths(text: str | None, path: Path) -> list[int]:
+def _lengths(text: str | None, model: OnnxModel) -> list[int]:
     """The lengths to time: those asked for, or 128 times 4 again and again and the longest."""
     from mra_export.engine.ranges import check_ranges, parse_range
-    from mra_export.export.onnx_model import read_onnx
 
-    limit = read_onnx(path).position_limit
+    limit = model.position_limit
     if text is not None:
         check_ranges({"sequence": parse_range(text, "--seq-len")}, limit)
         return _sizes(text, "--seq-len")

@@ -28,6 +28,7 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
+from mra_export.export.onnx_model import read_onnx
 from mra_export.native.libraries import onnxruntime_library
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import function_body
@@ -201,7 +202,7 @@ def measure_model(lengths: list[int], threads: int, layers: int, seconds: float)
         for seq_len in lengths:
             ids = np.random.default_rng(0).integers(4, 2000, (1, seq_len))
             feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            runs = {"dense": bound_run(make_session(dense_twin(path), threads), feed)}
+            runs = {"dense": bound_run(make_session(dense_twin(read_onnx(path)), threads), feed)}
             for budget in BUDGETS:
                 changed = with_budget(path, folder, seq_len, budget)
                 runs[f"MRA {budget}"] = bound_run(make_session(changed, threads, library=True), feed)

@@ -14,6 +14,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import read_onnx
 from mra_export.pipeline.bench import bench, dense_twin, in_turns
 
 
@@ -24,12 +25,14 @@ def test_the_dense_twin_is_the_model_with_the_full_budget(tmp_path: Path) -> Non
     mask[1, 60:] = 0
     ids = np.random.default_rng(0).integers(0, 120, mask.shape)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
-    results = [onnxruntime.InferenceSession(m).run(None, inputs)[0] for m in (str(path), dense_twin(path))]
+    results = [onnxruntime.InferenceSession(m).run(None, inputs)[0] for m in (str(path), dense_twin(read_onnx(path)))]
     np.testing.assert_allclose(results[0][mask == 1], results[1][mask == 1], atol=1e-4)
 
 
 def test_every_backend_gets_a_row_a_size(tiny_export: Path) -> None:
-    rows = bench(tiny_export / "onnx" / "model.onnx", batches=[1, 2], seq_lens=[32, 64], threads=1, seconds=0.01)
+    rows = bench(
+        read_onnx(tiny_export / "onnx" / "model.onnx"), batches=[1, 2], seq_lens=[32, 64], threads=1, seconds=0.01
+    )
     assert len(rows) == 2 * 2 * 2
     for row in rows:
         assert row.turns >= 5
@@ -48,7 +51,7 @@ def test_calls_are_timed_in_turns() -> None:
 def test_half_types_are_refused_on_a_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o", dtype="fp16").model
     with pytest.raises(InputError, match="is of type fp16; on a CPU only fp32 is compared"):
-        bench(path, batches=[1], seq_lens=[32])
+        bench(read_onnx(path), batches=[1], seq_lens=[32])
 
 
 def test_the_command(tiny_checkpoint: Path, tiny_export: Path, capsys: pytest.CaptureFixture[str]) -> None:

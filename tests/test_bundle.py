@@ -30,6 +30,7 @@ from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.native.libraries import find_library
 from mra_export.outputs import file_sha256
 from mra_export.pipeline.create_bundle import create_bundle
+from mra_export.pipeline.source import ExportRequest
 
 CARD = "---\nlicense: apache-2.0\nbase_model: someone/dense-base\nlanguage: en\n---\n\n# A model\n"
 NAME = "someone/mra-small"
@@ -232,10 +233,12 @@ def test_a_checkpoint_without_pooling_gets_the_mean(tmp_path: Path, tiny_checkpo
 
 
 def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> None:
-    made = create_bundle(parts.checkpoint, tmp_path / "a", check=False, normalize=False)
+    made = create_bundle(parts.checkpoint, tmp_path / "a", check=False, request=ExportRequest(normalize=False))
     assert made.pooling == Pooling("cls", normalize=False)
     assert "2_Normalize/config.json" not in made.manifest["files"]
-    made = create_bundle(parts.checkpoint, tmp_path / "b", check=False, pooling="none", random_init=7)
+    made = create_bundle(
+        parts.checkpoint, tmp_path / "b", check=False, request=ExportRequest(pooling="none", random_init=7)
+    )
     assert made.pooling is None
     assert made.outputs == ("last_hidden_state",)
     assert "modules.json" not in made.manifest["files"]
@@ -979,7 +982,7 @@ def test_options_that_an_export_cannot_have(
     options: dict[str, Any], message: str, parts: Parts, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        parts.bundle(tmp_path / "b", **options)
+        parts.bundle(tmp_path / "b", request=ExportRequest(**options))
 
 
 def test_sources_that_are_not_whole(parts: Parts, tmp_path: Path) -> None:

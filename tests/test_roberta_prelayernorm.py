@@ -248,7 +248,7 @@ def test_the_table_of_positions_is_the_limit(
         InputError, match="max_seq_len=71 is above the model's max_position_embeddings=72, which has room for 70"
     ):
         build_cases(checkpoint, max_seq_len=71)
-    rows = bench(model.path, batches=[1], seq_lens=[70], seconds=0.01)
+    rows = bench(model, batches=[1], seq_lens=[70], seconds=0.01)
     assert [(row.backend, row.seq_len, row.faster_than_dense) for row in rows] == [("dense attention", 70, 1.0)]
     assert run("bench", directory, "--seq-len", "71") == 2
     assert "Give at most 70" in capsys.readouterr().err

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mra_export.bundle.manifest import Bundle
     from mra_export.export.onnx_model import OnnxModel
 
-__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "described", "is_bundle", "verify_bundle"]
+__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_of", "described", "is_bundle", "verify_bundle"]
 
 ENGINES = "engines"
 LIBRARIES = "lib"
@@ -32,6 +32,12 @@ TOKENIZER_FILE = "tokenizer.json"
 def is_bundle(path: Path) -> bool:
     """Whether a directory calls itself a bundle; `verify_bundle` says whether it is one."""
     return (path / MANIFEST_FILE).is_file()
+
+
+def bundle_of(artifact: Path) -> Path | None:
+    """The bundle that a model or an engine lies in, None where it lies in none."""
+    root = artifact.parent.parent
+    return root if is_bundle(root) else None
 
 
 def verify_bundle(path: Path) -> Bundle:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import InputError
-from mra_export.export.onnx_model import read_onnx
 from mra_export.optional import require_onnxruntime
 from mra_export.runners.session import open_session, session_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
-__all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns", "onnx_file"]
+__all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns"]
 
 DENSE = "dense attention"
 
@@ -55,47 +52,8 @@ class BenchRow:
     turns: int
 
 
-@contextlib.contextmanager
-def onnx_file(
-    source: str,
-    task: str,
-    random_init: int | None,
-    progress: Callable[[str], None],
-    options: Mapping[str, Any] | None = None,
-) -> Iterator[Path]:
-    """The .onnx file to time: that of `source`, or one exported from it for as long as the block runs.
-
-    Args:
-        source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
-        task: of a checkpoint.
-        random_init: as for `load_checkpoint`.
-        progress: called with a line before each step.
-        options: of the checkpoint's family, as for `load_checkpoint`.
-
-    Raises:
-        InputError: the source cannot be read, or an option is wrong.
-    """
-    from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.export.exporter import export_onnx
-    from mra_export.export.onnx_model import find_onnx
-
-    path = find_onnx(Path(source)) if random_init is None else None
-    if path is not None:
-        if options:
-            raise InputError(f"--option is for a checkpoint, but {path} is already exported: leave it out.")
-        yield path
-        return
-    if Path(source).suffix == ".onnx":
-        raise InputError(f"{source} does not exist.")
-    progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
-    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        progress(f"exporting {type(checkpoint.model).__name__}")
-        yield export_onnx(checkpoint, Path(folder) / "onnx").model
-
-
 def bench(
-    path: Path,
+    model: OnnxModel,
     *,
     batches: list[int],
     seq_lens: list[int],
@@ -107,7 +65,7 @@ def bench(
     """Times an exported file on the CPU, all backends in turns in one process.
 
     Args:
-        path: an .onnx file of type fp32: ONNX Runtime's dense attention for CPUs has no other.
+        model: a file of type fp32: ONNX Runtime's dense attention for CPUs has no other.
         batches: sizes to run.
         seq_lens: lengths to run.
         library: the ONNX Runtime library; None to run the function body only.
@@ -123,10 +81,9 @@ def bench(
         DependencyError: ONNX Runtime is not installed.
     """
     require_onnxruntime()
-    model = read_onnx(path)
     if model.dtype != "fp32":
         raise InputError(
-            f"{path} is of type {model.dtype}; on a CPU only fp32 is compared, since ONNX Runtime's dense attention has no "
+            f"{model.path} is of type {model.dtype}; on a CPU only fp32 is compared, since ONNX Runtime's dense attention has no "
             "other. Export it without --fp16 and --bf16."
         )
 
@@ -135,11 +92,11 @@ def bench(
 
     if model.nodes:
         title = model.family.title
-        sessions = {DENSE: session(dense_twin(path), None), f"{title}, function body": session(str(path), None)}
+        sessions = {DENSE: session(dense_twin(model), None), f"{title}, function body": session(str(model.path), None)}
         if library is not None:
-            sessions[f"{title}, native operator"] = session(str(path), library)
+            sessions[f"{title}, native operator"] = session(str(model.path), library)
     else:  # its own attention is dense
-        sessions = {DENSE: session(str(path), None)}
+        sessions = {DENSE: session(str(model.path), None)}
     rows = []
     for batch in batches:
         for seq_len in seq_lens:
@@ -156,27 +113,28 @@ def bench(
     return rows
 
 
-def dense_twin(path: Path) -> bytes:
+def dense_twin(model: OnnxModel) -> bytes:
     """The same model with dense attention: each attention node becomes ONNX Runtime's MultiHeadAttention.
 
     The interface is the same, the mask included (1 = token), and so are the weights.
 
     Args:
-        path: an exported .onnx file.
+        model: an exported file.
 
     Returns:
         A serialized model without external data.
     """
     import onnx
 
-    family = read_onnx(path).family
-    model = onnx.load(str(path))
-    for node in model.graph.node:
-        if (node.domain, node.op_type) == family.operator:
-            node.CopyFrom(family.dense_node(node))
-    del model.functions[:]
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    return model.SerializeToString()
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model.proto)
+    onnx.load_external_data_for_model(twin, str(model.path.parent))
+    for node in twin.graph.node:
+        if (node.domain, node.op_type) == model.family.operator:
+            node.CopyFrom(model.family.dense_node(node))
+    del twin.functions[:]
+    twin.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return twin.SerializeToString()
 
 
 def bound_run(session: Any, feed: Inputs) -> Callable[[], Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,11 @@ from mra_export.engine.network import allow_decomposition, check_plugin_layers, 
 from mra_export.engine.plugin import load_plugin
 from mra_export.engine.ranges import ranges_of, shapes_of
 from mra_export.errors import DependencyError, InputError
-from mra_export.export.onnx_model import read_onnx
-from mra_export.native.libraries import tensorrt_library
+from mra_export.families._registry import families
+from mra_export.native.libraries import find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_file
 from mra_export.parity.comparison import as_json
-from mra_export.pipeline.source import check_dtype, in_dtype
+from mra_export.pipeline.source import ExportRequest, Proof, check_dtype, find_exported, in_dtype, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mra_export.engine.plugin import PluginInfo
     from mra_export.engine.ranges import Range
     from mra_export.export.onnx_model import OnnxModel
+    from mra_export.parity.comparison import Comparison
 
 __all__ = ["EngineResult", "build_engine"]
 
@@ -61,9 +63,10 @@ class EngineResult:
 
 
 def build_engine(
-    onnx_file: Path,
+    source: str | Path,
     output: Path,
     *,
+    request: ExportRequest = ExportRequest(),  # noqa: B008  (frozen)
     dtype: str | None = None,
     backend: str = "auto",
     library: Path | None = None,
@@ -76,18 +79,19 @@ def build_engine(
     strip_weights: bool = False,
     embed_plugin: bool = False,
     layer_outputs: bool = False,
-    parity: list[dict[str, Any]] | None = None,
     prove: bool = True,
+    comparisons: list[Comparison] | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> EngineResult:
     """Writes an engine and its manifest; both appear, or neither.
 
     Args:
-        onnx_file: as `export_onnx` writes it.
+        source: an .onnx file, a directory that holds one, or a checkpoint that is exported first; a hub id too.
         output: the engine file; the manifest is beside it, with .json appended.
-        dtype: fp32, fp16 or bf16; None for that of the file. The engine is strongly typed: its types are those of the file,
-            and a float32 file is converted where another type is asked for.
+        request: how a checkpoint is exported.
+        dtype: fp32, fp16 or bf16; None for that of the file, or fp32. The engine is strongly typed: its types are those of the
+            file, and a float32 file is converted where another type is asked for.
         backend: "auto", "tensorrt" or "rtx".
         library: the plugin library, None to have it found.
         batch: sizes, default 1:8:32.
@@ -99,106 +103,125 @@ def build_engine(
         strip_weights: whether weights are left out, to be put back by refitting from the ONNX file.
         embed_plugin: whether the engine carries the plugin library.
         layer_outputs: whether each attention layer's query, key, value and context become outputs, for `check`.
-        parity: comparisons of the ONNX file, for the manifest.
-        prove: whether a converted file is compared with its source.
+        prove: whether what is exported or converted is compared with its source.
+        comparisons: takes the comparisons of an export with its checkpoint.
         force: whether existing outputs are replaced.
         progress: called with a line before each step.
 
     Raises:
-        ParityError: a converted file is not the same model.
-        InputError: the file, a range, the plugin or the output is wrong; or the types are not those asked for.
+        ParityError: an exported or a converted file is not the same model.
+        InputError: the source, a range, the plugin or the output is wrong; or the types are not those asked for.
         DependencyError: no backend, no plugin or no GPU where one is needed.
         MraExportError: the builder failed on a network that it had accepted.
     """
+    file = find_exported(source, request)
+    # An engine may lie in the directory of its ONNX file, and be replaced there.
     for target in (output, manifest_path(output)):
-        check_target(target, force=force, sources=[onnx_file])
-    source = read_onnx(onnx_file)
-    check_dtype(source, dtype)
-    dims = source.input_axes
-    ranges = ranges_of(source, dims, batch, seq_len, choices)
-    opened = open_backend(select_backend(backend))
-    gpus = find_gpus()
-    _check_options(opened, version_compatible, timing_cache, strip_weights)
-    name = source.family.plugin
-    plugin = load_plugin(opened, tensorrt_library(library), name) if name else None
-    if embed_plugin and plugin is None:
-        raise InputError(f"--embed-plugin: an engine of {source.family.title} needs no plugin. Leave it out.")
-    notes: list[str] = []
-    if gpus and plugin and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
-        raise DependencyError(
-            f"{plugin.path} was compiled for the GPU architectures {plugin.architectures}, and {gpus[0].name} has compute "
-            f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
-        )
+        check_target(target, force=force, sources=[file or Path(source)])
+    select_backend(backend)
+    if file is None and _may_need_plugin(Path(source)):  # exporting takes time
+        tensorrt_library(library)
+    made = comparisons if comparisons is not None else []
+    proof = Proof(find_library("onnxruntime"), made, "builds the engine") if prove else None
+    with open_source(source, replace(request, dtype=dtype), proof=proof, progress=progress) as exported:
+        check_dtype(exported, dtype)
+        dims = exported.input_axes
+        ranges = ranges_of(exported, dims, batch, seq_len, choices)
+        opened = open_backend(select_backend(backend))
+        gpus = find_gpus()
+        _check_options(opened, version_compatible, timing_cache, strip_weights)
+        name = exported.family.plugin
+        plugin = load_plugin(opened, tensorrt_library(library), name) if name else None
+        if embed_plugin and plugin is None:
+            raise InputError(f"--embed-plugin: an engine of {exported.family.title} needs no plugin. Leave it out.")
+        notes: list[str] = []
+        parity = [as_json(each) for each in made]
+        if gpus and plugin and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
+            raise DependencyError(
+                f"{plugin.path} was compiled for the GPU architectures {plugin.architectures}, and {gpus[0].name} has compute "
+                f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
+            )
 
-    with in_dtype(source, dtype, prove=prove, progress=progress) as (model, comparison):
-        if comparison is not None:
-            parity = [*(parity or []), as_json(comparison)]
-            error = comparison.metrics["relative_error"]
-            notes.append(f"converted from fp32; relative error {error:.1e} against the float32 file.")
-        progress(f"{opened.title}: parsing {onnx_file}")
-        opened.logger.messages.clear()
-        builder, network, parser = parse(opened, prepare(model, layer_outputs), model)
-    check_plugin_layers(opened, network, model)
-    tensor_types = check_types(opened, network, model.dtype)
-    allow_decomposition(opened, network)
-    shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
-    progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.layers)} attention layers")
-    started = time.monotonic()
-    serialized = build(
-        opened, builder, network, parser, shapes,
-        timing_cache=timing_cache,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        strip_weights=strip_weights,
-        plugin=plugin if embed_plugin else None,
-        tf32=model.dtype != "fp32",
-        progress=progress,
-    )  # fmt: skip
-    seconds = time.monotonic() - started
-    proof = f"types of the parsed, strongly typed network: {counted(tensor_types)}"
-    if gpus and not strip_weights:
-        proof += f"; engine inspector: {inspect_engine(opened, serialized, model)}"
-
-    portable = opened.name == "rtx" or hardware_compatible
-    if opened.name == "rtx" and hardware_compatible:
-        notes.append("engines of TensorRT-RTX run on every GPU from Ampere on; --hardware-compatible changes nothing.")
-    first = {name: {kind: list(shape) for kind, shape in shapes[name].items()} for name in shapes}
-    with _staged_pair(output, force=force) as (stage, manifest_stage):
-        stage.write_bytes(serialized)
-        manifest = Manifest(
-            format=FORMAT,
-            mra_export=__version__,
-            backend=opened.name,
-            backend_version=opened.version,
+        with in_dtype(exported, dtype, prove=prove, progress=progress) as (model, comparison):
+            if comparison is not None:
+                parity.append(as_json(comparison))
+                error = comparison.metrics["relative_error"]
+                notes.append(f"converted from fp32; relative error {error:.1e} against the float32 file.")
+            progress(f"{opened.title}: parsing {exported.path}")
+            opened.logger.messages.clear()
+            builder, network, parser = parse(opened, prepare(model, layer_outputs), model)
+        check_plugin_layers(opened, network, model)
+        tensor_types = check_types(opened, network, model.dtype)
+        allow_decomposition(opened, network)
+        shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
+        progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.layers)} attention layers")
+        started = time.monotonic()
+        serialized = build(
+            opened, builder, network, parser, shapes,
+            timing_cache=timing_cache,
             version_compatible=version_compatible,
-            compute_capability=PORTABLE_COMPUTE_CAPABILITY if portable else gpus[0].compute_capability,
-            hardware_compatible=portable,
-            gpu="ahead of time" if opened.name == "rtx" else gpus[0].name,
-            engine_bytes=stage.stat().st_size,
-            engine_sha256=file_sha256(stage),
-            plugin_name=name or "",
-            plugin_version=plugin.version if plugin else "",
-            plugin_sha256=plugin.sha256 if plugin else "",
-            plugin_embedded=embed_plugin,
-            plugin_architectures=plugin.architectures if plugin else "",
-            plugin_layers=len(model.nodes),
-            precision=model.dtype,
-            precision_proof=proof,
-            tensor_types=dict(tensor_types),
-            weights_stripped=strip_weights,
-            task=model.task,
-            inputs=first,
-            outputs=[network.get_output(i).name for i in range(network.num_outputs)],
-            onnx_sha256=file_sha256(*source.files),
-            onnx_dtype=source.dtype,
-            attributes=model.distinct_attributes,
-            pooling=_pooling(source),
-            parity=parity,
-            versions=_versions(opened, plugin),
-        )
-        write_manifest(manifest, manifest_stage)
-    profiles = {axis: asdict(sizes) for axis, sizes in ranges.items()}
-    return EngineResult(output, manifest_path(output), manifest, opened.title, profiles, seconds, tuple(notes))
+            hardware_compatible=hardware_compatible,
+            strip_weights=strip_weights,
+            plugin=plugin if embed_plugin else None,
+            tf32=model.dtype != "fp32",
+            progress=progress,
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+        precision_proof = f"types of the parsed, strongly typed network: {counted(tensor_types)}"
+        if gpus and not strip_weights:
+            precision_proof += f"; engine inspector: {inspect_engine(opened, serialized, model)}"
+
+        portable = opened.name == "rtx" or hardware_compatible
+        if opened.name == "rtx" and hardware_compatible:
+            notes.append(
+                "engines of TensorRT-RTX run on every GPU from Ampere on; --hardware-compatible changes nothing."
+            )
+        first = {name: {kind: list(shape) for kind, shape in shapes[name].items()} for name in shapes}
+        with _staged_pair(output, force=force) as (stage, manifest_stage):
+            stage.write_bytes(serialized)
+            manifest = Manifest(
+                format=FORMAT,
+                mra_export=__version__,
+                backend=opened.name,
+                backend_version=opened.version,
+                version_compatible=version_compatible,
+                compute_capability=PORTABLE_COMPUTE_CAPABILITY if portable else gpus[0].compute_capability,
+                hardware_compatible=portable,
+                gpu="ahead of time" if opened.name == "rtx" else gpus[0].name,
+                engine_bytes=stage.stat().st_size,
+                engine_sha256=file_sha256(stage),
+                plugin_name=name or "",
+                plugin_version=plugin.version if plugin else "",
+                plugin_sha256=plugin.sha256 if plugin else "",
+                plugin_embedded=embed_plugin,
+                plugin_architectures=plugin.architectures if plugin else "",
+                plugin_layers=len(model.nodes),
+                precision=model.dtype,
+                precision_proof=precision_proof,
+                tensor_types=dict(tensor_types),
+                weights_stripped=strip_weights,
+                task=model.task,
+                inputs=first,
+                outputs=[network.get_output(i).name for i in range(network.num_outputs)],
+                onnx_sha256=file_sha256(*exported.files),
+                onnx_dtype=exported.dtype,
+                attributes=model.distinct_attributes,
+                pooling=_pooling(exported),
+                parity=parity or None,
+                versions=_versions(opened, plugin),
+            )
+            write_manifest(manifest, manifest_stage)
+        profiles = {axis: asdict(sizes) for axis, sizes in ranges.items()}
+        return EngineResult(output, manifest_path(output), manifest, opened.title, profiles, seconds, tuple(notes))
+
+
+def _may_need_plugin(source: Path) -> bool:
+    """Whether an engine of a checkpoint needs the plugin; true where that is not known yet."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        path = source if source.suffix == ".json" else source / "config.json"
+        family = families().get(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+        return family is None or family.plugin is not None
+    return True
 
 
 def _check_options(backend: Backend, version_compatible: bool, timing_cache: Path | None, strip_weights: bool) -> None:

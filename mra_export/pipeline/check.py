@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE
-from mra_export.bundle.verify import is_bundle, verify_bundle
+from mra_export.bundle.verify import bundle_of, is_bundle, verify_bundle
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
@@ -183,7 +183,7 @@ def check(
         try:
             comparisons += check_engine_runs(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
         except DependencyError as error:
-            if not is_bundle(engine.engine.parent.parent):
+            if bundle_of(engine.engine) is None:
                 raise
             # A bundle has engines for several machines side by side.
             comparisons.append(Comparison.not_judged("PyTorch", engine.name, str(error)))
@@ -192,8 +192,8 @@ def check(
 
 def _own_library(artifact: Path, kind: str, otherwise: Path | None) -> Path | None:
     """The library to run a file with: the bundle's own where it lies in one, since that is what will serve it."""
-    root = artifact.parent.parent
-    if not is_bundle(root):
+    root = bundle_of(artifact)
+    if root is None:
         return otherwise
     own = root / "lib" / LIBRARY_FILES[kind]
     return own if own.is_file() else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +15,21 @@ from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import ENGINES, LIBRARIES, TOKENIZER_FILE, described, is_bundle, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
 from mra_export.checkpoint.load import load_config
-from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.pooling import pooling_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.engine.manifest import check_engine, manifest_path
-from mra_export.errors import InputError, ParityError
-from mra_export.export.onnx_model import MODEL_FILE, find_onnx, read_onnx
+from mra_export.errors import InputError
+from mra_export.export.onnx_model import MODEL_FILE
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
+from mra_export.parity.comparison import as_json
+from mra_export.pipeline.check import check_alone
+from mra_export.pipeline.source import ExportRequest, Proof, find_exported, open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mra_export.bundle.manifest import Bundle
-    from mra_export.checkpoint.load import Checkpoint
     from mra_export.engine.manifest import Manifest
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.parity.comparison import Comparison
@@ -41,12 +42,7 @@ def create_bundle(
     output: Path,
     *,
     engines: Sequence[Path] = (),
-    task: str = "auto",
-    random_init: int | None = None,
-    dtype: str | None = None,
-    pooling: str | None = None,
-    normalize: bool | None = None,
-    options: Mapping[str, Any] | None = None,
+    request: ExportRequest = ExportRequest(),  # noqa: B008  (frozen)
     library: Path | None = None,
     plugin: Path | None = None,
     check: bool = True,
@@ -61,12 +57,7 @@ def create_bundle(
         source: a checkpoint or hub id, which is exported first; or an ONNX directory, an .onnx file in one, or a bundle.
         output: the directory to write.
         engines: .engine files that were built from the same ONNX file, each with its manifest beside it.
-        task: of a checkpoint, as are `random_init`, `pooling` and `normalize`.
-        random_init: as for `load_checkpoint`.
-        dtype: of the export, default fp32; an ONNX file that is there must have it.
-        pooling: "none", "cls" or "mean"; None for the checkpoint's own, or the mean where it has none.
-        normalize: whether embeddings are scaled to length 1; None for what the checkpoint says.
-        options: of the checkpoint's family, as for `load_checkpoint`.
+        request: how a checkpoint is exported, with embeddings if they can be had; an ONNX file that is there must have its dtype.
         library: the ONNX Runtime library, None for that of a bundle or to have it found; without any, the function body
             serves.
         plugin: the TensorRT plugin, None to have it found; looked for only if an engine needs it.
@@ -89,10 +80,8 @@ def create_bundle(
         library = read_bundle(Path(source)).library
     library = find_library("onnxruntime", library)
     opened, plugin = _open_engines(engines, plugin)
-    made = comparisons if comparisons is not None else []
-    asked = _Asked(task, random_init, options, dtype, pooling, normalize)
-    with _onnx_file(source, asked, library, check, made, progress) as (file, stated):
-        model = read_onnx(file)
+    proof = Proof(library, comparisons if comparisons is not None else [])
+    with _open_model(source, request, check, proof, progress) as (model, stated):
         library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
         progress(f"writing {output}")
@@ -113,97 +102,34 @@ def create_bundle(
     return read_bundle(output)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """How a checkpoint is to be exported; as the arguments of `create_bundle`."""
-
-    task: str
-    random_init: int | None
-    options: Mapping[str, Any] | None
-    dtype: str | None
-    pooling: str | None
-    normalize: bool | None
-
-    def settled(self, checkpoint: Checkpoint) -> Pooling | None:
-        """The pooling of the export: what was asked for, else the checkpoint's, else the mean, so that embeddings come out."""
-        mode, normalize = self.pooling, self.normalize
-        if checkpoint.task.name != "feature-extraction" and mode is None and normalize is None:
-            return None
-        decided = mode == "none" or (mode is not None and normalize is not None)
-        own = Pooling() if decided else pooling_of(checkpoint.directory)
-        chosen = mode or (own.mode if own.mode != "none" else "mean")
-        return Pooling(chosen, own.normalize and chosen != "none" if normalize is None else normalize)
-
-
 @contextlib.contextmanager
-def _onnx_file(
-    source: str | Path,
-    asked: _Asked,
-    library: Path | None,
-    check: bool,
-    comparisons: list[Comparison],
-    progress: Callable[[str], None],
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The ONNX file to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
-    from mra_export.parity.comparison import as_json, describe_failures
-
-    made: list[dict[str, Any]] = []
-
-    def judge(found: list[Comparison]) -> None:
-        comparisons.extend(found)
-        made.extend(as_json(comparison) for comparison in found)
-        if failed := describe_failures(found):
-            raise ParityError(f"FAILED {'; '.join(failed)}\nNothing was written; --no-check writes it nevertheless.")
-
-    path = Path(source)
-    file = find_onnx(path) if asked.random_init is None else None
-    if file is not None:
-        given = ["--pooling"] * (asked.pooling is not None) + ["--normalize"] * (asked.normalize is not None)
-        given += ["--task"] * (asked.task != "auto") + ["--option"] * bool(asked.options)
-        if given:
-            raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
-        model = read_onnx(file)
-        if asked.dtype not in (None, model.dtype):
+def _open_model(
+    source: str | Path, request: ExportRequest, check: bool, proof: Proof, progress: Callable[[str], None]
+) -> Iterator[tuple[OnnxModel, dict[str, Any]]]:
+    """The model to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
+    file = find_exported(source, request)
+    stated: dict[str, Any] = {"random_init": request.random_init}
+    packages = ["onnxruntime"] * check
+    before = len(proof.comparisons)
+    with open_source(
+        source, replace(request, embeddings=True), proof=proof if check else None, progress=progress
+    ) as model:
+        if file is None:
+            packages = ["onnx", "onnxscript", "torch", "transformers", *packages]
+        elif request.dtype not in (None, model.dtype):
             raise InputError(
-                f"{file} is {model.dtype}, not {asked.dtype}. Give the checkpoint, or an export in that type."
+                f"{file} is {model.dtype}, not {request.dtype}. Give the checkpoint, or an export in that type."
             )
-        random_init = None
-        if path.is_dir() and is_bundle(path):
-            old = verify_bundle(path)
-            random_init = old.manifest["provenance"]["random_init"]
-            if _same_file(old.library, library):  # then its figures hold for the new bundle too
-                yield file, {**{k: old.manifest[k] for k in ("parity", "versions")}, "random_init": random_init}
+        elif is_bundle(Path(source)):
+            old = verify_bundle(Path(source))
+            stated["random_init"] = old.manifest["provenance"]["random_init"]
+            if _same_file(old.library, proof.library):  # then its figures hold for the new bundle too
+                yield model, {**{name: old.manifest[name] for name in ("parity", "versions")}, **stated}
                 return
-        if check:
-            from mra_export.pipeline.check import check_alone
-
-            judge(check_alone(model, library=library, progress=progress))
-        versions = _versions("onnxruntime") if check else {}
-        yield file, {"versions": versions, "random_init": random_init, "parity": made or None}
-        return
-    if path.suffix == ".onnx":
-        raise InputError(f"{path} does not exist.")
-    from mra_export.checkpoint.load import load_checkpoint
-    from mra_export.export.exporter import export_onnx
-    from mra_export.pipeline.check import check as compare
-
-    progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=asked.task, random_init=asked.random_init, options=asked.options)
-
-    def prove(stage: Path) -> None:
-        judge(compare(checkpoint, [stage / MODEL_FILE], library=library, progress=progress))
-
-    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        progress(f"exporting {type(checkpoint.model).__name__}")
-        result = export_onnx(
-            checkpoint,
-            Path(folder) / "onnx",
-            dtype=asked.dtype or "fp32",
-            pooling=asked.settled(checkpoint),
-            finish=prove if check else None,
-        )
-        versions = _versions("onnx", "onnxscript", "torch", "transformers", *["onnxruntime"] * check)
-        yield result.model, {"versions": versions, "random_init": asked.random_init, "parity": made or None}
+        if file is not None and check:
+            proof.judge(check_alone(model, library=proof.library, progress=progress))
+        parity = [as_json(comparison) for comparison in proof.comparisons[before:]]
+        yield model, {**stated, "versions": _versions(*packages), "parity": parity or None}
 
 
 def _same_file(one: Path | None, other: Path | None) -> bool:

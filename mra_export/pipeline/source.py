@@ -3,144 +3,208 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.engine.backend import select_backend
-from mra_export.engine.manifest import manifest_path
+from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.errors import InputError, ParityError
-from mra_export.export.onnx_model import find_onnx
-from mra_export.native.libraries import tensorrt_library
+from mra_export.export.onnx_model import MODEL_FILE, find_onnx, read_onnx
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
-from mra_export.outputs import check_target
-from mra_export.parity.comparison import Comparison
+from mra_export.parity.comparison import Comparison, describe_failures
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mra_export.checkpoint.pooling import Pooling
+    from mra_export.checkpoint.load import Checkpoint
+    from mra_export.export.exporter import ExportResult
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
-__all__ = ["check_dtype", "compare_with_source", "exported", "in_dtype"]
+__all__ = [
+    "ExportRequest",
+    "Proof",
+    "check_dtype",
+    "compare_with_source",
+    "export_checkpoint",
+    "find_exported",
+    "in_dtype",
+    "open_source",
+]
 
 
-@contextlib.contextmanager
-def exported(
-    source: str,
-    output: Path,
-    *,
-    task: str = "auto",
-    random_init: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    dtype: str | None = None,
-    opset: int | None = None,
-    pooling: Callable[[Path], Pooling | None] | None = None,
-    check: bool = True,
-    backend: str = "auto",
-    library: Path | None = None,
-    comparisons: list[Comparison] | None = None,
-    force: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Iterator[Path]:
-    """The ONNX file that `build_engine` shall read: that of `source`, or one exported from it for as long as the block runs.
+@dataclass(frozen=True)
+class ExportRequest:
+    """How a checkpoint is to be exported; what is None is left to the checkpoint.
 
-    Args:
-        source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
-        output: the engine that is to be written.
-        task: of a checkpoint, as are `random_init`, `opset` and `pooling`.
+    Attributes:
+        task: one of `TASKS`, or "auto".
         random_init: as for `load_checkpoint`.
         options: of the checkpoint's family, as for `load_checkpoint`.
-        dtype: of the export, default fp32.
+        dtype: "fp32", "fp16" or "bf16"; None for fp32.
         opset: as for `export_onnx`.
-        pooling: gives that of `export_onnx` for the checkpoint's directory; None leaves it to the checkpoint.
-        check: whether an export is compared with the checkpoint.
-        backend: as for `build_engine`; what it needs is looked for before the export begins.
-        library: as for `build_engine`.
+        pooling: "none", "cls" or "mean".
+        normalize: whether embeddings are scaled to length 1.
+        embeddings: whether an encoder that says nothing of pooling gets the mean, so that embeddings come out.
+    """
+
+    task: str = "auto"
+    random_init: int | None = None
+    options: Mapping[str, Any] | None = None
+    dtype: str | None = None
+    opset: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    embeddings: bool = False
+
+    def given(self) -> list[str]:
+        """The options by name that were given and are of no use where there is an exported file."""
+        values = {
+            "--opset": self.opset,
+            "--pooling": self.pooling,
+            "--normalize": self.normalize,
+            "--task": None if self.task == "auto" else self.task,
+            "--option": self.options or None,
+        }
+        return [name for name, value in values.items() if value is not None]
+
+    def pooling_for(self, checkpoint: Checkpoint) -> Pooling | None:
+        """The pooling of a checkpoint's export; None leaves it to the checkpoint."""
+        default = "mean" if self.embeddings and checkpoint.task.name == "feature-extraction" else None
+        if self.pooling is None and self.normalize is None and default is None:
+            return None
+        is_settled = self.pooling == "none" or (self.pooling is not None and self.normalize is not None)
+        own = Pooling() if is_settled else pooling_of(checkpoint.directory)
+        mode = self.pooling or (own.mode if own.mode != "none" else default or "none")
+        return Pooling(mode, own.normalize and mode != "none" if self.normalize is None else self.normalize)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How an export is compared with its checkpoint before it appears.
+
+    Attributes:
+        library: the ONNX Runtime library to check with too.
         comparisons: takes the comparisons.
-        force: whether existing outputs are replaced.
+        otherwise: ends the sentence "--no-check ... nevertheless" of a failure.
+    """
+
+    library: Path | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    otherwise: str = "writes it"
+
+    def judge(self, found: list[Comparison]) -> None:
+        """Keeps comparisons.
+
+        Raises:
+            ParityError: one of them failed.
+        """
+        self.comparisons.extend(found)
+        if failed := describe_failures(found):
+            raise ParityError(
+                f"FAILED {'; '.join(failed)}\nNothing was written; --no-check {self.otherwise} nevertheless."
+            )
+
+
+def find_exported(source: str | Path, request: ExportRequest) -> Path | None:
+    """The ONNX file of a source that is exported already; None for a checkpoint.
+
+    Raises:
+        InputError: it does not exist, is of another kind, or an option was given that is for a checkpoint only.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix not in (".json", ".onnx"):
+        raise InputError(f"{path} is neither an .onnx file nor a directory.")
+    file = find_onnx(path) if request.random_init is None else None
+    if file is None:
+        if path.suffix == ".onnx":
+            raise InputError(f"{path} does not exist.")
+        return None
+    if given := request.given():
+        raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
+    return file
+
+
+def export_checkpoint(
+    source: str | Path,
+    request: ExportRequest,
+    output: Path,
+    *,
+    proof: Proof | None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExportResult:
+    """Exports a checkpoint and compares the file with it; nothing appears if they are not the same model.
+
+    Args:
+        source: a checkpoint directory or a hub id.
+        request: how.
+        output: the ONNX directory to write.
+        proof: None to write it without a comparison.
+        force: whether an existing output is replaced.
         progress: called with a line before each step.
 
     Raises:
-        InputError: the source, the output or an option is wrong.
-        ParityError: the export is not the checkpoint's model.
-        DependencyError: the backend or the plugin is missing.
+        InputError: the checkpoint, an option or the output is wrong.
+        ParityError: the file is not the checkpoint's model.
+        DependencyError: what the comparison needs is missing.
     """
-    path = Path(source)
-    if path.is_file() and path.suffix != ".json" and path.suffix != ".onnx":
-        raise InputError(f"{path} is neither an .onnx file nor a directory.")
-    onnx_file = find_onnx(path) if random_init is None else None
-    # An engine may lie in the directory of its ONNX file, and be replaced there.
-    for target in (output, manifest_path(output)):
-        check_target(target, force=force, sources=[onnx_file or path])
-    select_backend(backend)
-    if _needs_plugin(onnx_file, path):
-        tensorrt_library(library)
-    if onnx_file is not None:
-        unused = {"--opset": opset, "--pooling or --normalize": pooling, "--option": options or None}
-        given = [name for name, value in unused.items() if value is not None] + ["--task"] * (task != "auto")
-        if given:
-            raise InputError(f"{', '.join(given)} is for a checkpoint, but {path} is already exported: leave it out.")
-        yield onnx_file
-        return
-    if path.suffix == ".onnx":
-        raise InputError(f"{path} does not exist.")
-
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.export.exporter import export_onnx
-    from mra_export.export.onnx_model import MODEL_FILE
+    from mra_export.pipeline.check import check
 
     progress(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, random_init=random_init, options=options)
+    checkpoint = load_checkpoint(source, task=request.task, random_init=request.random_init, options=request.options)
 
     def prove(stage: Path) -> None:
-        from mra_export.native.libraries import find_library
-        from mra_export.parity.comparison import describe_failures
-        from mra_export.pipeline.check import check as compare
+        assert proof is not None
+        proof.judge(check(checkpoint, [stage / MODEL_FILE], library=proof.library, progress=progress))
 
-        found = compare(checkpoint, [stage / MODEL_FILE], library=find_library("onnxruntime"), progress=progress)
-        if comparisons is not None:
-            comparisons.extend(found)
-        failed = describe_failures(found)
-        if failed:
-            raise ParityError(
-                f"FAILED {'; '.join(failed)}\nNothing was written; --no-check builds the engine nevertheless."
-            )
+    progress(f"exporting {type(checkpoint.model).__name__}")
+    return export_onnx(
+        checkpoint,
+        output,
+        dtype=request.dtype or "fp32",
+        opset=request.opset,
+        pooling=request.pooling_for(checkpoint),
+        force=force,
+        finish=None if proof is None else prove,
+    )
 
+
+@contextlib.contextmanager
+def open_source(
+    source: str | Path,
+    request: ExportRequest,
+    *,
+    proof: Proof | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[OnnxModel]:
+    """The ONNX file of a source, read: the one that is there, or one exported for as long as the block runs.
+
+    Args:
+        source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
+        request: how a checkpoint is exported.
+        proof: how an export is compared with its checkpoint; None to leave that out.
+        progress: called with a line before each step.
+
+    Raises:
+        InputError: the source or an option is wrong.
+        ParityError: the export is not the checkpoint's model.
+        DependencyError: what the comparison needs is missing.
+    """
+    file = find_exported(source, request)
+    if file is not None:
+        yield read_onnx(file)
+        return
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        progress(f"exporting {type(checkpoint.model).__name__}")
-        yield export_onnx(
-            checkpoint,
-            Path(folder) / "onnx",
-            dtype=dtype or "fp32",
-            opset=opset,
-            pooling=pooling(checkpoint.directory) if pooling is not None else None,
-            finish=prove if check else None,
-        ).model
-
-
-def _needs_plugin(onnx_file: Path | None, source: Path) -> bool:
-    """Whether an engine of a file, or else of a checkpoint, needs the plugin; true where that is not known yet."""
-    from mra_export.families._registry import families
-
-    if onnx_file is not None:
-        from mra_export.export.onnx_model import read_onnx
-
-        return read_onnx(onnx_file).family.plugin is not None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        config = json.loads(
-            (source if source.suffix == ".json" else source / "config.json").read_text(encoding="utf-8")
-        )
-        family = families().get(config.get("model_type"))
-        return family is None or family.plugin is not None
-    return True
+        yield read_onnx(export_checkpoint(source, request, Path(folder) / "onnx", proof=proof, progress=progress).model)
 
 
 def check_dtype(source: OnnxModel, dtype: str | None) -> None:

@@ -29,6 +29,7 @@ from serving_support import (
 
 from mra_export.bundle.manifest import read_bundle
 from mra_export.errors import InputError
+from mra_export.pipeline.source import ExportRequest
 
 pytest_plugins = ["serving_fixtures"]
 SOAK_SECONDS = float(os.environ.get("MRA_SOAK_SECONDS", "12"))
@@ -80,7 +81,7 @@ def test_without_pooling_the_mean_is_made_if_asked(any_driver: Driver, tiny_chec
     from mra_export.pipeline.create_bundle import create_bundle
 
     bundle = tmp_path / "unpooled"
-    create_bundle(tiny_checkpoint, bundle, pooling="none", check=False)
+    create_bundle(tiny_checkpoint, bundle, request=ExportRequest(pooling="none"), check=False)
     with pytest.raises(Refused, match=r"without pooling\. Set mean_of_tokens"):
         any_driver.ask("open", "m", bundle)
     assert any_driver.ask("open", "m", bundle, "mean_of_tokens=1")[4] == "mean of tokens"
