@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mra_export import __version__
 from mra_export.errors import MraExportError, ParityError
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -538,7 +538,8 @@ def bundle_command(
     from mra_export.console import describe_bundle, print_comparisons, progress
     from mra_export.pipeline.create_bundle import create_bundle
     from mra_export.pipeline.source import ExportRequest
-    from mra_export.triton import MODEL_REPOSITORY, RepositoryWriter, triton_settings
+    from mra_export.triton.repository import MODEL_REPOSITORY, RepositoryWriter
+    from mra_export.triton.settings import triton_settings
 
     settings = triton_settings(**triton)
     writer = None if settings is None else RepositoryWriter(settings)
@@ -617,7 +618,8 @@ def embed_command(
       mra-export embed ./minilm-bundle ./documents.jsonl -o ./vectors.npy
     """
     from mra_export.console import rows_progress
-    from mra_export.embed import DEFAULT_BATCH_TOKENS, embed
+    from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS
+    from mra_export.embedding.run import embed
 
     with rows_progress(quiet=shown["quiet"]) as watcher:
         result = embed(

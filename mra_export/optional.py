@@ -21,7 +21,9 @@ def require(module: str, otherwise: str) -> Any:
         DependencyError: it cannot be imported.
     """
     try:
-        return importlib.import_module(module)
+        parts = module.split(".")
+        # One by one: a submodule that is loaded already says nothing of the package above it.
+        return [importlib.import_module(".".join(parts[: count + 1])) for count in range(len(parts))][-1]
     except ImportError as error:
         raise DependencyError(otherwise.replace("{error}", str(error))) from error
 

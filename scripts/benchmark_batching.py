@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from benchmark_cpu import machine
 
-from mra_export.batching import Batch, collate, plan_batches
 from mra_export.bundle.manifest import read_bundle
 from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.embed_input import CHUNK_ROWS
-from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder
+from mra_export.embedding.batching import Batch, collate, plan_batches
+from mra_export.embedding.chunks import CHUNK_ROWS
+from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS, Encoder
 from mra_export.export.exporter import export_onnx
 from mra_export.pipeline.create_bundle import create_bundle
 
@@ -99,7 +99,7 @@ def plans() -> dict[str, Plan]:
         return lambda lengths: in_order(lengths, sorted(range(len(lengths)), key=lambda row: lengths[row]), tokens)
 
     def buckets(tokens: int) -> Plan:
-        return lambda lengths: plan_batches(lengths, max_tokens=tokens, max_length=MAX_LENGTH)
+        return lambda lengths: plan_batches(lengths, max_tokens=tokens, step=32, max_length=MAX_LENGTH)
 
     return {
         MAXIMUM: to_maximum,

@@ -64,7 +64,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported already what takes long to import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["transformers", "embed_support", "mra_export.embed", "mra_export.pipeline.create_bundle"]
+        ["transformers", "embed_support", "mra_export.embedding.run", "mra_export.pipeline.create_bundle"]
     )
     return context
 
@@ -77,7 +77,7 @@ def embed_in_child(answer: Any, limit: int | None, *arguments: Any, **options: A
         limit: bytes that a file may have at most; None for any.
         arguments: of `embed`, as are `options`.
     """
-    from mra_export.embed import embed
+    from mra_export.embedding.run import embed
     from mra_export.errors import MraExportError
 
     if limit is not None:

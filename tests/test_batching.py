@@ -11,7 +11,7 @@ from embed_support import HIDDEN, make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mra_export.batching import Batch, blocks_of, collate, padded_width, plan_batches, run_batched
+from mra_export.embedding.batching import Batch, blocks_of, collate, padded_width, plan_batches, run_batched
 from mra_export.errors import InputError, MraExportError
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
@@ -19,7 +19,7 @@ LENGTHS = st.lists(st.integers(0, 300), max_size=60)
 
 @given(LENGTHS, st.integers(1, 2000))
 def test_a_plan_holds_each_text_once_with_its_own_blocks(lengths: list[int], max_tokens: int) -> None:
-    batches = plan_batches(lengths, max_tokens=max_tokens)
+    batches = plan_batches(lengths, max_tokens=max_tokens, step=32)
     assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
     assert [batch.width for batch in batches] == sorted((batch.width for batch in batches), reverse=True)
     for batch in batches:
@@ -37,7 +37,7 @@ def test_a_plan_holds_each_text_once_with_its_own_blocks(lengths: list[int], max
 
 @pytest.mark.parametrize(("length", "blocks"), [(0, 1), (1, 1), (32, 1), (33, 2), (64, 2), (512, 16)])
 def test_the_blocks_of_a_text(length: int, blocks: int) -> None:
-    assert blocks_of(length) == blocks
+    assert blocks_of(length, 32) == blocks
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def test_the_blocks_of_a_text(length: int, blocks: int) -> None:
     [(0, None, 32), (1, None, 32), (32, None, 32), (33, None, 64), (65, 80, 80), (512, 512, 512)],
 )
 def test_the_width_is_the_end_of_the_last_block(length: int, limit: int | None, width: int) -> None:
-    assert padded_width(length, limit) == width
+    assert padded_width(length, 32, limit) == width
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="81 tokens is longer than the model's 80"):
-        padded_width(81, 80)
+        padded_width(81, 32, 80)
     with pytest.raises(InputError, match="81 tokens is longer than the model's 80"):
-        plan_batches([3, 81], max_tokens=100, max_length=80)
-    assert plan_batches([3, 80], max_tokens=100, max_length=80)[0].width == 80
+        plan_batches([3, 81], max_tokens=100, step=32, max_length=80)
+    assert plan_batches([3, 80], max_tokens=100, step=32, max_length=80)[0].width == 80
     with pytest.raises(InputError, match="max_tokens=0 must be at least 1"):
-        plan_batches([3], max_tokens=0)
+        plan_batches([3], max_tokens=0, step=32)
 
 
 def test_the_inputs_of_a_batch() -> None:
@@ -79,16 +79,16 @@ def _describe(inputs: dict[str, Any]) -> np.ndarray:
 def test_vectors_come_back_in_order_whatever_the_company(lengths: list[int], max_tokens: int, rng: Any) -> None:
     texts = [[rng.randint(4, 99) for _ in range(length)] for length in lengths]
     seen: list[int] = []
-    vectors, computed = run_batched(_describe, texts, max_tokens=max_tokens, hidden_size=3, done=seen.append)
+    vectors, computed = run_batched(_describe, texts, max_tokens=max_tokens, step=32, hidden_size=3, done=seen.append)
     assert vectors.dtype == np.float32
     assert sum(seen) == len(texts)
-    assert vectors.tolist() == [[sum(text), len(text), blocks_of(len(text))] for text in texts]
-    assert computed == sum(len(b.rows) * b.width for b in plan_batches(lengths, max_tokens=max_tokens))
+    assert vectors.tolist() == [[sum(text), len(text), blocks_of(len(text), 32)] for text in texts]
+    assert computed == sum(len(b.rows) * b.width for b in plan_batches(lengths, max_tokens=max_tokens, step=32))
 
 
 def test_a_model_of_another_size_is_refused() -> None:
     with pytest.raises(MraExportError, match=r"shape \[2, 3\] for 2 texts; expected is \[2, 5\]"):
-        run_batched(_describe, [[1], [2]], max_tokens=64, hidden_size=5)
+        run_batched(_describe, [[1], [2]], max_tokens=64, step=32, hidden_size=5)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def bundle(embed_bundle: Path) -> Path:
 def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real model, for any other texts, order, batch size and number of threads; rounding only for the function body."""
     from mra_export.bundle.manifest import Bundle, read_bundle
-    from mra_export.embed_model import Encoder
+    from mra_export.embedding.encoder import Encoder
 
     opened = read_bundle(bundle)
     if native and opened.library is None:
@@ -130,7 +130,7 @@ def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, m
 def test_padding_into_another_block_is_what_changes_a_vector(bundle: Path) -> None:
     """Why buckets are by blocks: one block more is another result, by far more than rounding."""
     from mra_export.bundle.manifest import read_bundle
-    from mra_export.embed_model import Encoder
+    from mra_export.embedding.encoder import Encoder
 
     run = Encoder(read_bundle(bundle), threads=1)._run
     ids = np.random.default_rng(0).integers(4, 120, (20, 70)).tolist()

@@ -972,9 +972,9 @@ def test_an_engine_whose_plugin_is_nowhere(parts: Parts, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "fill-mask"}, "--task is for a checkpoint"),
-        ({"pooling": "mean", "normalize": True}, "--pooling, --normalize is for a checkpoint"),
-        ({"dtype": "fp16"}, "is fp32, not fp16"),
+        ({"request": ExportRequest(task="fill-mask")}, "--task is for a checkpoint"),
+        ({"request": ExportRequest(pooling="mean", normalize=True)}, "--pooling, --normalize is for a checkpoint"),
+        ({"request": ExportRequest(dtype="fp16")}, "is fp32, not fp16"),
         ({"library": Path("nowhere.so")}, r"nowhere\.so does not exist"),
     ],
 )
@@ -982,7 +982,7 @@ def test_options_that_an_export_cannot_have(
     options: dict[str, Any], message: str, parts: Parts, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        parts.bundle(tmp_path / "b", request=ExportRequest(**options))
+        parts.bundle(tmp_path / "b", **options)
 
 
 def test_sources_that_are_not_whole(parts: Parts, tmp_path: Path) -> None:

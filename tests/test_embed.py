@@ -22,13 +22,15 @@ import pyarrow.parquet as pq
 import pytest
 from embed_support import HIDDEN, MAX_LENGTH, WORDS, make_texts, start_child, write_lines
 
-from mra_export import embed as embed_module
-from mra_export import embed_input
 from mra_export.bundle.manifest import seal
 from mra_export.cli import main
-from mra_export.embed import Interrupted, embed
-from mra_export.embed_input import ChunkReader, scan
-from mra_export.embed_journal import Partial, partial_path
+from mra_export.embedding import chunks as chunks_module
+from mra_export.embedding import lines as lines_module
+from mra_export.embedding import parquet
+from mra_export.embedding import run as embed_module
+from mra_export.embedding.input import ChunkReader, scan
+from mra_export.embedding.journal import Partial, partial_path
+from mra_export.embedding.run import Interrupted, embed
 from mra_export.errors import InputError
 
 PAGE = (Path(__file__).parent.parent / "docs" / "embed.md").read_text()
@@ -190,7 +192,7 @@ def test_no_rows_make_an_empty_parquet_file(bundle: Path, tmp_path: Path) -> Non
 def test_chunks_depend_on_the_rows_alone_and_are_read_in_any_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_input, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", 2000)
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "one.parquet", row_group_size=300)
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "many.parquet", row_group_size=7)
     write_lines(tmp_path / "t.txt", TEXTS)
@@ -278,8 +280,9 @@ def test_a_bad_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "not.parquet").write_bytes(b"PAR1" * 9)
     with pytest.raises(InputError, match="is not a readable parquet file"):
         scan(tmp_path / "not.parquet")
-    monkeypatch.setattr(embed_input, "MAX_TEXT_BYTES", 1000)
-    monkeypatch.setattr(embed_input, "MAX_LINE_BYTES", 2000)
+    for module in (chunks_module, lines_module, parquet):
+        monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 2000)
     for name, data in (("t.txt", "ö" * 501), ("t.jsonl", json.dumps({"text": "ö" * 501}, ensure_ascii=False))):
         (tmp_path / name).write_text(f"{'a' if name == 't.txt' else json.dumps({'text': 'a'})}\n{data}\n")
         with pytest.raises(InputError, match=r"line 2 \(row 1\) has a text of 0 MiB.*cut it"):

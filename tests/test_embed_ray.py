@@ -21,8 +21,8 @@ from embed_support import make_texts, write_lines
 from test_embed import PAGE, Stop, blocks, hidden, interrupt
 
 from mra_export.bundle.manifest import read_bundle
-from mra_export.embed import Interrupted, embed
-from mra_export.embed_journal import partial_path
+from mra_export.embedding.journal import partial_path
+from mra_export.embedding.run import Interrupted, embed
 from mra_export.errors import DependencyError, InputError
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -60,7 +60,7 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    from mra_export.embed_ray import require_ray
+    from mra_export.embedding.ray import require_ray
 
     require_ray()  # sets what Ray reads from the environment
     folder = tempfile.mkdtemp(prefix="mra-ray-", dir="/tmp")  # short, for Ray's sockets

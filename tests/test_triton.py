@@ -41,7 +41,8 @@ from mra_export.errors import DependencyError, InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.native.libraries import find_library
 from mra_export.pipeline.create_bundle import create_bundle
-from mra_export.triton import RepositoryWriter, TritonSettings, triton_settings, write_model_repository
+from mra_export.triton.repository import RepositoryWriter, write_model_repository
+from mra_export.triton.settings import TritonSettings, triton_settings
 
 pytest.importorskip(
     "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"

@@ -27,7 +27,8 @@ import pytest
 from triton_support import TEXTS, make_bundle, open_session, read_config, vector
 
 from mra_export.bundle.manifest import Bundle
-from mra_export.triton import Repository, TritonSettings, write_model_repository
+from mra_export.triton.repository import Repository, write_model_repository
+from mra_export.triton.settings import TritonSettings
 
 pytest.importorskip(
     "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"

@@ -23,7 +23,8 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling
 from mra_export.export.exporter import export_onnx
 from mra_export.pipeline.create_bundle import create_bundle
-from mra_export.triton import RepositoryWriter, TritonSettings
+from mra_export.triton.repository import RepositoryWriter
+from mra_export.triton.settings import TritonSettings
 
 HIDDEN = 64
 MAX_POSITIONS = 200  # no multiple of 32: the longest text is padded to the last position instead

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal, shown
 from mra_export.errors import InputError
+from mra_export.families._registry import family_named
 
 if TYPE_CHECKING:
     from mra_export.checkpoint.pooling import Pooling
@@ -111,6 +112,11 @@ class Bundle:
     def family(self) -> str:
         """`model_type` of the checkpoint."""
         return str(self.manifest["model"]["family"])
+
+    @property
+    def length_step(self) -> int:
+        """Texts whose lengths round up to the same multiple of it may share a batch."""
+        return family_named(self.family).length_step
 
     @property
     def hidden_size(self) -> int:

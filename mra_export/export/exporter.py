@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export import __version__
 from mra_export.checkpoint.files import SIDE_FILES
 from mra_export.checkpoint.load import input_names, share_weights
 from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
@@ -18,6 +17,7 @@ from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import EXTERNAL_DATA_THRESHOLD, MODEL_FILE
 from mra_export.outputs import staged_directory
 from mra_export.quiet import quiet_exporter
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -174,6 +174,9 @@ class Family(ABC):
         """The longest sequence in tokens; `config` may have nothing but what `config.json` says."""
         return int(config.max_position_embeddings)
 
+    length_step: int = 32
+    """Texts whose lengths round up to the same multiple may share a batch. Of an operator that computes with blocks of tokens, the
+    size of a block; elsewhere it only bounds the padding."""
     first_position: int = 2
     """Row of the first token in the table of positions, for files that do not say how long their sequences may be."""
 

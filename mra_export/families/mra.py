@@ -42,6 +42,7 @@ class MraFamily(BertFamily):
     operator_version = OP_VERSION
     plugin = OP_TYPE
     min_opset = MIN_OPSET
+    length_step = BLOCK_SIZE
 
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is outside what the operator computes."""

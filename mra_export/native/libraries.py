@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mra_export import __version__
 from mra_export.errors import DependencyError, InputError
+from mra_export.version import __version__
 
 __all__ = [
     "LIBRARY_FILES",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from mra_export import __version__
 from mra_export.outputs import staged_file
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

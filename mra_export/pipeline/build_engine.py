@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export import __version__
 from mra_export.engine.backend import open_backend, select_backend
 from mra_export.engine.builder import build, inspect_engine
 from mra_export.engine.gpu import covers, find_gpus
@@ -23,6 +22,7 @@ from mra_export.native.libraries import find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_file
 from mra_export.parity.comparison import as_json
 from mra_export.pipeline.source import ExportRequest, Proof, check_dtype, find_exported, in_dtype, open_source
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

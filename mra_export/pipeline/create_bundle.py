@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export import __version__
 from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle, seal
 from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import ENGINES, LIBRARIES, TOKENIZER_FILE, described, is_bundle, verify_bundle
@@ -25,6 +24,7 @@ from mra_export.outputs import check_target, file_sha256, staged_directory
 from mra_export.parity.comparison import as_json
 from mra_export.pipeline.check import check_alone
 from mra_export.pipeline.source import ExportRequest, Proof, find_exported, open_source
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mra_export import __version__
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ import pytest
 from conftest import relative_error
 from serving_support import REPO, installed, mixed_texts, python_vectors
 
+from mra_export.embedding.token_ids import token_ids
 from mra_export.errors import InputError
-from mra_export.token_ids import token_ids
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -70,12 +70,12 @@ def test_vectors_come_in_the_order_of_the_lines(tiny_bundle: Path, tmp_path: Pat
 
 
 def test_from_text_to_vectors_as_in_python(minilm_bundle: Path) -> None:
-    """python -m mra_export.token_ids BUNDLE < TEXTS | mra-embed BUNDLE, against transformers' tokenizer and ONNX Runtime."""
+    """python -m mra_export.embedding.token_ids BUNDLE < TEXTS | mra-embed BUNDLE, against transformers and ONNX Runtime."""
     from transformers import AutoTokenizer
 
     sentences = (REPO / "mra_export" / "data" / "sentences.txt").read_text().splitlines()[:6]
     texts = [*sentences, *(text for text in UNUSUAL if "\n" not in text)]
-    command = [sys.executable, "-m", "mra_export.token_ids", str(minilm_bundle)]
+    command = [sys.executable, "-m", "mra_export.embedding.token_ids", str(minilm_bundle)]
     helper = subprocess.run(command, input="\n".join(texts).encode() + b"\n", capture_output=True, check=True)
     ids = [[int(word) for word in line.split()] for line in helper.stdout.decode().splitlines()]
     most = json.loads((minilm_bundle / "manifest.json").read_text())["tokenizer"]["max_length"]
@@ -92,7 +92,7 @@ def test_the_helper_says_what_it_cannot_do(tiny_bundle: Path, minilm_bundle: Pat
         list(token_ids(tiny_bundle, io.BytesIO(b"text\n")))
     with pytest.raises(InputError, match="Line 2 is not UTF-8"):
         list(token_ids(minilm_bundle, io.BytesIO(b"text\n\xff\n")))
-    command = [sys.executable, "-m", "mra_export.token_ids"]
+    command = [sys.executable, "-m", "mra_export.embedding.token_ids"]
     done = subprocess.run([*command, str(tiny_bundle)], input="text\n", capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("token_ids: ")

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mra_export import __version__
 from mra_export.checkpoint.files import SIDE_FILES, read_json, write_json
 from mra_export.errors import InputError
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from mra_export.checkpoint.from_dense.source import DenseFamily

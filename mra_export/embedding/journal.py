@@ -24,8 +24,8 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mra_export.embed_input import Chunk, InputFile
-    from mra_export.embed_model import Encoded
+    from mra_export.embedding.chunks import Chunk, InputFile
+    from mra_export.embedding.encoder import Encoded
 
 __all__ = ["Partial", "Record", "npy_header", "partial_path", "rows_kept", "sync_directory"]
 

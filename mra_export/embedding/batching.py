@@ -1,8 +1,9 @@
 """Length handling: which texts share a batch, so that padding costs little and no vector depends on its neighbours.
 
-The number of 32-token blocks is part of what the operator computes: a text that is padded into one more block may get another
-vector. So only texts with the same number of blocks share a batch. Where in its last block the padding ends changes nothing; so
-within a group the texts are sorted by length, and a batch is as wide as its longest text.
+The number of blocks of tokens is part of what MRA's operator computes: a text that is padded into one more block may get another
+vector. So only texts with the same number of blocks share a batch; how long a block is, the family says (`length_step`).
+Where in its last block the padding ends changes nothing; so within a group the texts are sorted by length, and a batch is as wide
+as its longest text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import InputError, MraExportError
-from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,16 +36,17 @@ class Batch:
     width: int
 
 
-def blocks_of(length: int) -> int:
+def blocks_of(length: int, step: int) -> int:
     """Blocks of a text of so many tokens, special tokens included; an empty one takes one block."""
-    return max(1, -(-length // BLOCK_SIZE))
+    return max(1, -(-length // step))
 
 
-def padded_width(length: int, max_length: int | None = None) -> int:
+def padded_width(length: int, step: int, max_length: int | None = None) -> int:
     """Tokens to which a text may be padded without another result: the end of its last block, or of the model.
 
     Args:
         length: tokens of the text, special tokens included; an empty one takes one block.
+        step: of the model's family, tokens of a block.
         max_length: positions of the model; None for no limit. The number of blocks is the same with it.
 
     Raises:
@@ -55,22 +56,23 @@ def padded_width(length: int, max_length: int | None = None) -> int:
         raise InputError(
             f"A text of {length} tokens is longer than the model's {max_length}. Truncate it when you tokenize."
         )
-    width = blocks_of(length) * BLOCK_SIZE
+    width = blocks_of(length, step) * step
     return width if max_length is None else min(width, max_length)
 
 
-def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_length: int | None = None) -> list[Batch]:
-    """Batches of texts with the same number of 32-token blocks, the longest texts first.
+def plan_batches(lengths: Sequence[int], *, max_tokens: int, step: int, max_length: int | None = None) -> list[Batch]:
+    """Batches of texts with the same number of blocks, the longest texts first.
 
     The longest come first so that what does not fit into memory fails at once. The plan depends on `lengths` alone.
 
     Args:
         lengths: tokens of each text of a window.
         max_tokens: most tokens of a batch, padding included; a single text may have more.
+        step: of the model's family, tokens of a block.
         max_length: positions of the model; None for no limit.
 
     Returns:
-        Batches that hold each text once, padded by less than 32 tokens. A group that needs several batches is divided evenly.
+        Batches that hold each text once, padded by less than a block. A group that needs several batches is divided evenly.
 
     Raises:
         InputError: `max_tokens` is less than 1, or a text is longer than `max_length`.
@@ -82,7 +84,7 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_length: int | N
         raise InputError(
             f"A text of {known.max()} tokens is longer than the model's {max_length}. Truncate it when you tokenize."
         )
-    blocks = np.array([blocks_of(int(length)) for length in known], dtype=np.int64)
+    blocks = np.array([blocks_of(int(length), step) for length in known], dtype=np.int64)
     order = np.argsort(-known, kind="stable")
     batches = []
     for count in sorted({int(n) for n in blocks}, reverse=True):
@@ -132,6 +134,7 @@ def run_batched(
     type_ids: Sequence[Sequence[int]] | None = None,
     *,
     max_tokens: int,
+    step: int,
     hidden_size: int,
     max_length: int | None = None,
     pad_id: int = 0,
@@ -146,6 +149,7 @@ def run_batched(
         token_ids: of each text.
         type_ids: as for `collate`.
         max_tokens: as for `plan_batches`.
+        step: as for `plan_batches`.
         hidden_size: length of a vector.
         max_length: as for `plan_batches`.
         pad_id: the padding token.
@@ -159,8 +163,9 @@ def run_batched(
         MraExportError: `run` returned another shape.
     """
     vectors = np.empty((len(token_ids), hidden_size), np.float32)
+    lengths = [len(ids) for ids in token_ids]
     computed = 0
-    for batch in plan_batches([len(ids) for ids in token_ids], max_tokens=max_tokens, max_length=max_length):
+    for batch in plan_batches(lengths, max_tokens=max_tokens, step=step, max_length=max_length):
         inputs = collate(batch, token_ids, type_ids, pad_id=pad_id)
         out = run(inputs)
         if out.shape != (len(batch.rows), hidden_size):

@@ -1,4 +1,7 @@
-"""Lines of text into lines of token ids, as the C++ program mra-embed reads them: python -m mra_export.token_ids BUNDLE < TEXTS."""
+"""Lines of text into lines of token ids, as the C++ program mra-embed reads them.
+
+python -m mra_export.embedding.token_ids BUNDLE < TEXTS
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input, 4 a package is missing.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m mra_export.token_ids",
+        prog="python -m mra_export.embedding.token_ids",
         description="Lines of text on standard input into lines of token ids on standard output, for mra-embed.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `mra-export bundle` wrote")

@@ -3,88 +3,46 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.dtypes import DTYPES, onnx_type
 from mra_export.engine.gpu import parse_version
-from mra_export.engine.ranges import Range, check_ranges, parse_range, ranges_of
 from mra_export.errors import InputError
 from mra_export.native.libraries import LIBRARY_FILES
-from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
-from mra_export.triton_config import (
-    Encoder,
+from mra_export.triton.configs import (
+    VERSION,
     Step,
     Tensor,
     encoder_config,
     ensemble_config,
     padded_width,
     pooling_config,
-    schema,
     string_tensor,
     text_of,
     texts_config,
     tokenizer_config,
     warmups,
 )
+from mra_export.triton.encoders import encoders_of
+from mra_export.triton.settings import TritonSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mra_export.bundle.manifest import Bundle, Variant
+    from mra_export.triton.configs import Encoder
 
-__all__ = [
-    "MODEL_REPOSITORY",
-    "Repository",
-    "RepositoryWriter",
-    "TritonSettings",
-    "triton_settings",
-    "write_model_repository",
-]
+__all__ = ["MODEL_REPOSITORY", "Repository", "RepositoryWriter", "write_model_repository"]
 
 MODEL_REPOSITORY = "triton"
 """Its folder in a bundle."""
-VERSION = "1"
-"""Of every model: the name of the folder that Triton serves."""
 TAG = "26.06"
 """Release of NVIDIA's image in the commands; its ONNX Runtime is 1.27."""
 TEXT_OUTPUTS = {"feature-extraction": "sentence_embedding", "text-classification": "logits"}
 """Task -> the output that an ensemble gives for a text."""
-MAX_QUEUE_DELAY = 10_000_000
-MAX_INSTANCES = 1024
-
-
-@dataclass(frozen=True)
-class TritonSettings:
-    """How a model repository is to be.
-
-    Attributes:
-        tokenizer: whether it gets a step from text to token ids, and ensembles from text to the model's output.
-        pooling: "cls" or "mean" in a step of its own, for a model that was exported without; None for none.
-        normalize: whether that step scales vectors to length 1.
-        device: "cpu" or "gpu", of the ONNX file; engines always run on GPUs.
-        instances: of each model, for each GPU or on the CPU.
-        queue_delay: microseconds that a request waits for others of its shape.
-        batch: sizes to serve; None for 1:8:32, with an engine for its profile.
-        seq_len: tokens to serve; None for all, 128 as the usual length; with an engine for its profile.
-        name: with which the names of the models begin; None for the family, as in "mra".
-        library: where the server finds libmra_onnxruntime.so; None for the one in the repository.
-    """
-
-    tokenizer: bool = False
-    pooling: str | None = None
-    normalize: bool = False
-    device: str = "cpu"
-    instances: int = 1
-    queue_delay: int = 500
-    batch: Range | None = None
-    seq_len: Range | None = None
-    name: str | None = None
-    library: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,56 +119,6 @@ class RepositoryWriter:
         self.repository = write_model_repository(bundle, target, self.settings)
 
 
-def triton_settings(
-    enabled: bool, *, batch: str | None = None, seq_len: str | None = None, **options: Any
-) -> TritonSettings | None:
-    """The settings that options ask for, checked before anything is exported.
-
-    Args:
-        enabled: whether a repository is wanted.
-        batch: MIN:OPT:MAX or None.
-        seq_len: MIN:OPT:MAX or None.
-        options: other attributes of `TritonSettings`; None and False stand for their defaults.
-
-    Returns:
-        The settings, or None where no repository is wanted.
-
-    Raises:
-        InputError: an option is wrong, or one was given without --triton.
-        DependencyError: Triton's schema is not installed.
-    """
-    given = {key: value for key, value in options.items() if value is not None and value is not False}
-    if not enabled:
-        names = [f"--triton-{key}" for key in given]
-        names += [name for name, value in (("--batch", batch), ("--seq-len", seq_len)) if value is not None]
-        if names:
-            raise InputError(f"{', '.join(names).replace('_', '-')} is for a model repository: add --triton.")
-        return None
-    settings = TritonSettings(
-        batch=None if batch is None else parse_range(batch, "--batch"),
-        seq_len=None if seq_len is None else parse_range(seq_len, "--seq-len"),
-        **given,
-    )
-    if settings.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", settings.name):
-        raise InputError(
-            f"--triton-name={settings.name!r} must be letters, digits, '_', '.' or '-': Triton's models are folders."
-        )
-    for name, value, least, most in (
-        ("--triton-instances", settings.instances, 1, MAX_INSTANCES),
-        ("--triton-queue-delay", settings.queue_delay, 0, MAX_QUEUE_DELAY),
-    ):
-        if not least <= value <= most:
-            raise InputError(f"{name}={value} must be between {least} and {most}.")
-    if settings.normalize and settings.pooling is None:
-        raise InputError("--triton-normalize scales a pooled vector: add --triton-pooling cls or mean.")
-    if settings.pooling is not None and not settings.tokenizer:
-        raise InputError("--triton-pooling is a step of an ensemble: add --triton-tokenizer.")
-    if settings.batch is not None and settings.batch.min != 1:
-        raise InputError(f"--batch={settings.batch}: Triton sends single requests too, so the least size must be 1.")
-    schema()
-    return settings
-
-
 def write_model_repository(bundle: Bundle, target: Path, settings: TritonSettings | None = None) -> Repository:
     """Writes a model repository: each folder of it is a model, with its own copies of the bundle's files.
 
@@ -231,7 +139,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
     """
     settings = TritonSettings() if settings is None else settings
     settings = replace(settings, name=settings.name or bundle.family)
-    encoders, notes = _encoders(bundle, settings)
+    encoders, notes = encoders_of(bundle, settings)
     output = _text_output(bundle, settings) if settings.tokenizer else None
     if settings.tokenizer:
         _check_tokenizer(bundle, encoders, settings)
@@ -256,173 +164,6 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
         tensorrt=_tensorrt(engines),
         request=_request(encoders[-1][0], settings),
     )
-
-
-def _encoders(bundle: Bundle, settings: TritonSettings) -> tuple[list[tuple[Encoder, dict[str, Path]]], list[str]]:
-    """The models with the files of their version's folder, the ONNX file first; and what was left out, and why."""
-    notes: list[str] = []
-    inputs, outputs = _tensors(bundle.model_file)
-    found = [_onnx_encoder(bundle, settings, inputs, outputs)]
-    engines = []
-    for variant in bundle.variants[1:]:
-        if variant.backend == "rtx":
-            notes.append(
-                f"{variant.file.name} is for TensorRT-RTX, which Triton's tensorrt backend does not load: it is not in the "
-                "repository. Build an engine with --backend tensorrt on the GPU that serves."
-            )
-        else:
-            engines.append(variant)
-    # One that is version compatible runs in newer ones too.
-    versions = sorted({str(engine.backend_version) for engine in engines if not engine.version_compatible})
-    if len(versions) > 1:
-        raise InputError(
-            f"{', '.join(engine.file.name for engine in engines)} were built with different TensorRTs "
-            f"({', '.join(versions)}), and a server has one. Build them with the same, or with --version-compatible."
-        )
-    groups = _groups(engines)
-    for group in groups:
-        precision = group[0].precision
-        name = f"{settings.name}_trt_{precision}"
-        if sum(other[0].precision == precision for other in groups) > 1:
-            sizes = _profile(group[0], inputs)
-            name += f"_{sizes['batch'].max}x{sizes['sequence'].max}"
-        found.append(_engine_encoder(name, group, settings, inputs, outputs))
-    names = [encoder.name for encoder, _ in found]
-    if len(set(names)) < len(names):
-        raise InputError(f"The engines give models of the same name: {', '.join(names)}. Leave one of the engines out.")
-    return found, notes
-
-
-def _tensors(model_file: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The inputs and outputs of the ONNX file, without the batch."""
-    import onnx
-
-    graph = onnx.load(str(model_file), load_external_data=False).graph
-    types = {
-        **{onnx_type(name): names.triton for name, names in DTYPES.items()},
-        onnx.TensorProto.INT64: "TYPE_INT64",
-        onnx.TensorProto.INT32: "TYPE_INT32",
-    }
-
-    def tensors(values: Any) -> tuple[Tensor, ...]:
-        made = []
-        for value in values:
-            kind = value.type.tensor_type
-            dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
-            if kind.elem_type not in types or not dims or dims[0] != "batch":
-                raise InputError(
-                    f"{model_file}: {value.name} has the axes {dims}, of which Triton needs the first to be the batch, or a type "
-                    "that Triton does not have. Export the checkpoint again with `mra-export onnx`."
-                )
-            made.append(
-                Tensor(value.name, types[kind.elem_type], tuple(d if isinstance(d, int) else -1 for d in dims[1:]))
-            )
-        return tuple(made)
-
-    return tensors(graph.input), tensors(graph.output)
-
-
-def _onnx_encoder(
-    bundle: Bundle, settings: TritonSettings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
-) -> tuple[Encoder, dict[str, Path]]:
-    from mra_export.export.onnx_model import read_onnx
-
-    gpu = settings.device == "gpu"
-    if bundle.dtype == "bf16" and not gpu:
-        raise InputError(
-            "ONNX Runtime has no bfloat16 kernels for CPUs, so Triton could not run the ONNX file there. Add --triton-device "
-            "gpu, or bundle an fp32 or fp16 export."
-        )
-    if gpu and bundle.library is not None and b"CUDAExecutionProvider" not in bundle.library.read_bytes():
-        raise InputError(
-            f"--triton-device=gpu, but {bundle.library.name} was built without CUDA kernels: every attention layer would "
-            "leave the GPU. Build it with `cmake -DMRA_CUDA=ON`, give an engine, or leave --triton-device out."
-        )
-    if settings.library is not None and bundle.library is None:
-        raise InputError(
-            f"--triton-library={settings.library}, but the bundle has no {LIBRARY_FILES['onnxruntime']}: its model runs the "
-            "function body. Run `mra-export build` first, or leave the option out."
-        )
-    model = read_onnx(bundle.model_file)
-    ranges = ranges_of(model, model.input_axes, settings.batch, settings.seq_len, None)
-    check_ranges({"sequence": ranges["sequence"]}, bundle.max_seq_len)
-    name = f"{settings.name}_onnx"
-    weights, *data = model.files
-    files = {"model.onnx": weights, **{path.name: path for path in data}}
-    op_library = None
-    if bundle.library is not None:
-        op_library = settings.library
-        if op_library is None:
-            files[LIBRARY_FILES["onnxruntime"]] = bundle.library
-            # ONNX Runtime gives this to dlopen: with a slash in it, it is looked for from the working directory.
-            op_library = f"{name}/{VERSION}/{LIBRARY_FILES['onnxruntime']}"
-    return Encoder(name, "onnxruntime", inputs, outputs, ranges, 1, gpu, {"": "model.onnx"}, op_library), files
-
-
-def _groups(engines: Sequence[Variant]) -> list[list[Variant]]:
-    """Engines that are one model: the same precision and sizes, for different GPUs, of which Triton takes the one that fits."""
-    groups: dict[str, list[Variant]] = {}
-    for engine in engines:
-        groups.setdefault(json.dumps([engine.precision, engine.profiles], sort_keys=True), []).append(engine)
-    for group in groups.values():
-        seen: dict[tuple[str | None, bool | None], Variant] = {}
-        for engine in group:
-            # One that all newer GPUs may run is for those that have none of their own.
-            key = (None, True) if engine.hardware_compatible else (engine.compute_capability, False)
-            if key in seen:
-                raise InputError(
-                    f"{seen[key].file.name} and {engine.file.name} have the same precision and profile, and are for the same "
-                    f"GPUs ({engine.compute_capability}): Triton could not choose. Leave one of them out."
-                )
-            seen[key] = engine
-    return list(groups.values())
-
-
-def _profile(engine: Variant, inputs: tuple[Tensor, ...]) -> dict[str, Range]:
-    """The sizes that an engine takes, by axis."""
-    assert engine.profiles is not None
-    shapes = engine.profiles["input_ids"]
-    axes = ("batch", "choices", "sequence") if len(inputs[0].dims) == 2 else ("batch", "sequence")
-    if any(len(shapes[key]) != len(axes) for key in ("min", "opt", "max")):
-        raise InputError(f"{engine.file}: its profile {shapes} is not one of {', '.join(axes)}. Build it again.")
-    return {axis: Range(*(shapes[key][i] for key in ("min", "opt", "max"))) for i, axis in enumerate(axes)}
-
-
-def _engine_encoder(
-    name: str,
-    group: list[Variant],
-    settings: TritonSettings,
-    inputs: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-) -> tuple[Encoder, dict[str, Path]]:
-    first = group[0]
-    profile = _profile(first, inputs)
-    if profile["batch"].min > 1:
-        raise InputError(
-            f"{first.file.name} takes batches of {profile['batch']}, but Triton sends single requests too. Build it with "
-            f"--batch 1:{profile['batch'].opt}:{profile['batch'].max}."
-        )
-    ranges = dict(profile)
-    for axis, option, asked in (("batch", "--batch", settings.batch), ("sequence", "--seq-len", settings.seq_len)):
-        if asked is None:
-            continue
-        limit = profile[axis]
-        if asked.max > limit.max or asked.min < limit.min:
-            raise InputError(
-                f"{option}={asked} is outside the profile {limit} of {first.file.name}. Stay within it, or build the engine "
-                f"with {option} {asked}."
-            )
-        ranges[axis] = asked
-    default = next((engine for engine in group if engine.hardware_compatible), first)
-    files, names = {}, {}
-    for engine in group:
-        capability = "" if engine is default else str(engine.compute_capability)
-        file = f"model_{capability}.plan" if capability else "model.plan"
-        files[file], names[capability] = engine.file, file
-        if engine.library is not None:
-            files[LIBRARY_FILES["tensorrt"]] = engine.library
-    encoder = Encoder(name, "tensorrt", inputs, outputs, ranges, profile["sequence"].min, True, names, None)
-    return encoder, files
 
 
 def _text_output(bundle: Bundle, settings: TritonSettings) -> str:
@@ -456,12 +197,13 @@ def _longest_text(bundle: Bundle, settings: TritonSettings) -> int:
 def _check_tokenizer(bundle: Bundle, encoders: list[tuple[Encoder, dict[str, Path]]], settings: TritonSettings) -> None:
     """Refuses engines that do not take every length that the tokenizer gives."""
     longest = _longest_text(bundle, settings)
+    least = min(bundle.length_step, longest)
     for encoder, _ in encoders:
         limit = encoder.ranges["sequence"]
-        width = padded_width(longest, bundle.max_seq_len)
-        if width > limit.max or encoder.least > min(BLOCK_SIZE, longest):
+        width = padded_width(longest, bundle.length_step, bundle.max_seq_len)
+        if width > limit.max or encoder.least > least:
             raise InputError(
-                f"{encoder.name} takes {encoder.least} to {limit.max} tokens, but texts come with {min(BLOCK_SIZE, longest)} to "
+                f"{encoder.name} takes {encoder.least} to {limit.max} tokens, but texts come with {least} to "
                 f"{width}. Build the engine with --seq-len 1:{limit.opt}:{width}, or have texts cut with --seq-len "
                 f"1:{limit.opt}:{limit.max}."
             )
@@ -516,6 +258,7 @@ def _write_tokenizer(
 
 def _tokenizer_settings(bundle: Bundle, settings: TritonSettings) -> dict[str, str]:
     return {
+        "block_size": str(bundle.length_step),
         "max_length": str(_longest_text(bundle, settings)),
         "max_positions": str(bundle.max_seq_len),
         "pad_token_id": str(bundle.pad_token_id),
@@ -524,7 +267,7 @@ def _tokenizer_settings(bundle: Bundle, settings: TritonSettings) -> dict[str, s
 
 def _model_code(step: str, *modules: str) -> dict[str, Path]:
     """The code of a step: file in the version's folder -> file of this package."""
-    folder = Path(__file__).parent / "data" / "triton"
+    folder = Path(__file__).parent / "server"
     return {"model.py": folder / f"{step}_model.py", **{f"{m}.py": folder / f"{m}.py" for m in modules}}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.batching import run_batched
+from mra_export.embedding.batching import run_batched
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
 from mra_export.runners.session import open_session, session_options
@@ -159,6 +159,7 @@ class Encoder:
             ids,
             types,
             max_tokens=self._batch_tokens,
+            step=self._bundle.length_step,
             hidden_size=self._bundle.hidden_size,
             max_length=self._bundle.max_seq_len,
             pad_id=self._bundle.pad_token_id,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mra_export.embed_input import CHUNK_ROWS, ChunkReader, InputFile, scan
-from mra_export.embed_journal import Partial, partial_path, rows_kept
-from mra_export.embed_model import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
+from mra_export.embedding.chunks import CHUNK_ROWS
+from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
+from mra_export.embedding.input import ChunkReader, scan
+from mra_export.embedding.journal import Partial, partial_path, rows_kept
 from mra_export.errors import InputError
 from mra_export.optional import require_pyarrow
 from mra_export.outputs import check_target, file_sha256
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from mra_export.bundle.manifest import Bundle
-    from mra_export.embed_input import Chunk
-    from mra_export.embed_model import Encoded
+    from mra_export.embedding.chunks import Chunk, InputFile
+    from mra_export.embedding.encoder import Encoded
 
-__all__ = ["DEFAULT_BATCH_TOKENS", "ENGINES", "OUTPUT_KINDS", "EmbedResult", "Interrupted", "Watcher", "embed"]
+__all__ = ["ENGINES", "OUTPUT_KINDS", "EmbedResult", "Interrupted", "Watcher", "embed"]
 
 ENGINES = ("local", "ray")
 OUTPUT_KINDS = (".npy", ".parquet")
@@ -157,7 +158,7 @@ def embed(
     if output.suffix == ".parquet":
         require_pyarrow()
     if engine == "ray":
-        from mra_export.embed_ray import require_ray
+        from mra_export.embedding.ray import require_ray
 
         require_ray()
     on = provider()
@@ -188,7 +189,7 @@ def embed(
             used = 1
             results: Generator[tuple[int, Encoded]]
             if pending and engine == "ray":
-                from mra_export.embed_ray import ray_chunks
+                from mra_export.embedding.ray import ray_chunks
 
                 used, results = ray_chunks(
                     model, data, pending, workers=workers, threads=threads, batch_tokens=batch_tokens, on=on

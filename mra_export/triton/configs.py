@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 from mra_export.optional import require
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ __all__ = [
     "tokenizer_config",
     "warmups",
 ]
+
+VERSION = "1"
+"""Of every model: the name of the folder that Triton serves."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Encoder:
         inputs: without the batch.
         outputs: without the batch.
         ranges: "batch", "sequence" and with multiple choice "choices" -> the sizes to serve.
+        length_step: of the model's family, tokens of a block.
         least: of a sequence, in tokens; an engine's profile may not go down to 1.
         gpu: whether it runs on GPUs.
         files: compute capability -> file in the version's folder; "" -> the file for GPUs without one of their own.
@@ -67,6 +70,7 @@ class Encoder:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     ranges: Mapping[str, Range]
+    length_step: int
     least: int
     gpu: bool
     files: Mapping[str, str]
@@ -126,9 +130,9 @@ def text_of(config: Any) -> str:
     return text_format.MessageToString(config, as_utf8=True)
 
 
-def padded_width(length: int, limit: int) -> int:
+def padded_width(length: int, step: int, limit: int) -> int:
     """Tokens to which a text of `length` tokens is padded: the end of its last block, or the model's last position."""
-    return min(-(-length // BLOCK_SIZE) * BLOCK_SIZE, limit)
+    return min(-(-length // step) * step, limit)
 
 
 def warmups(encoder: Encoder) -> list[Warmup]:
@@ -138,7 +142,7 @@ def warmups(encoder: Encoder) -> list[Warmup]:
     """
     batch, seq_len = encoder.ranges["batch"], encoder.ranges["sequence"]
     choices = (encoder.ranges["choices"].opt,) if "choices" in encoder.ranges else ()
-    lengths = {n: padded_width(n, seq_len.max) for n in (seq_len.min, seq_len.opt, seq_len.max)}
+    lengths = {n: padded_width(n, encoder.length_step, seq_len.max) for n in (seq_len.min, seq_len.opt, seq_len.max)}
     runs = [(1, length) for length in lengths.values()] + [(batch.opt, lengths[seq_len.opt])]
     if encoder.gpu:
         runs.append((batch.max, seq_len.max))
@@ -198,13 +202,13 @@ def tokenizer_config(
         outputs: the encoder's inputs.
         max_batch: texts in one call of the tokenizer.
         instances: processes.
-        settings: "max_length", "max_positions" and "pad_token_id".
+        settings: "block_size", "max_length", "max_positions" and "pad_token_id".
 
     Returns:
         `ModelConfig`.
     """
     ids = [Tensor(each, "TYPE_INT64", (-1,)) for each in outputs]
-    config = _python_model(name, max_batch, [_TEXT], ids, instances, {**settings, "block_size": str(BLOCK_SIZE)})
+    config = _python_model(name, max_batch, [_TEXT], ids, instances, settings)
     _add_batching(config, 0, preferred=())
     warmup = config.model_warmup.add(name="a text", batch_size=1, count=1)
     warmup.inputs["text"].data_type = schema().DataType.TYPE_STRING
@@ -232,7 +236,6 @@ def texts_config(
     batch = encoder.ranges["batch"].max
     settings = {
         **settings,
-        "block_size": str(BLOCK_SIZE),
         "encoder": encoder.name,
         "encoder_batch": str(batch),
         "encoder_inputs": ",".join(tensor.name for tensor in encoder.inputs),
