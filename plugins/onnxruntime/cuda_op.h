@@ -6,14 +6,16 @@
 #include <cstdio>
 #include <new>
 
-#include "mra2_attention_op.h"
+#include "custom_op.h"
 
 namespace mra::ort {
 
-// The three functions of an op. An Operator has Params (the params struct), OpType, read_attributes, read_tensors, and run, which is
-// the operator's launch function.
-template <typename Operator>
+// The three functions of an op. `run` is the operator's launch function.
+template <typename AnyOperator, auto run>
 struct CudaOp {
+  using Operator = AnyOperator;
+  static constexpr const char* kProvider = "CUDAExecutionProvider";
+
   struct Kernel {
     typename Operator::Params attributes;
     OrtAllocator* allocator = nullptr;  // the provider's, of device memory
@@ -26,8 +28,7 @@ struct CudaOp {
   static OrtStatusPtr ORT_API_CALL create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
     auto* created = new (std::nothrow) Kernel;
     if (created == nullptr) return api->CreateStatus(ORT_FAIL, "Out of memory.");
-    OrtStatus* status =
-        Operator::read_attributes(*info, static_cast<const typename Operator::OpType*>(op)->dtype, &created->attributes);
+    OrtStatus* status = Operator::read_attributes(*info, static_cast<const CustomOp*>(op)->dtype, &created->attributes);
     if (status == nullptr) status = api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &created->allocator);
     if (status != nullptr) {
       delete created;
@@ -51,7 +52,7 @@ struct CudaOp {
       std::snprintf(message, sizeof(message), "No device memory for the operator's workspace of %zu bytes.", bytes);
       return api->CreateStatus(ORT_FAIL, message);
     }
-    const cudaError_t error = Operator::run(params, workspace, bytes, static_cast<cudaStream_t>(stream));
+    const cudaError_t error = run(params, workspace, bytes, static_cast<cudaStream_t>(stream));
     // The allocator gives it out again at once, but only for work that this stream does later.
     self.allocator->Free(self.allocator, workspace);
     if (error == cudaSuccess) return nullptr;
@@ -65,7 +66,5 @@ struct CudaOp {
 
   static void ORT_API_CALL destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 };
-
-constexpr char kCudaProvider[] = "CUDAExecutionProvider";
 
 }  // namespace mra::ort

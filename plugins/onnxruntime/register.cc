@@ -2,11 +2,18 @@
 #include <cstdio>
 #include <mutex>
 
+#include "cpu_op.h"
 #include "mra2_attention_op.h"
 #include "yoso_attention_op.h"
+#if defined(MRA_ONNXRUNTIME_CUDA)
+#include "cuda_op.h"
+#include "mra2_attention_cuda.h"
+#include "yoso_attention_cuda.h"
+#endif
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                                                                                            const OrtApiBase* base) {
+  using namespace mra;
   using namespace mra::ort;
   static std::mutex mutex;
   static OrtCustomOpDomain* domain = nullptr;  // outlives every session, as it must
@@ -22,15 +29,15 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL Regist
     OrtCustomOpDomain* created = nullptr;
     MRA_RETURN_IF_ERROR(api->CreateCustomOpDomain(mra::kOpDomain, &created));
     OrtStatus* status = nullptr;
-    for (const Op& op : cpu_ops())
-      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
-    for (const YosoOp& op : yoso_cpu_ops())
-      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+    const auto add = [&](const CustomOp(&ops)[3]) {
+      for (const CustomOp& op : ops)
+        if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+    };
+    add(ops_of<CpuOp<Mra2AttentionOp, mra2_attention_cpu>>());
+    add(ops_of<CpuOp<YosoAttentionOp, yoso_attention_cpu>>());
 #if defined(MRA_ONNXRUNTIME_CUDA)
-    for (const Op& op : cuda_ops())
-      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
-    for (const YosoOp& op : yoso_cuda_ops())
-      if (status == nullptr) status = api->CustomOpDomain_Add(created, &op);
+    add(ops_of<CudaOp<Mra2AttentionOp, mra2_attention_cuda>>());
+    add(ops_of<CudaOp<YosoAttentionOp, yoso_attention_cuda>>());
 #endif
     if (status != nullptr) {
       api->ReleaseCustomOpDomain(created);

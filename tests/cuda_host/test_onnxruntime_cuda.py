@@ -32,7 +32,7 @@ def ort_include() -> Path:
 def host_library() -> Path:
     sources = (
         cuda_host.HERE / "onnxruntime_on_host.cc",
-        *(PLUGIN / f"{operator}_attention_{kind}.cc" for operator in ("mra2", "yoso") for kind in ("op", "cuda_op")),
+        *(PLUGIN / f"{name}.cc" for name in ("custom_op", "mra2_attention_op", "yoso_attention_op")),
         cuda_host.HERE.parent / "tensorrt" / "host_cuda.cc",
     )
     options = ("-isystem", str(ort_include()), f"-I{PLUGIN}", '-DMRA_CUDA_ARCHITECTURES="host"')
