@@ -1,15 +1,14 @@
-// The contract of the operator for every backend: one params struct, its validation, and the CPU entry points.
+// The contract of mra::Mra2Attention for every backend: one params struct, its validation, and the CPU entry points.
 // Framework-free: standard library only. The operator's steps are those of mra_export/operators/mra2_attention/reference.py.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/call.h"
 #include "op_spec.h"
 
 namespace mra {
-
-enum class DType : std::int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 // One call of the operator. Tensors are dense and row-major; none of them overlaps context.
 struct Mra2AttentionParams {
@@ -44,21 +43,6 @@ struct Mra2AttentionParams {
 // `message_size`) says which value is wrong, its limit, and what to do. Pointers are not looked at: a plugin validates
 // before it has any.
 bool validate(const Mra2AttentionParams& params, char* message, std::size_t message_size) noexcept;
-
-// How the CPU operator gets its parallelism: `run` calls task(argument, i) once for every 0 <= i < count, in any order, on any
-// threads of its pool, and returns when all are done. A null `run` means this thread alone. The result is the same, bit
-// for bit, whatever the pool.
-struct ParallelFor {
-  void (*run)(void* pool, void (*task)(void* argument, std::size_t i), void* argument, std::size_t count) = nullptr;
-  void* pool = nullptr;
-};
-
-// Instruction sets that the CPU operator is compiled for, worst first.
-enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
-
-// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512"), or the best that this machine has
-// where `name` is null or empty. False, with a message as validate() writes it, for another name or one that this machine lacks.
-bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t message_size) noexcept;
 
 // Bytes of scratch memory that one call of mra2_attention_cpu needs. The params must be valid; pointers are not looked at.
 std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept;

@@ -21,7 +21,7 @@ namespace mra {
 namespace MRA_CPU_NAMESPACE {
 namespace {
 
-#include "cpu_vector.h"
+#include "common/cpu_vector.h"
 
 constexpr int kB = kBlockSize;
 constexpr int kQueryVecs = kB / kLanes;
@@ -777,15 +777,6 @@ void attend_block(void* argument, std::size_t task) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-
-void parallel_for(const CpuPlan& plan, void (*task)(void*, std::size_t), const void* argument, std::int64_t count) {
-  void* mutable_argument = const_cast<void*>(argument);  // every task reads it only
-  if (plan.parallel_for.run != nullptr && count > 1) {
-    plan.parallel_for.run(plan.parallel_for.pool, task, mutable_argument, static_cast<std::size_t>(count));
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) task(mutable_argument, static_cast<std::size_t>(i));
-  }
-}
 
 template <typename T>
 void run_typed(const CpuPlan& plan) {

@@ -2,24 +2,12 @@
 #include "yoso_attention.h"
 
 #include <cinttypes>
-#include <cstdio>
 
 namespace mra {
 
 bool validate(const YosoAttentionParams& p, char* message, std::size_t message_size) noexcept {
-  const auto fail = [&](const char* format, auto... values) {
-    if (message != nullptr && message_size > 0) std::snprintf(message, message_size, format, values...);
-    return false;
-  };
-  // What both operators ask for.
-  Mra2AttentionParams sizes;
-  sizes.batch = p.batch;
-  sizes.seq_len = p.seq_len;
-  sizes.hidden_size = p.hidden_size;
-  sizes.dtype = p.dtype;
-  sizes.num_heads = p.num_heads;
-  sizes.num_blocks = 1;
-  if (!validate(sizes, message, message_size)) return false;
+  const Refusal fail{message, message_size};
+  if (!validate_sizes(p.batch, p.seq_len, p.hidden_size, p.dtype, p.num_heads, fail)) return false;
   if (p.mode != static_cast<std::int64_t>(YosoMode::kExpectation) && p.mode != static_cast<std::int64_t>(YosoMode::kLsh))
     return fail("mode=%" PRId64 " must be 0 (expectation) or 1 (lsh). Check use_expectation in config.json.", p.mode);
   if (p.hash_code_len < 1 || p.hash_code_len > kYosoMaxHashCodeLen)

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "mra2_attention.h"
+#include "common/call.h"
 #include "op_spec.h"
 
 namespace mra {

@@ -22,7 +22,7 @@ namespace mra {
 namespace MRA_CPU_NAMESPACE {
 namespace {
 
-#include "cpu_vector.h"
+#include "common/cpu_vector.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The matrix product.
@@ -641,15 +641,6 @@ void finish_block(void* argument, std::size_t task) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-
-void parallel_for(const YosoCpuPlan& plan, void (*task)(void*, std::size_t), const void* argument, std::int64_t count) {
-  void* mutable_argument = const_cast<void*>(argument);  // every task reads it only
-  if (plan.parallel_for.run != nullptr && count > 1) {
-    plan.parallel_for.run(plan.parallel_for.pool, task, mutable_argument, static_cast<std::size_t>(count));
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) task(mutable_argument, static_cast<std::size_t>(i));
-  }
-}
 
 // Step 1: which positions are tokens, and how many come before each block.
 void find_tokens(const YosoCpuPlan& plan) {

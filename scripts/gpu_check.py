@@ -99,7 +99,7 @@ def build_device(folder: Path, capability: str, report: Report) -> Path | None:
         "-fPIC,-fvisibility=hidden",
     ]
     common += [f"-I{REPO / 'kernels'}", f"-I{REPO / 'kernels' / 'cuda'}", f"-I{tests}"]
-    sources = [tests / "device_api.cu"]
+    sources = [tests / "device_api.cu", REPO / "kernels" / "common" / "call.cc"]
     for operator in ("mra2", "yoso"):
         sources.append(REPO / "kernels" / "cuda" / f"{operator}_attention_cuda.cu")
         sources.append(REPO / "kernels" / f"{operator}_attention.cc")

@@ -1,6 +1,7 @@
-// What both attention kernels share (launch 3, steps 8-12): masked tile loads, the softmax's final shift, and the combination of chunks.
+// What both attention kernels share (launch 3, steps 8-12): the place of a chunk, the softmax's final shift, and the combination of chunks.
 #pragma once
 
+#include "common/cuda/tile.cuh"
 #include "problem.cuh"
 
 namespace mra::cuda {
@@ -27,25 +28,6 @@ struct Work {
     return true;
   }
 };
-
-// Starts copying 32 rows of head_dim elements into shared memory [32, kStride]; zeros at padded tokens and from head_dim to kDim.
-template <typename T, int kDim, int kStride, int kThreads, typename AnyProblem>
-__device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block, std::uint32_t token_bits, const AnyProblem& p) {
-  constexpr int kSize = 16 / sizeof(T);
-  constexpr int kVectors = kDim / kSize;
-  constexpr int kRows = kThreads / kVectors;  // per step
-  static_assert(kThreads % kVectors == 0 && kBlockSize % kRows == 0);
-  const int row0 = static_cast<int>(threadIdx.x) / kVectors;
-  const int channel = static_cast<int>(threadIdx.x) % kVectors * kSize;
-  const bool in_head = channel < p.head_dim;
-  // Where a copy is not valid its address may lie outside the tensor: nothing is read from it.
-  const T* source = tensor + (static_cast<std::int64_t>(block) * kBlockSize + row0) * p.hidden + channel;
-  const std::int64_t step = static_cast<std::int64_t>(kRows) * p.hidden;
-#pragma unroll
-  for (int i = 0; i < kBlockSize / kRows; ++i)
-    copy_async_16(shared + (row0 + i * kRows) * kStride + channel, source + i * step,
-                  in_head && (token_bits >> (row0 + i * kRows) & 1u) != 0);
-}
 
 // Base-e and base-2 arithmetic of the softmax: float32 wants expf, half types the hardware's exponential.
 struct NaturalExponent {
@@ -82,24 +64,6 @@ __device__ __forceinline__ FinalFactors final_factors(const Problem& p, float ro
   const float low = Exponent::exp(row - shift);
   const float inverse = 1.0f / (weight * high + low_weight * low + kNormalizerEpsilon);
   return {high * inverse, low * inverse};
-}
-
-template <typename T>
-__device__ __forceinline__ std::uint32_t pack(float low, float high);
-template <>
-__device__ __forceinline__ std::uint32_t pack<__half>(float low, float high) {
-  return static_cast<std::uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16 | __half_as_ushort(__float2half_rn(low));
-}
-template <>
-__device__ __forceinline__ std::uint32_t pack<__nv_bfloat16>(float low, float high) {
-  return static_cast<std::uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16 |
-         __bfloat16_as_ushort(__float2bfloat16_rn(low));
-}
-
-__device__ __forceinline__ void store4(float* target, float4 v) { *reinterpret_cast<float4*>(target) = v; }
-template <typename T>
-__device__ __forceinline__ void store4(T* target, float4 v) {
-  *reinterpret_cast<uint2*>(target) = make_uint2(pack<T>(v.x, v.y), pack<T>(v.z, v.w));
 }
 
 // Of the chunks of a row, the one that arrives last combines all, in the order of the list.

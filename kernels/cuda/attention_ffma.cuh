@@ -5,9 +5,6 @@
 
 namespace mra::cuda {
 
-constexpr int kFfmaThreads = 4 * kWarp;
-constexpr int kFfmaRows = 8;  // query rows per warp
-
 template <int kDim>
 struct FfmaShape {
   static constexpr int kKeyStride = kDim + 4;  // a lane reads its own key row: 16 bytes of padding against bank conflicts

@@ -4,13 +4,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/cuda/launch.cuh"
 #include "attention_ffma.cuh"
 #include "attention_mma.cuh"
-#include "launch.cuh"
 #include "pool.cuh"
 #include "problem.cuh"
 #include "select.cuh"
-#include "workspace.cuh"
 
 namespace mra {
 namespace cuda {

@@ -5,12 +5,9 @@
 
 #include <cstddef>
 
-#include "../mra2_attention.h"
+#include "mra2_attention.h"
 
 namespace mra {
-
-// Device and workspace pointers must have this alignment, as every allocator of every framework gives it.
-constexpr std::size_t kCudaAlignment = 16;
 
 // Bytes of workspace that mra2_attention_cuda() needs for these sizes and attributes; pointers are not looked at. It never shrinks
 // when batch, seq_len or num_blocks grow, so the size for a profile's maximum serves the whole profile. 0 if params are invalid.

@@ -1,48 +1,12 @@
 // Launch 1: step 2, the mean query, key and value of every block; the mask as bits; and the counters set to zero.
 #pragma once
 
+#include "common/cuda/tile.cuh"
 #include "problem.cuh"
 
 namespace mra::cuda {
 
 constexpr int kPoolThreads = 96;  // three tensors of 768 half-type channels: exactly three slices
-
-// 16 bytes of T as floats.
-template <typename T>
-struct Vector;
-
-template <>
-struct Vector<float> {
-  static constexpr int kSize = 4;
-  __device__ static void add(float (&sum)[kSize], const uint4& raw) {
-    sum[0] += __uint_as_float(raw.x);
-    sum[1] += __uint_as_float(raw.y);
-    sum[2] += __uint_as_float(raw.z);
-    sum[3] += __uint_as_float(raw.w);
-  }
-};
-
-__device__ __forceinline__ float2 unpack(std::uint32_t raw, __half) {
-  return make_float2(__half2float(__ushort_as_half(static_cast<unsigned short>(raw & 0xffffu))),
-                     __half2float(__ushort_as_half(static_cast<unsigned short>(raw >> 16))));
-}
-__device__ __forceinline__ float2 unpack(std::uint32_t raw, __nv_bfloat16) {
-  return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
-}
-
-template <typename T>
-struct Vector {
-  static constexpr int kSize = 8;
-  __device__ static void add(float (&sum)[kSize], const uint4& raw) {
-    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = unpack(words[i], T{});
-      sum[2 * i] += pair.x;
-      sum[2 * i + 1] += pair.y;
-    }
-  }
-};
 
 // Block (batch example, block of tokens, slice of columns); a thread owns 16 bytes of one of the three tensors' rows.
 template <typename T>

@@ -1,12 +1,14 @@
 // One call as the kernels see it: sizes, pointers, and where each intermediate lies in the workspace.
 #pragma once
 
-#include "../mra2_attention.h"
-#include "device.cuh"
+#include <algorithm>
+
+#include "common/cuda/device.cuh"
+#include "common/cuda/workspace.cuh"
+#include "mra2_attention.h"
 
 namespace mra::cuda {
 
-constexpr int kWarp = 32;
 static_assert(kBlockSize == kWarp, "one lane per token of a block");
 
 // A run of selected key blocks of one query block, handled by one thread block.
@@ -65,8 +67,74 @@ struct Problem {
   std::uint32_t* partial_padded; // [heads, slots]; whether a key of the chunk is padding
 };
 
-__host__ __device__ inline std::int64_t blocks_for(std::int64_t items, std::int64_t per_block) {
-  return (items + per_block - 1) / per_block;
+constexpr std::int64_t kMinChunkTiles = 8;
+
+// Chunks of at most 8 tiles, and of at most about twice the mean list where lists are long: partial results then take no more
+// memory than about one float32 context.
+inline std::int64_t chunk_tiles(std::int64_t nb, std::int64_t selected) {
+  std::int64_t tiles = kMinChunkTiles;
+  while (tiles * nb < 2 * selected) tiles *= 2;
+  return tiles;
+}
+
+inline Problem make_problem(const Mra2AttentionParams& params) {
+  Problem p{};
+  p.query = params.query;
+  p.key = params.key;
+  p.value = params.value;
+  p.mask = params.attention_mask;
+  p.context = params.context;
+  const std::int64_t nb = params.blocks_per_seq();
+  const std::int64_t selected = params.selected_blocks();
+  const std::int64_t tiles = chunk_tiles(nb, selected);
+  p.seq_len = params.seq_len;
+  p.heads = params.batch * params.num_heads;
+  p.num_heads = static_cast<int>(params.num_heads);
+  p.head_dim = static_cast<int>(params.head_dim());
+  p.hidden = static_cast<int>(params.hidden_size);
+  p.nb = static_cast<int>(nb);
+  p.selected = static_cast<int>(selected);
+  p.list_stride = static_cast<int>(selected < nb ? selected : nb);
+  p.chunk_tiles = static_cast<int>(tiles);
+  // A row of n entries has 1 + (n - 1) / tiles chunks, and one of n > tiles at most 2 n / (tiles + 1). With tiles >= 2 selected / nb
+  // these sums are bounded by what follows, which never shrinks where seq_len or num_blocks grow.
+  p.chunk_bound = static_cast<int>(nb + std::min(nb / 2, selected / kMinChunkTiles));
+  p.slots = static_cast<int>(std::min(nb, 2 * selected / (kMinChunkTiles + 1)));
+  const std::int64_t first_n = params.initial_prior_first_n_blocks;
+  p.first_n = static_cast<int>(first_n < nb ? first_n : nb);
+  const std::int64_t diagonal_n = params.initial_prior_diagonal_n_blocks;
+  p.diagonal = diagonal_n > 0 ? static_cast<int>(diagonal_n / 2 < nb ? diagonal_n / 2 : nb) : -1;
+  p.sparse = params.approx_mode == static_cast<std::int64_t>(ApproxMode::kSparse);
+  p.scale = params.scale;
+  return p;
+}
+
+// Assigns the workspace's pointers, in one order for whatever hands them out.
+template <typename Allocator>
+void lay_out(Problem& p, Allocator& arena) {
+  const std::int64_t nb = p.nb;
+  const std::int64_t rows = p.heads * nb;
+  const std::int64_t slots = p.heads * p.slots * kBlockSize;
+  arena.take(p.pooled_query, rows * p.head_dim);
+  arena.take(p.pooled_key, rows * p.head_dim);
+  arena.take(p.pooled_value, rows * p.head_dim);
+  arena.take(p.token_bits, p.heads / p.num_heads * nb);
+  arena.take(p.logits, rows * nb);
+  arena.take(p.row_max, rows);
+  arena.take(p.histogram, p.heads * 256);
+  arena.take(p.head_arrivals, p.heads);
+  arena.take(p.row_arrivals, rows);
+  arena.take(p.lists, rows * p.list_stride);
+  arena.take(p.row_counts, rows);
+  arena.take(p.chunks, p.heads * p.chunk_bound);
+  arena.take(p.chunk_counts, p.heads);
+  arena.take(p.row_slots, rows);
+  arena.take(p.low_sum, rows * p.head_dim);
+  arena.take(p.low_weight, rows);
+  arena.take(p.partial_sum, slots * p.head_dim);
+  arena.take(p.partial_max, slots);
+  arena.take(p.partial_weight, slots);
+  arena.take(p.partial_padded, p.heads * p.slots);
 }
 
 // Order-preserving map from float to unsigned; -0 equals +0, NaN is the largest, as in torch.topk.

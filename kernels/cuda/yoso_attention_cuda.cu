@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "launch.cuh"
+#include "common/cuda/launch.cuh"
 #include "yoso_ffma.cuh"
 #include "yoso_hash.cuh"
 #include "yoso_mma.cuh"

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "../yoso_attention.h"
+#include "yoso_attention.h"
 
 namespace mra {
 
@@ -15,7 +15,7 @@ std::size_t cuda_workspace_size(const YosoAttentionParams& params) noexcept;
 
 // Enqueues the operator on `stream`: two kernel launches in mode expectation, and in mode lsh four for every group of heads whose tables
 // fit the workspace together (yoso_problem.cuh); no allocation, no synchronisation, capturable in a CUDA graph. The same inputs give
-// the same bits. All pointers are device pointers, aligned to kCudaAlignment (mra2_attention_cuda.h); `workspace` needs no
+// the same bits. All pointers are device pointers, aligned to kCudaAlignment (call.h); `workspace` needs no
 // initialisation, and concurrent calls need workspaces of their own. Returns cudaErrorInvalidValue for parameters that validate()
 // refuses, for a workspace that is too small, and for a null or misaligned pointer; otherwise what the launches return.
 cudaError_t yoso_attention_cuda(const YosoAttentionParams& params, void* workspace, std::size_t workspace_bytes,

@@ -1,7 +1,7 @@
 // Mode expectation in plain float32, launch 2: four warps of 8 query rows, key tiles of 32.
 #pragma once
 
-#include "attention_ffma.cuh"
+#include "common/cuda/tile.cuh"
 #include "yoso_weight.cuh"
 
 namespace mra::cuda {

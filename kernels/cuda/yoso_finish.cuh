@@ -1,8 +1,7 @@
 // The last steps of every way through the operator: unit length, the convolution of the values, zeros at padding (steps 5 to 7).
 #pragma once
 
-#include "attention.cuh"
-#include "pool.cuh"
+#include "common/cuda/tile.cuh"
 #include "yoso_problem.cuh"
 
 namespace mra::cuda {

@@ -1,7 +1,7 @@
 // Mode expectation for half types on tensor cores, launch 2: warps of 16 query rows, key tiles of 32.
 #pragma once
 
-#include "attention_mma.cuh"
+#include "common/cuda/tile.cuh"
 #include "yoso_weight.cuh"
 
 namespace mra::cuda {

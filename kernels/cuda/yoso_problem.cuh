@@ -3,8 +3,9 @@
 
 #include <algorithm>
 
-#include "../yoso_attention.h"
-#include "workspace.cuh"
+#include "common/cuda/device.cuh"
+#include "common/cuda/workspace.cuh"
+#include "yoso_attention.h"
 
 namespace mra::cuda {
 

@@ -28,7 +28,7 @@ from mra_export.operators.yoso_attention.spec import INPUTS, YosoAttentionAttrib
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-CUDA_SOURCES = REPO / "kernels" / "cuda"
+KERNELS = REPO / "kernels"
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 GUARD = 256  # bytes of sentinel before and after context and workspace; kGuard in kernel_api.h
 ALIGNMENT = 16
@@ -165,8 +165,8 @@ def compile_host(
 def kernel_objects(sanitize: str = "") -> list[Path]:
     """The kernels and the shim's runtime, compiled."""
     sources = (
-        *(CUDA_SOURCES / f"{operator}_attention_cuda.cu" for operator in ("mra2", "yoso")),
-        *(CUDA_SOURCES.parent / f"{operator}_attention.cc" for operator in ("mra2", "yoso")),
+        *(KERNELS / "cuda" / f"{operator}_attention_cuda.cu" for operator in ("mra2", "yoso")),
+        *(KERNELS / f"{name}.cc" for name in ("common/call", "mra2_attention", "yoso_attention")),
         HERE / "cuda_host_runtime.cc",
     )
     with _kept("kernels", sources, sanitize, (), ()) as (target, command, flags):
@@ -188,9 +188,9 @@ def _kept(
     # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
     command = [compiler, "-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
-    command += [f"-I{HERE}", f"-I{CUDA_SOURCES}", f"-I{CUDA_SOURCES.parent}", *options]
+    command += [f"-I{HERE}", f"-I{KERNELS}", f"-I{KERNELS / 'cuda'}", *options]
     flags = SANITIZERS[sanitize]
-    inputs = {*CUDA_SOURCES.glob("*"), *CUDA_SOURCES.parent.glob("*.*"), *HERE.glob("*.[chi]*")}
+    inputs = {*KERNELS.rglob("*.*"), *HERE.glob("*.[chi]*")}
     inputs |= {path for source in sources for path in source.parent.glob("*.[chi]*")}
     key = hashlib.sha256(repr((command, flags, sources, linked)).encode())
     for path in sorted(inputs):

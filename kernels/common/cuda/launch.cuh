@@ -1,8 +1,8 @@
 // What every operator's launch code shares: grids that may be too large, and pointers that may be of no use.
 #pragma once
 
-#include "device.cuh"
-#include "mra2_attention_cuda.h"
+#include "common/call.h"
+#include "common/cuda/device.cuh"
 
 namespace mra::cuda {
 

@@ -112,3 +112,13 @@ cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned thre
 }  // namespace mra::cuda
 
 #endif
+
+namespace mra::cuda {
+
+constexpr int kWarp = 32;
+
+__host__ __device__ inline std::int64_t blocks_for(std::int64_t items, std::int64_t per_block) {
+  return (items + per_block - 1) / per_block;
+}
+
+}  // namespace mra::cuda

@@ -1,4 +1,4 @@
-// Vectors and element types that the CPU kernels are made of.
+// Vectors and element types that the CPU kernels are made of, and the call of their tasks.
 //
 // To be included by a source that is compiled once per instruction set, inside its namespace there (mra::MRA_CPU_NAMESPACE
 // and an unnamed one): nothing here may have external linkage. An inline function compiled for AVX-512 that the linker shared
@@ -145,5 +145,16 @@ void transpose_rows(float* to, const float* from, int n, std::int64_t dim, float
       *reinterpret_cast<Vec4*>(out + 2 * Columns) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
       *reinterpret_cast<Vec4*>(out + 3 * Columns) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
     }
+  }
+}
+
+// Calls task(argument, i) for every 0 <= i < count on the plan's threads.
+template <typename Plan>
+void parallel_for(const Plan& plan, void (*task)(void*, std::size_t), const void* argument, std::int64_t count) {
+  void* mutable_argument = const_cast<void*>(argument);  // every task reads it only
+  if (plan.parallel_for.run != nullptr && count > 1) {
+    plan.parallel_for.run(plan.parallel_for.pool, task, mutable_argument, static_cast<std::size_t>(count));
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) task(mutable_argument, static_cast<std::size_t>(i));
   }
 }
