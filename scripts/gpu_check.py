@@ -98,11 +98,11 @@ def build_device(folder: Path, capability: str, report: Report) -> Path | None:
         "-Xcompiler",
         "-fPIC,-fvisibility=hidden",
     ]
-    common += [f"-I{REPO / 'kernels'}", f"-I{REPO / 'kernels' / 'cuda'}", f"-I{tests}"]
+    common += [f"-I{REPO / 'kernels'}", f"-I{tests}"]
     sources = [tests / "device_api.cu", REPO / "kernels" / "common" / "call.cc"]
-    for operator in ("mra2", "yoso"):
-        sources.append(REPO / "kernels" / "cuda" / f"{operator}_attention_cuda.cu")
-        sources.append(REPO / "kernels" / f"{operator}_attention.cc")
+    for operator in ("mra2_attention", "yoso_attention"):
+        sources.append(REPO / "kernels" / operator / "cuda" / f"{operator}_cuda.cu")
+        sources.append(REPO / "kernels" / operator / f"{operator}.cc")
     library = folder / "libmra_cuda_device.so"
     began = time.monotonic()
     for extra in (["-shared", "-o", str(library)], ["-DMRA_DEVICE_MAIN", "-o", str(folder / "device_runner")]):

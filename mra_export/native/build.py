@@ -98,7 +98,7 @@ def find_sources() -> Path | None:
     """The directory of the project's CMakeLists.txt: the checkout, or the copy that a wheel carries."""
     package = Path(__file__).resolve().parents[1]
     for root in (package.parent, package / "_native"):
-        if (root / "CMakeLists.txt").is_file() and (root / "kernels" / "mra2_attention.h").is_file():
+        if (root / "CMakeLists.txt").is_file() and (root / "kernels" / "op_spec.h").is_file():
             return root
     return None
 

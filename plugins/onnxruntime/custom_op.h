@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "mra2_attention.h"
+#include "common/call.h"
 
 namespace mra::ort {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "custom_op.h"
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 namespace mra::ort {
 

@@ -7,8 +7,8 @@
 #include "yoso_attention_op.h"
 #if defined(MRA_ONNXRUNTIME_CUDA)
 #include "cuda_op.h"
-#include "mra2_attention_cuda.h"
-#include "yoso_attention_cuda.h"
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
+#include "yoso_attention/cuda/yoso_attention_cuda.h"
 #endif
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "custom_op.h"
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace mra::ort {
 

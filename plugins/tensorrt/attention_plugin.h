@@ -3,10 +3,11 @@
 #pragma once
 
 #include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 
-#include "mra2_attention_cuda.h"
+#include "common/call.h"
 
 namespace mra::trt {
 

@@ -1,7 +1,7 @@
 // Describes mra::Mra2Attention to the plugin: attributes and sizes to params.
 #include "mra2_attention_plugin.h"
 
-#include "mra2_attention_cuda.h"
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
 
 namespace mra::trt {
 namespace {

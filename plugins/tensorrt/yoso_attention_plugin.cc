@@ -1,7 +1,7 @@
 // Describes mra::YosoAttention to the plugin: attributes and sizes to params, and the constants that the attributes ask for.
 #include "yoso_attention_plugin.h"
 
-#include "yoso_attention_cuda.h"
+#include "yoso_attention/cuda/yoso_attention_cuda.h"
 
 namespace mra::trt {
 namespace {

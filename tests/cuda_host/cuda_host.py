@@ -165,8 +165,9 @@ def compile_host(
 def kernel_objects(sanitize: str = "") -> list[Path]:
     """The kernels and the shim's runtime, compiled."""
     sources = (
-        *(KERNELS / "cuda" / f"{operator}_attention_cuda.cu" for operator in ("mra2", "yoso")),
-        *(KERNELS / f"{name}.cc" for name in ("common/call", "mra2_attention", "yoso_attention")),
+        KERNELS / "common" / "call.cc",
+        *(KERNELS / name / "cuda" / f"{name}_cuda.cu" for name in ("mra2_attention", "yoso_attention")),
+        *(KERNELS / name / f"{name}.cc" for name in ("mra2_attention", "yoso_attention")),
         HERE / "cuda_host_runtime.cc",
     )
     with _kept("kernels", sources, sanitize, (), ()) as (target, command, flags):
@@ -188,7 +189,7 @@ def _kept(
     # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
     command = [compiler, "-std=c++17", "-g", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
-    command += [f"-I{HERE}", f"-I{KERNELS}", f"-I{KERNELS / 'cuda'}", *options]
+    command += [f"-I{HERE}", f"-I{KERNELS}", *options]
     flags = SANITIZERS[sanitize]
     inputs = {*KERNELS.rglob("*.*"), *HERE.glob("*.[chi]*")}
     inputs |= {path for source in sources for path in source.parent.glob("*.[chi]*")}

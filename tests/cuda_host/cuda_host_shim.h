@@ -1,6 +1,6 @@
 // CUDA device code on the host: every CUDA thread of a block is a fiber, and blocks run one after another.
 //
-// Original to this project. It executes kernels/cuda with the real launch geometry: barriers, warp collectives, atomics, dynamic
+// Original to this project. It executes the CUDA kernels with the real launch geometry: barriers, warp collectives, atomics, dynamic
 // shared memory of exactly the requested size, asynchronous copies, ldmatrix and mma with the lane layout of the PTX manual. Misuse
 // ends the process with a message: a barrier or a collective that not all of its threads reach, lanes of a warp in different
 // collectives, misaligned vector accesses of copies, more shared memory than an architecture has.

@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "mra2_attention_cuda.h"
-#include "yoso_attention_cuda.h"
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
+#include "yoso_attention/cuda/yoso_attention_cuda.h"
 
 constexpr std::size_t kGuard = 256;
 

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "cuda_op.h"
-#include "mra2_attention_cuda.h"
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
 #include "mra2_attention_op.h"
-#include "yoso_attention_cuda.h"
+#include "yoso_attention/cuda/yoso_attention_cuda.h"
 #include "yoso_attention_op.h"
 
 namespace {

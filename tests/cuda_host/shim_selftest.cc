@@ -5,7 +5,7 @@
 #include <cstring>
 #include <string>
 
-#include "device.cuh"
+#include "common/cuda/device.cuh"
 
 namespace {
 

@@ -14,7 +14,7 @@
 #include <random>
 #include <vector>
 
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 namespace {
 

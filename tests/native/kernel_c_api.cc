@@ -3,8 +3,8 @@
 #include <thread>
 #include <vector>
 
-#include "mra2_attention.h"
-#include "yoso_attention.h"
+#include "mra2_attention/mra2_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace {
 

@@ -14,7 +14,7 @@
 #include <random>
 #include <vector>
 
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Mode lsh, launch 1 of a group of heads: the hash codes of queries and keys, to the bit those of docs/yoso_operator.md.
 #pragma once
 
-#include "yoso_finish.cuh"
+#include "yoso_attention/cuda/finish.cuh"
 
 namespace mra::cuda {
 

@@ -1,14 +1,14 @@
 // Launch 3 for half types: attention over the selected blocks on tensor cores, two warps of 16 query rows per chunk.
 #pragma once
 
-#include "attention.cuh"
+#include "mra2_attention/cuda/softmax.cuh"
 
 namespace mra::cuda {
 
-constexpr int kMmaThreads = 2 * kWarp;
+constexpr int kMra2MmaThreads = 2 * kWarp;
 
 template <int kDim>
-struct MmaShape {
+struct Mra2MmaShape {
   static constexpr int kStages = kDim <= 64 ? 3 : 2;  // key/value tiles under way or in use
   static constexpr int kStride = kDim + 8;            // 16 bytes of padding: ldmatrix without bank conflicts
   static constexpr int kTile = kBlockSize * kStride;
@@ -19,8 +19,8 @@ struct MmaShape {
 };
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kMmaThreads, MmaShape<kDim>::kMinBlocks) attention_mma_kernel(Problem p) {
-  using Shape = MmaShape<kDim>;
+__global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlocks) mra2_mma_kernel(Mra2Problem p) {
+  using Shape = Mra2MmaShape<kDim>;
   using Exponent = BinaryExponent;
   constexpr int kStride = Shape::kStride;
   constexpr int kSteps = kDim / 16;    // of 16 channels
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kMmaThreads, MmaShape<kDim>::kMinBlocks) atten
   T* query_tile = reinterpret_cast<T*>(dynamic_shared() + 16);  // [32, kStride]
   T* ring = query_tile + Shape::kTile;                          // [kStages][key, value][32, kStride]
 
-  Work work;
+  ChunkWork work;
   if (!work.find(p)) return;
   const int length = work.chunk.length;
   const T* query = static_cast<const T*>(p.query) + work.origin;
@@ -53,12 +53,12 @@ __global__ void __launch_bounds__(kMmaThreads, MmaShape<kDim>::kMinBlocks) atten
       const std::uint32_t bits = __shfl_sync(0xffffffffu, listed_bits, tile % kWarp);
       if (threadIdx.x == 0) stage_bits[tile % Shape::kStages] = bits;
       T* stage = ring + tile % Shape::kStages * 2 * Shape::kTile;
-      load_tile<T, kDim, kStride, kMmaThreads>(stage, key, block, bits, p);
-      load_tile<T, kDim, kStride, kMmaThreads>(stage + Shape::kTile, value, block, bits, p);
+      load_tile<T, kDim, kStride, kMra2MmaThreads>(stage, key, block, bits, p);
+      load_tile<T, kDim, kStride, kMra2MmaThreads>(stage + Shape::kTile, value, block, bits, p);
     }
     copy_async_commit();  // an empty group too, so that the count of groups under way holds
   };
-  load_tile<T, kDim, kStride, kMmaThreads>(query_tile, query, work.chunk.row, query_bits, p);
+  load_tile<T, kDim, kStride, kMra2MmaThreads>(query_tile, query, work.chunk.row, query_bits, p);
 #pragma unroll
   for (int tile = 0; tile < Shape::kStages - 1; ++tile) load_stage(tile);
 
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kMmaThreads, MmaShape<kDim>::kMinBlocks) atten
           *reinterpret_cast<float2*>(p.partial_sum + at * p.head_dim + n * 8 + pair) =
               make_float2(acc[n][2 * r], acc[n][2 * r + 1]);
     }
-    combine_chunks<T, Exponent, kMmaThreads>(p, work, shared_flag);
+    combine_chunks<T, Exponent, kMra2MmaThreads>(p, work, shared_flag);
     return;
   }
 

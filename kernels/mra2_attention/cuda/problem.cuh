@@ -1,11 +1,11 @@
-// One call as the kernels see it: sizes, pointers, and where each intermediate lies in the workspace.
+// One call of mra::Mra2Attention as the kernels see it: sizes, pointers, and where each intermediate lies in the workspace.
 #pragma once
 
 #include <algorithm>
 
 #include "common/cuda/device.cuh"
 #include "common/cuda/workspace.cuh"
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 namespace mra::cuda {
 
@@ -22,7 +22,7 @@ static_assert(sizeof(Chunk) == 8);
 static_assert(kMaxSeqLen / kBlockSize <= 65535, "block numbers fit 16 bits");
 
 // Passed to the kernels by value. "heads" below is batch * num_heads, nb the blocks of a sequence.
-struct Problem {
+struct Mra2Problem {
   const void* query;           // T [batch, seq_len, hidden]
   const void* key;             // T [batch, seq_len, hidden]
   const void* value;           // T [batch, seq_len, hidden]
@@ -77,8 +77,8 @@ inline std::int64_t chunk_tiles(std::int64_t nb, std::int64_t selected) {
   return tiles;
 }
 
-inline Problem make_problem(const Mra2AttentionParams& params) {
-  Problem p{};
+inline Mra2Problem make_problem(const Mra2AttentionParams& params) {
+  Mra2Problem p{};
   p.query = params.query;
   p.key = params.key;
   p.value = params.value;
@@ -111,7 +111,7 @@ inline Problem make_problem(const Mra2AttentionParams& params) {
 
 // Assigns the workspace's pointers, in one order for whatever hands them out.
 template <typename Allocator>
-void lay_out(Problem& p, Allocator& arena) {
+void lay_out(Mra2Problem& p, Allocator& arena) {
   const std::int64_t nb = p.nb;
   const std::int64_t rows = p.heads * nb;
   const std::int64_t slots = p.heads * p.slots * kBlockSize;
@@ -137,6 +137,10 @@ void lay_out(Problem& p, Allocator& arena) {
   arena.take(p.partial_padded, p.heads * p.slots);
 }
 
+constexpr int kSelectThreads = 512;  // of launch 2
+constexpr int kSelectWarps = kSelectThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 // Order-preserving map from float to unsigned; -0 equals +0, NaN is the largest, as in torch.topk.
 __device__ __forceinline__ std::uint32_t order_key(float score) {
   const float positive_zero = score + 0.0f;
@@ -146,12 +150,21 @@ __device__ __forceinline__ std::uint32_t order_key(float score) {
 }
 
 // Step 6 for pair (row, column) with logit `logit`.
-__device__ __forceinline__ std::uint32_t score_key(const Problem& p, float logit, float row_max, int row, int column) {
+__device__ __forceinline__ std::uint32_t score_key(const Mra2Problem& p, float logit, float row_max, int row, int column) {
   float score = logit - row_max;
   if (p.diagonal >= 0 && abs(row - column) <= p.diagonal) score += kPriorBonus;
   if (row < p.first_n) score += kPriorBonus;
   if (column < p.first_n) score += kPriorBonus;
   return order_key(score);
 }
+
+// Whether pair `index` (row-major) with `key` is among the selected.
+struct Threshold {
+  std::uint32_t key;
+  std::int32_t cutoff;  // of pairs that equal the key, those up to this index are selected
+  __device__ __forceinline__ bool selects(std::uint32_t other, std::int32_t index) const {
+    return other > key || (other == key && index <= cutoff);
+  }
+};
 
 }  // namespace mra::cuda

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace mra {
 
@@ -14,7 +14,7 @@ namespace mra {
 std::size_t cuda_workspace_size(const YosoAttentionParams& params) noexcept;
 
 // Enqueues the operator on `stream`: two kernel launches in mode expectation, and in mode lsh four for every group of heads whose tables
-// fit the workspace together (yoso_problem.cuh); no allocation, no synchronisation, capturable in a CUDA graph. The same inputs give
+// fit the workspace together (problem.cuh); no allocation, no synchronisation, capturable in a CUDA graph. The same inputs give
 // the same bits. All pointers are device pointers, aligned to kCudaAlignment (call.h); `workspace` needs no
 // initialisation, and concurrent calls need workspaces of their own. Returns cudaErrorInvalidValue for parameters that validate()
 // refuses, for a workspace that is too small, and for a null or misaligned pointer; otherwise what the launches return.

@@ -1,5 +1,5 @@
 // The entry points of mra::Mra2Attention's CPU operator: the workspace, and the call of the chosen instruction set's code.
-#include "mra2_attention_cpu.h"
+#include "mra2_attention/mra2_attention_cpu.h"
 
 #include <algorithm>
 
@@ -17,7 +17,7 @@ constexpr std::int64_t kPackedBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kPackedBlocks = 96;
 
 // Lays the plan out in the workspace.
-void lay_out(const Mra2AttentionParams& params, CpuArena& arena, CpuPlan* plan) {
+void lay_out(const Mra2AttentionParams& params, CpuArena& arena, Mra2CpuPlan* plan) {
   plan->params = params;
   plan->head_dim = params.head_dim();
   plan->padded_dim = round_up(plan->head_dim, 16);
@@ -54,7 +54,7 @@ void lay_out(const Mra2AttentionParams& params, CpuArena& arena, CpuPlan* plan) 
 }  // namespace
 
 std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept {
-  CpuPlan plan;
+  Mra2CpuPlan plan;
   CpuArena arena(nullptr);
   lay_out(params, arena, &plan);
   return arena.bytes();
@@ -62,19 +62,19 @@ std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept {
 
 void mra2_attention_cpu(const Mra2AttentionParams& params, void* workspace, CpuIsa isa, ParallelFor parallel_for) noexcept {
   if (params.batch == 0) return;
-  CpuPlan plan;
+  Mra2CpuPlan plan;
   CpuArena arena(workspace);
   lay_out(params, arena, &plan);
   plan.parallel_for = parallel_for;
   switch (isa) {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
     case CpuIsa::kAvx512:
-      return avx512::run(plan);
+      return avx512::run_mra2(plan);
     case CpuIsa::kAvx2:
-      return avx2::run(plan);
+      return avx2::run_mra2(plan);
 #endif
     default:
-      return portable::run(plan);
+      return portable::run_mra2(plan);
   }
 }
 

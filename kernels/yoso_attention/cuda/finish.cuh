@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda/tile.cuh"
-#include "yoso_problem.cuh"
+#include "yoso_attention/cuda/problem.cuh"
 
 namespace mra::cuda {
 

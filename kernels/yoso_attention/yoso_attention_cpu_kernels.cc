@@ -12,7 +12,7 @@
 // alone, and every sum has one order, so that the result does not depend on the threads.
 #include <cstring>
 
-#include "yoso_attention_cpu.h"
+#include "yoso_attention/yoso_attention_cpu.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -3,7 +3,7 @@
 // No sum depends on the order of execution: a bucket's values are added in an order that follows from its tokens alone.
 #pragma once
 
-#include "yoso_finish.cuh"
+#include "yoso_attention/cuda/finish.cuh"
 
 namespace mra::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda/tile.cuh"
-#include "problem.cuh"
+#include "mra2_attention/cuda/problem.cuh"
 
 namespace mra::cuda {
 
@@ -10,7 +10,7 @@ constexpr int kPoolThreads = 96;  // three tensors of 768 half-type channels: ex
 
 // Block (batch example, block of tokens, slice of columns); a thread owns 16 bytes of one of the three tensors' rows.
 template <typename T>
-__global__ void __launch_bounds__(kPoolThreads) pool_kernel(Problem p, int slices) {
+__global__ void __launch_bounds__(kPoolThreads) mra2_pool_kernel(Mra2Problem p, int slices) {
   constexpr int kSize = Vector<T>::kSize;
   const std::int64_t block = blockIdx.x / slices;  // example * nb + block of tokens
   const int slice = static_cast<int>(blockIdx.x % slices);

@@ -1,37 +1,37 @@
-// The operator on a CUDA device: lays out the workspace and launches the three kernels.
-#include "mra2_attention_cuda.h"
+// mra::Mra2Attention on a CUDA device: lays out the workspace and launches the three kernels.
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
 
 #include <cmath>
 #include <cstdint>
 
 #include "common/cuda/launch.cuh"
-#include "attention_ffma.cuh"
-#include "attention_mma.cuh"
-#include "pool.cuh"
-#include "problem.cuh"
-#include "select.cuh"
+#include "mra2_attention/cuda/ffma.cuh"
+#include "mra2_attention/cuda/mma.cuh"
+#include "mra2_attention/cuda/pool.cuh"
+#include "mra2_attention/cuda/problem.cuh"
+#include "mra2_attention/cuda/select.cuh"
 
 namespace mra {
 namespace cuda {
 namespace {
 
 template <typename T, int kDim>
-cudaError_t launch_attention(const Problem& p, cudaStream_t stream) {
+cudaError_t launch_attention(const Mra2Problem& p, cudaStream_t stream) {
   const std::int64_t blocks = p.heads * p.chunk_bound;
   if constexpr (sizeof(T) == 4)
-    return launch_checked(attention_ffma_kernel<kDim>, blocks, kFfmaThreads, FfmaShape<kDim>::kSharedBytes, stream, p);
+    return launch_checked(mra2_ffma_kernel<kDim>, blocks, kFfmaThreads, Mra2FfmaShape<kDim>::kSharedBytes, stream, p);
   else
-    return launch_checked(attention_mma_kernel<T, kDim>, blocks, kMmaThreads, MmaShape<kDim>::kSharedBytes, stream, p);
+    return launch_checked(mra2_mma_kernel<T, kDim>, blocks, kMra2MmaThreads, Mra2MmaShape<kDim>::kSharedBytes, stream, p);
 }
 
 template <typename T>
-cudaError_t launch_all(const Problem& p, cudaStream_t stream) {
+cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
   const std::int64_t slices = blocks_for(3 * p.hidden / Vector<T>::kSize, kPoolThreads);
-  cudaError_t error = launch_checked(pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
+  cudaError_t error = launch_checked(mra2_pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
                                      static_cast<int>(slices));
   if (error != cudaSuccess) return error;
   const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
-  error = launch_checked(select_kernel<sizeof(T) == 2>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
+  error = launch_checked(mra2_select_kernel<sizeof(T) == 2>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
                          static_cast<int>(row_tiles));
   if (error != cudaSuccess) return error;
   // The one place where head_dim becomes a constant.
@@ -46,7 +46,7 @@ cudaError_t launch_all(const Problem& p, cudaStream_t stream) {
 
 std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept {
   if (!validate(params, nullptr, 0)) return 0;
-  cuda::Problem p = cuda::make_problem(params);
+  cuda::Mra2Problem p = cuda::make_problem(params);
   cuda::Arena arena(nullptr);
   cuda::lay_out(p, arena);
   return arena.bytes();
@@ -59,7 +59,7 @@ cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspa
   if (!cuda::usable(params.query) || !cuda::usable(params.key) || !cuda::usable(params.value) || !cuda::usable(params.context) ||
       !cuda::usable(workspace) || params.attention_mask == nullptr)
     return cudaErrorInvalidValue;
-  cuda::Problem p = cuda::make_problem(params);
+  cuda::Mra2Problem p = cuda::make_problem(params);
   cuda::Arena arena(workspace);
   cuda::lay_out(p, arena);
   if (workspace_bytes < arena.bytes()) return cudaErrorInvalidValue;

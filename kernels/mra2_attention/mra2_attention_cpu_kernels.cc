@@ -1,4 +1,4 @@
-// The CPU operator, compiled once per instruction set (MRA_CPU_NAMESPACE names it, the compiler's flags select it).
+// MRA's CPU operator, compiled once per instruction set (MRA_CPU_NAMESPACE names it, the compiler's flags select it).
 //
 // Everything here has internal linkage and no standard-library template is used; cpu_vector.h says why.
 //
@@ -11,7 +11,7 @@
 // weights are read as scalars in the order they lie in memory, and only the query block is transposed.
 #include <cstring>
 
-#include "mra2_attention_cpu.h"
+#include "mra2_attention/mra2_attention_cpu.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -228,7 +228,7 @@ struct Packed {
 
 // Pools one block of one tensor, for the heads [begin, end) of the example.
 template <typename T>
-void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t begin, std::int64_t end,
+void pool_tensor(const Mra2CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t begin, std::int64_t end,
                  std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed, Packed packed) {
   const std::int64_t hidden = plan.params.hidden_size;
   const std::int64_t dim = plan.head_dim;
@@ -288,7 +288,7 @@ void pool_tensor(const CpuPlan& plan, const void* tensor, std::int64_t example, 
 
 // What the tasks of every stage are given: the heads that go through the stages together.
 struct Group {
-  const CpuPlan* plan;
+  const Mra2CpuPlan* plan;
   std::int64_t first;  // head
   std::int64_t count;
 };
@@ -296,7 +296,7 @@ struct Group {
 template <typename T>
 void pool_block(void* argument, std::size_t task) {
   const Group& group = *static_cast<const Group*>(argument);
-  const CpuPlan& plan = *group.plan;
+  const Mra2CpuPlan& plan = *group.plan;
   const std::int64_t num_heads = plan.params.num_heads;
   const std::int64_t example = group.first / num_heads + static_cast<std::int64_t>(task) / plan.nb;
   const std::int64_t block = static_cast<std::int64_t>(task) % plan.nb;
@@ -345,7 +345,7 @@ struct Head {
   float* scores;        // [nb, padded_nb]
 };
 
-Head get_head(const CpuPlan& plan, std::int64_t index, std::int64_t slot) {
+Head get_head(const Mra2CpuPlan& plan, std::int64_t index, std::int64_t slot) {
   Head head;
   head.index = index;
   head.counts = plan.token_counts + index / plan.params.num_heads * plan.padded_nb;
@@ -356,7 +356,7 @@ Head get_head(const CpuPlan& plan, std::int64_t index, std::int64_t slot) {
 }
 
 // Scores L - r of the rows [begin, end), and r itself (steps 3 to 6, without the priors).
-void score_rows(const CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
+void score_rows(const Mra2CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
   const std::int64_t width = (head.used + kLanes - 1) / kLanes * kLanes;
   const std::int64_t padded_nb = plan.padded_nb;
   const float* query = plan.pooled_query + head.index * plan.nb * plan.padded_dim;
@@ -386,7 +386,7 @@ constexpr int kKeyChunk = 256;
 
 // Maps scores [begin, end) of row a, at most kKeyChunk, to integers in the same order: equal scores to equal integers, NaN
 // above all (as torch.topk has it).
-void order_keys(const CpuPlan& plan, const float* row, std::int64_t a, std::int64_t begin, std::int64_t end,
+void order_keys(const Mra2CpuPlan& plan, const float* row, std::int64_t a, std::int64_t begin, std::int64_t end,
                 std::uint32_t* keys) {
   const std::int64_t first_n = plan.params.initial_prior_first_n_blocks;
   const std::int64_t diagonal_n = plan.params.initial_prior_diagonal_n_blocks;
@@ -415,7 +415,7 @@ void order_keys(const CpuPlan& plan, const float* row, std::int64_t a, std::int6
 }
 
 // The T-th largest key of the head, and how many keys equal to it are selected. A radix select: three passes over the scores.
-void find_threshold(const CpuPlan& plan, const Head& head, std::uint32_t* threshold, std::int64_t* ties) {
+void find_threshold(const Mra2CpuPlan& plan, const Head& head, std::uint32_t* threshold, std::int64_t* ties) {
   constexpr int kBits[] = {12, 10, 10};
   constexpr int kTables = 4;  // neighbouring scores often fall into one bucket: separate tables avoid waiting for its counter
   std::int64_t wanted = plan.selected;  // the wanted-th largest of the keys that share `prefix`
@@ -456,7 +456,7 @@ void find_threshold(const CpuPlan& plan, const Head& head, std::uint32_t* thresh
 
 // Step 7: lists the selected key blocks row by row. Pairs without tokens are dropped, for they add nothing but the zeros of
 // their padded keys, which the row's flags remember.
-void select_blocks(const CpuPlan& plan, const Head& head) {
+void select_blocks(const Mra2CpuPlan& plan, const Head& head) {
   std::uint32_t threshold = 0;
   std::int64_t ties = plan.selected;
   if (plan.selected < plan.nb * plan.nb) find_threshold(plan, head, &threshold, &ties);
@@ -474,9 +474,9 @@ void select_blocks(const CpuPlan& plan, const Head& head) {
       for (std::int64_t i = 0; i < end - begin; ++i) {
         if (keys[i] < threshold) continue;
         if (keys[i] == threshold && --ties < 0) continue;
-        flags |= kRowHasBlock;
+        flags |= kMra2RowHasBlock;
         if (head.counts[begin + i] == 0.0f)
-          flags |= kRowHasPadding;
+          flags |= kMra2RowHasPadding;
         else if (head.counts[a] != 0.0f)
           columns[used++] = static_cast<std::int32_t>(begin + i);
       }
@@ -487,7 +487,7 @@ void select_blocks(const CpuPlan& plan, const Head& head) {
 }
 
 // Step 10 for the rows [begin, end): Σ W·v̂ and Σ W over the blocks that are not selected, shifted by r.
-void sum_low_resolution(const CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
+void sum_low_resolution(const Mra2CpuPlan& plan, const Head& head, std::int64_t begin, std::int64_t end) {
   const std::int64_t width = (head.used + kLanes - 1) / kLanes * kLanes;
   const std::int32_t* columns = plan.columns + head.index * plan.selected;
   const std::int32_t* starts = plan.row_starts + head.index * (plan.nb + 1);
@@ -512,11 +512,11 @@ void sum_low_resolution(const CpuPlan& plan, const Head& head, std::int64_t begi
 
 constexpr std::int64_t kSelectRows = 64;  // of scores, for one task of a large head
 
-std::int64_t count_select_tiles(const CpuPlan& plan) { return (plan.nb + kSelectRows - 1) / kSelectRows; }
+std::int64_t count_select_tiles(const Mra2CpuPlan& plan) { return (plan.nb + kSelectRows - 1) / kSelectRows; }
 
-void for_tile(void* argument, std::size_t task, void (*compute)(const CpuPlan&, const Head&, std::int64_t, std::int64_t)) {
+void for_tile(void* argument, std::size_t task, void (*compute)(const Mra2CpuPlan&, const Head&, std::int64_t, std::int64_t)) {
   const Group& group = *static_cast<const Group*>(argument);
-  const CpuPlan& plan = *group.plan;
+  const Mra2CpuPlan& plan = *group.plan;
   const std::int64_t tiles = count_select_tiles(plan);
   const std::int64_t slot = static_cast<std::int64_t>(task) / tiles;
   const std::int64_t begin = static_cast<std::int64_t>(task) % tiles * kSelectRows;
@@ -535,7 +535,7 @@ void select_head(void* argument, std::size_t task) {
 
 void do_head(void* argument, std::size_t task) {
   const Group& group = *static_cast<const Group*>(argument);
-  const CpuPlan& plan = *group.plan;
+  const Mra2CpuPlan& plan = *group.plan;
   const std::int64_t slot = static_cast<std::int64_t>(task);
   const Head head = get_head(plan, group.first + slot, slot);
   score_rows(plan, head, 0, plan.nb);
@@ -602,7 +602,7 @@ const float* as_float(const float* p) { return p; }
 template <typename T>
 void attend_block(void* argument, std::size_t task) {
   const Group& group = *static_cast<const Group*>(argument);
-  const CpuPlan& plan = *group.plan;
+  const Mra2CpuPlan& plan = *group.plan;
   const Mra2AttentionParams& params = plan.params;
   const std::int64_t index = group.first + static_cast<std::int64_t>(task) / plan.nb;  // example * num_heads + head
   const std::int64_t a = static_cast<std::int64_t>(task) % plan.nb;
@@ -653,8 +653,8 @@ void attend_block(void* argument, std::size_t task) {
   }
   // What enters the maximum besides the keys below: zeros of blocks without tokens, or the constant of step 9.
   float floor = kLowest;
-  if (flags & kRowHasPadding) floor = 0.0f;
-  if (!(flags & kRowHasBlock)) floor = kNoBlockMax * kLog2E;
+  if (flags & kMra2RowHasPadding) floor = 0.0f;
+  if (!(flags & kMra2RowHasBlock)) floor = kNoBlockMax * kLog2E;
 
   const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
   const std::int32_t* columns = plan.columns + index * plan.selected;
@@ -779,7 +779,7 @@ void attend_block(void* argument, std::size_t task) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <typename T>
-void run_typed(const CpuPlan& plan) {
+void run_typed(const Mra2CpuPlan& plan) {
   const std::int64_t tiles = count_select_tiles(plan);
   for (std::int64_t first = 0; first < plan.heads; first += plan.group_heads) {
     const std::int64_t left = plan.heads - first;
@@ -801,7 +801,7 @@ void run_typed(const CpuPlan& plan) {
 
 }  // namespace
 
-void run(const CpuPlan& plan) noexcept {
+void run_mra2(const Mra2CpuPlan& plan) noexcept {
   switch (plan.params.dtype) {
     case DType::kFloat32:
       return run_typed<float>(plan);

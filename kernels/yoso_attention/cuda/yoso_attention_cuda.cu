@@ -1,15 +1,15 @@
 // mra::YosoAttention on a CUDA device: lays out the workspace and launches the kernels.
-#include "yoso_attention_cuda.h"
+#include "yoso_attention/cuda/yoso_attention_cuda.h"
 
 #include <algorithm>
 #include <cstdint>
 
 #include "common/cuda/launch.cuh"
-#include "yoso_ffma.cuh"
-#include "yoso_hash.cuh"
-#include "yoso_mma.cuh"
-#include "yoso_problem.cuh"
-#include "yoso_tables.cuh"
+#include "yoso_attention/cuda/ffma.cuh"
+#include "yoso_attention/cuda/hash.cuh"
+#include "yoso_attention/cuda/mma.cuh"
+#include "yoso_attention/cuda/problem.cuh"
+#include "yoso_attention/cuda/tables.cuh"
 
 namespace mra {
 namespace cuda {

@@ -2,12 +2,12 @@
 #pragma once
 
 #include "common/cuda/tile.cuh"
-#include "problem.cuh"
+#include "mra2_attention/cuda/problem.cuh"
 
 namespace mra::cuda {
 
 // Where a thread block works: its chunk and the tensors' offsets. False if there is no such chunk.
-struct Work {
+struct ChunkWork {
   Chunk chunk;
   std::int64_t head;     // batch * num_heads + head
   std::int64_t example;
@@ -15,7 +15,7 @@ struct Work {
   const std::uint32_t* bits;   // [nb]
   const std::uint16_t* list;   // [chunk.length]
 
-  __device__ __forceinline__ bool find(const Problem& p) {
+  __device__ __forceinline__ bool find(const Mra2Problem& p) {
     head = blockIdx.x / p.chunk_bound;
     const int rank = static_cast<int>(blockIdx.x - head * p.chunk_bound);
     const int count = p.chunk_counts[head];
@@ -51,7 +51,7 @@ struct FinalFactors {
 // `max` and `weight` are those of the included keys, in units of Exponent; `padded` says whether a selected block holds padding, whose
 // logits of 0 belong to the shift although nothing else of them counts. Summing relative to `max` keeps half types from underflow.
 template <typename Exponent>
-__device__ __forceinline__ FinalFactors final_factors(const Problem& p, float row_max, float low_weight, float max, float weight,
+__device__ __forceinline__ FinalFactors final_factors(const Mra2Problem& p, float row_max, float low_weight, float max, float weight,
                                                       bool padded, bool none_selected) {
   const float high_max = none_selected ? kNoBlockMax * Exponent::kLog : padded ? fmaxf(max, 0.0f) : max;
   if (p.sparse) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ FinalFactors final_factors(const Problem& p, float ro
 
 // Of the chunks of a row, the one that arrives last combines all, in the order of the list.
 template <typename T, typename Exponent, int kThreads>
-__device__ __forceinline__ void combine_chunks(const Problem& p, const Work& work, std::uint32_t* shared_flag) {
+__device__ __forceinline__ void combine_chunks(const Mra2Problem& p, const ChunkWork& work, std::uint32_t* shared_flag) {
   const std::int64_t row = work.head * p.nb + work.chunk.row;
   __threadfence();
   __syncthreads();

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda/tile.cuh"
-#include "yoso_weight.cuh"
+#include "yoso_attention/cuda/weight.cuh"
 
 namespace mra::cuda {
 

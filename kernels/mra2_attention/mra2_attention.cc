@@ -1,5 +1,5 @@
 // Validation of the sizes and attributes of mra::Mra2Attention, shared by every backend.
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 #include <cinttypes>
 #include <cmath>

@@ -5,7 +5,7 @@
 
 #include "common/cuda/device.cuh"
 #include "common/cuda/workspace.cuh"
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace mra::cuda {
 

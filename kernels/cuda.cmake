@@ -20,17 +20,19 @@ if(NOT mra_architectures_given)
 endif()
 message(STATUS "CUDA kernels for ${mra_architectures_given}")
 
+add_library(mra_kernels_cuda STATIC
+  mra2_attention/cuda/mra2_attention_cuda.cu
+  yoso_attention/cuda/yoso_attention_cuda.cu)
 # nvcc knows none of the host compiler's options that the whole project sets.
-set_directory_properties(PROPERTIES COMPILE_OPTIONS "")
-add_library(mra_kernels_cuda STATIC mra2_attention_cuda.cu yoso_attention_cuda.cu)
 set_target_properties(mra_kernels_cuda PROPERTIES
+  COMPILE_OPTIONS ""
   CUDA_ARCHITECTURES "${mra_architectures_given}"
   CUDA_STANDARD 17
   CUDA_STANDARD_REQUIRED ON
   CUDA_VISIBILITY_PRESET hidden
   CUDA_RUNTIME_LIBRARY Static)
 target_compile_options(mra_kernels_cuda PRIVATE -Xcompiler=-Wall,-Wextra)
-target_include_directories(mra_kernels_cuda PUBLIC ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_include_directories(mra_kernels_cuda PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(mra_kernels_cuda PUBLIC mra_kernels)
 string(REPLACE ";" "," mra_architectures_text "${mra_architectures_given}")
 # The plugins can say what they were built for.

@@ -1,13 +1,13 @@
-// What the CPU operator's dispatcher and its per-instruction-set translation units share: the plan of one call.
+// What the dispatcher of MRA's CPU operator and its per-instruction-set translation units share: the plan of one call.
 #pragma once
 
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 namespace mra {
 
 // One call: the params, the sizes derived from them, and where everything lies in the workspace. "Heads" counts all pairs
 // of example and head, index example * num_heads + head.
-struct CpuPlan {
+struct Mra2CpuPlan {
   Mra2AttentionParams params;
   ParallelFor parallel_for;
 
@@ -28,23 +28,23 @@ struct CpuPlan {
   float* pooled_value;        // [heads, nb, padded_dim]
   float* row_max;             // [heads, nb]: r_a
   float* low_weight;          // [heads, nb]: Σ W, shifted by row_max
-  std::int32_t* row_flags;    // [heads, nb]: kRowHasBlock, kRowHasPadding
+  std::int32_t* row_flags;    // [heads, nb]: kMra2RowHasBlock, kMra2RowHasPadding
   std::int32_t* row_starts;   // [heads, nb + 1]: a row's first entry in `columns`
   std::int32_t* columns;      // [heads, selected]: the selected key blocks that have tokens, row by row, ascending
   float* scores;              // [group_heads, nb, padded_nb]: L - r_a, without priors; then the low-resolution weights
 };
 
-constexpr std::int32_t kRowHasBlock = 1;    // some block is selected for this row
-constexpr std::int32_t kRowHasPadding = 2;  // some selected block has no token: its padded keys enter the maximum as 0
+constexpr std::int32_t kMra2RowHasBlock = 1;    // some block is selected for this row
+constexpr std::int32_t kMra2RowHasPadding = 2;  // some selected block has no token: its padded keys enter the maximum as 0
 
 namespace portable {
-void run(const CpuPlan& plan) noexcept;
+void run_mra2(const Mra2CpuPlan& plan) noexcept;
 }
 namespace avx2 {
-void run(const CpuPlan& plan) noexcept;
+void run_mra2(const Mra2CpuPlan& plan) noexcept;
 }
 namespace avx512 {
-void run(const CpuPlan& plan) noexcept;
+void run_mra2(const Mra2CpuPlan& plan) noexcept;
 }
 
 }  // namespace mra

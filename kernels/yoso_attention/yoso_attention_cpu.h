@@ -1,7 +1,7 @@
 // What the dispatcher of YOSO's CPU operator and its per-instruction-set translation units share: the plan of one call.
 #pragma once
 
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 namespace mra {
 

@@ -1,20 +1,20 @@
 // Launch 3 for float32: attention over the selected blocks in plain float32, four warps of 8 query rows per chunk.
 #pragma once
 
-#include "attention.cuh"
+#include "mra2_attention/cuda/softmax.cuh"
 
 namespace mra::cuda {
 
 template <int kDim>
-struct FfmaShape {
+struct Mra2FfmaShape {
   static constexpr int kKeyStride = kDim + 4;  // a lane reads its own key row: 16 bytes of padding against bank conflicts
   static constexpr std::size_t kSharedBytes = 16 + (2 * kBlockSize * kDim + kBlockSize * kKeyStride) * sizeof(float);
   static_assert(kSharedBytes <= 99 * 1024, "the least that a thread block may have from compute capability 8.0 on");
 };
 
 template <int kDim>
-__global__ void __launch_bounds__(kFfmaThreads) attention_ffma_kernel(Problem p) {
-  using Shape = FfmaShape<kDim>;
+__global__ void __launch_bounds__(kFfmaThreads) mra2_ffma_kernel(Mra2Problem p) {
+  using Shape = Mra2FfmaShape<kDim>;
   using Exponent = NaturalExponent;
   constexpr int kOwn = kDim / kWarp;  // channels per lane: lane, lane + 32, ...
   std::uint32_t* shared_flag = reinterpret_cast<std::uint32_t*>(dynamic_shared());
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kFfmaThreads) attention_ffma_kernel(Problem p)
   float* key_tile = value_tile + kBlockSize * kDim;                     // [32, kKeyStride]
   float* weights = key_tile;                                            // [32 queries, 32 keys], once the keys are used up
 
-  Work work;
+  ChunkWork work;
   if (!work.find(p)) return;
   const int length = work.chunk.length;
   const float* query = static_cast<const float*>(p.query) + work.origin;

@@ -1,7 +1,7 @@
 // What both kernels of mode expectation share: the lengths of queries and keys (launch 1), and the weight of a pair (steps 2 and 3).
 #pragma once
 
-#include "yoso_finish.cuh"
+#include "yoso_attention/cuda/finish.cuh"
 
 namespace mra::cuda {
 

@@ -1,5 +1,5 @@
 // Validation of the sizes and attributes of mra::YosoAttention, shared by every backend.
-#include "yoso_attention.h"
+#include "yoso_attention/yoso_attention.h"
 
 #include <cinttypes>
 

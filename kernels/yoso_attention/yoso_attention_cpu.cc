@@ -1,5 +1,5 @@
 // The entry points of YOSO's CPU operator: the workspace, and the call of the chosen instruction set's code.
-#include "yoso_attention_cpu.h"
+#include "yoso_attention/yoso_attention_cpu.h"
 
 #include <algorithm>
 

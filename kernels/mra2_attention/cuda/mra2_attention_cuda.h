@@ -1,11 +1,11 @@
-// The operator on a CUDA device: workspace size and launch. Framework-free: standard library and CUDA runtime only.
+// mra::Mra2Attention on a CUDA device: workspace size and launch. Framework-free: standard library and CUDA runtime only.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 
-#include "mra2_attention.h"
+#include "mra2_attention/mra2_attention.h"
 
 namespace mra {
 
