@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,12 @@ def test_random_damage_never_harms_the_reader(tmp_path: Path) -> None:
     assert not [pair for pair in zip(verdicts, said, strict=True) if pair[0] and pair[1]]
     assert any(verdicts)
     assert any(said)
+
+
+def test_the_header_is_up_to_date() -> None:
+    command = [sys.executable, str(REPO / "scripts" / "generate_engine_manifest.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version_text(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@
 #include <system_error>
 #include <vector>
 
-#include "engine_manifest.h"
 #include "failure.h"
+#include "json.h"
+#include "sha256.h"
 
 namespace mra::serving {
 namespace {

@@ -14,7 +14,7 @@
 
 #include "backend.h"
 #include "bundle.h"
-#include "engine_manifest.h"
+#include "engine_check.h"
 #include "failure.h"
 #include "mra/serving.h"
 

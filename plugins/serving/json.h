@@ -1,0 +1,200 @@
+// Reads JSON, in standard C++17 and nothing else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mra::serving::detail {
+
+// A JSON value.
+struct Json {
+  enum class Kind { kNull, kBoolean, kInteger, kNumber, kString, kArray, kObject } kind = Kind::kNull;
+  std::string text;                // of a string; of a number, as it stands in the file
+  std::int64_t integer = 0;        // of an integer of up to 18 digits; 1 or 0 for true and false
+  std::vector<std::string> names;  // of an object's members, in the file's order
+  std::vector<Json> items;         // of an array, or the values of `names`
+
+  // The member of an object, null where there is none. Of several with one name it is the last, as for Python.
+  const Json* find(const std::string& name) const {
+    for (std::size_t i = names.size(); i-- > 0;)
+      if (names[i] == name) return &items[i];
+    return nullptr;
+  }
+};
+
+// Reads JSON (RFC 8259).
+class JsonReader {
+ public:
+  explicit JsonReader(const std::string& text) : text_(text) {}
+
+  // False where the text is not one JSON object.
+  bool read(Json* object) {
+    skip_space();
+    if (peek() != '{' || !read_value(0, object)) return false;
+    skip_space();
+    return at_ == text_.size();
+  }
+
+ private:
+  static constexpr int kMaxDepth = 64;
+
+  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
+  bool take(char c) {
+    if (peek() != c) return false;
+    ++at_;
+    return true;
+  }
+  void skip_space() {
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) ++at_;
+  }
+  bool take_word(const char* word) {
+    const std::string expected(word);
+    if (text_.compare(at_, expected.size(), expected) != 0) return false;
+    at_ += expected.size();
+    return true;
+  }
+
+  bool read_value(int depth, Json* value) {
+    skip_space();
+    switch (peek()) {
+      case '"':
+        value->kind = Json::Kind::kString;
+        return read_string(&value->text);
+      case '{':
+      case '[':
+        return depth < kMaxDepth && read_container(depth, value);
+      case 't':
+      case 'f':
+        value->kind = Json::Kind::kBoolean;
+        value->integer = peek() == 't';
+        return take_word(value->integer ? "true" : "false");
+      case 'n':
+        return take_word("null");
+      default:
+        return read_number(value);
+    }
+  }
+
+  bool read_container(int depth, Json* value) {
+    const bool is_object = peek() == '{';
+    const char end = is_object ? '}' : ']';
+    value->kind = is_object ? Json::Kind::kObject : Json::Kind::kArray;
+    ++at_;
+    skip_space();
+    if (take(end)) return true;
+    do {
+      skip_space();
+      if (is_object) {
+        value->names.emplace_back();
+        if (!read_string(&value->names.back())) return false;
+        skip_space();
+        if (!take(':')) return false;
+      }
+      value->items.emplace_back();
+      if (!read_value(depth + 1, &value->items.back())) return false;
+      skip_space();
+    } while (take(','));
+    return take(end);
+  }
+
+  bool read_digits() {
+    const std::size_t start = at_;
+    while (peek() >= '0' && peek() <= '9') ++at_;
+    return at_ > start;
+  }
+
+  // Integers of up to 18 digits fit into 64 bits; other numbers stay text.
+  bool read_number(Json* number) {
+    const std::size_t sign = at_;
+    const bool is_negative = take('-');
+    const std::size_t start = at_;
+    if (!read_digits()) return false;
+    const std::size_t digits = at_ - start;
+    if (digits > 1 && text_[start] == '0') return false;
+    bool is_integer = true;
+    if (take('.')) {
+      is_integer = false;
+      if (!read_digits()) return false;
+    }
+    if (peek() == 'e' || peek() == 'E') {
+      is_integer = false;
+      ++at_;
+      if (!take('+')) take('-');
+      if (!read_digits()) return false;
+    }
+    if (is_integer && digits <= 18) {
+      std::int64_t value = 0;
+      for (std::size_t i = start; i < start + digits; ++i) value = value * 10 + (text_[i] - '0');
+      number->integer = is_negative ? -value : value;
+    }
+    number->kind = is_integer && digits <= 18 ? Json::Kind::kInteger : Json::Kind::kNumber;
+    number->text = text_.substr(sign, at_ - sign);
+    return true;
+  }
+
+  bool read_hex4(std::uint32_t* value) {
+    *value = 0;
+    for (int i = 0; i < 4; ++i) {
+      const char c = peek();
+      std::uint32_t digit = 0;
+      if (c >= '0' && c <= '9') digit = static_cast<std::uint32_t>(c - '0');
+      else if (c >= 'a' && c <= 'f') digit = static_cast<std::uint32_t>(c - 'a' + 10);
+      else if (c >= 'A' && c <= 'F') digit = static_cast<std::uint32_t>(c - 'A' + 10);
+      else return false;
+      *value = *value * 16 + digit;
+      ++at_;
+    }
+    return true;
+  }
+
+  static void append_utf8(std::uint32_t code, std::string* out) {
+    if (code < 0x80) {
+      *out += static_cast<char>(code);
+      return;
+    }
+    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    static constexpr unsigned kFirst[] = {0, 0xC0, 0xE0, 0xF0};
+    *out += static_cast<char>(kFirst[more] | (code >> (6 * more)));
+    for (int i = more - 1; i >= 0; --i) *out += static_cast<char>(0x80 | ((code >> (6 * i)) & 0x3F));
+  }
+
+  bool read_string(std::string* out) {
+    out->clear();
+    if (!take('"')) return false;
+    while (at_ < text_.size()) {
+      const char c = text_[at_++];
+      if (c == '"') return true;
+      if (static_cast<unsigned char>(c) < 0x20) return false;
+      if (c != '\\') {
+        *out += c;
+        continue;
+      }
+      if (at_ >= text_.size()) return false;
+      const char escape = text_[at_++];
+      static const std::string from = "\"\\/bfnrt", to = "\"\\/\b\f\n\r\t";
+      const std::size_t index = from.find(escape);
+      if (index != std::string::npos) {
+        *out += to[index];
+        continue;
+      }
+      std::uint32_t code = 0;
+      if (escape != 'u' || !read_hex4(&code)) return false;
+      if (code >= 0xD800 && code < 0xDC00) {  // the first half of a pair
+        std::uint32_t low = 0;
+        if (!take('\\') || !take('u') || !read_hex4(&low) || low < 0xDC00 || low > 0xDFFF) return false;
+        code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+      } else if (code >= 0xDC00 && code <= 0xDFFF) {
+        return false;
+      }
+      append_utf8(code, out);
+    }
+    return false;
+  }
+
+  const std::string& text_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace mra::serving::detail
