@@ -5,6 +5,7 @@
 #define MRA_EXPORT extern "C" __attribute__((visibility("default")))
 #define MRA_TEXT_(x) #x
 #define MRA_TEXT(x) MRA_TEXT_(x)
+#define MRA_TENSORRT_VERSION MRA_TEXT(NV_TENSORRT_MAJOR) "." MRA_TEXT(NV_TENSORRT_MINOR)
 
 // Two creators for each operator: TensorRT's parsers ask for the namespace "" or for the node's domain.
 MRA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) noexcept {
@@ -22,6 +23,6 @@ MRA_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept { mra:
 
 // JSON, for `mra-export doctor`: what this file was built with, and for which GPU architectures.
 MRA_EXPORT const char* mraBuildInfo() noexcept {
-  return "{\"plugin_version\": \"1\", \"tensorrt_headers\": \"" MRA_TEXT(NV_TENSORRT_MAJOR) "." MRA_TEXT(NV_TENSORRT_MINOR)
+  return "{\"plugin_version\": \"1\", \"tensorrt_headers\": \"" MRA_TENSORRT_VERSION
          "\", \"cuda_runtime\": " MRA_TEXT(CUDART_VERSION) ", \"architectures\": \"" MRA_CUDA_ARCHITECTURES "\"}";
 }

@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kPoolThreads) mra2_pool_kernel(Mra2Problem p, 
   if (column >= 3 * columns) return;
   const int tensor = column / columns;
   const int channel = (column - tensor * columns) * kSize;
-  const T* source = static_cast<const T*>(tensor == 0 ? p.query : tensor == 1 ? p.key : p.value) +
-                    (example * p.seq_len + first_token) * p.hidden + channel;
+  const void* start = tensor == 0 ? p.query : tensor == 1 ? p.key : p.value;
+  const T* source = static_cast<const T*>(start) + (example * p.seq_len + first_token) * p.hidden + channel;
 
   float sum[kSize] = {};
   constexpr int kInFlight = 8;  // loads before their first use; the plain path has no condition that would keep them apart
@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kPoolThreads) mra2_pool_kernel(Mra2Problem p, 
 
   const float count = static_cast<float>(__popc(bits)) + kPoolEpsilon;
   const int head = channel / p.head_dim;
-  float* target = (tensor == 0 ? p.pooled_query : tensor == 1 ? p.pooled_key : p.pooled_value) +
-                  ((example * p.num_heads + head) * p.nb + row) * p.head_dim + (channel - head * p.head_dim);
+  float* pooled = tensor == 0 ? p.pooled_query : tensor == 1 ? p.pooled_key : p.pooled_value;
+  float* target = pooled + ((example * p.num_heads + head) * p.nb + row) * p.head_dim + (channel - head * p.head_dim);
 #pragma unroll
   for (int i = 0; i < kSize; i += 4)
     *reinterpret_cast<float4*>(target + i) =

@@ -222,8 +222,8 @@ class Embedder::Impl {
         status = library.open(request, &backend);
       }
       if (!status.ok()) throw Failure{std::move(status)};
-      auto pool = std::make_unique<Pool>(backend.get(), options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores,
-                                         bundle_.hidden_size);
+      const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores;
+      auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, bundle_.hidden_size);
       if (is_engine) pool->reserve();  // memory that a GPU lacks is missed now, not in the middle of the night
       backend_ = std::move(backend);
       pool_ = std::move(pool);
