@@ -12,7 +12,7 @@
 namespace {
 
 constexpr long kRounds = 1000000;  // some milliseconds: short enough to be left alone on a busy machine
-constexpr int kChains = 12;  // independent chains: more than the latency of a multiply-add times its throughput
+constexpr int kChains = 12;        // independent chains: more than the latency of a multiply-add times its throughput
 
 using Vec4 = float __attribute__((vector_size(16)));
 using Vec8 = float __attribute__((vector_size(32)));

@@ -30,8 +30,7 @@ bool validate_sizes(std::int64_t batch, std::int64_t seq_len, std::int64_t hidde
                     const Refusal& fail) noexcept {
   if (dtype != DType::kFloat32 && dtype != DType::kFloat16 && dtype != DType::kBFloat16)
     return fail("dtype=%d must be 0 (float), 1 (float16) or 2 (bfloat16).", static_cast<int>(dtype));
-  if (num_heads < 1)
-    return fail("num_heads=%" PRId64 " must be at least 1. Check num_attention_heads in config.json.", num_heads);
+  if (num_heads < 1) return fail("num_heads=%" PRId64 " must be at least 1. Check num_attention_heads in config.json.", num_heads);
   if (hidden_size < 1 || hidden_size % num_heads != 0)
     return fail("hidden_size=%" PRId64 " must be a positive multiple of num_heads=%" PRId64
                 ". Check the last dimension of query, key and value.",
@@ -43,8 +42,7 @@ bool validate_sizes(std::int64_t batch, std::int64_t seq_len, std::int64_t hidde
                 head_dim, hidden_size, num_heads, kHeadDimMultiple, kMaxHeadDim);
   if (batch < 0) return fail("batch=%" PRId64 " must not be negative.", batch);
   if (seq_len < 1 || seq_len > kMaxSeqLen)
-    return fail("seq_len=%" PRId64 " must be between 1 and %" PRId64 ". Check the second dimension of query.", seq_len,
-                kMaxSeqLen);
+    return fail("seq_len=%" PRId64 " must be between 1 and %" PRId64 ". Check the second dimension of query.", seq_len, kMaxSeqLen);
   return true;
 }
 

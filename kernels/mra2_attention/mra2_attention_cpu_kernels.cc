@@ -100,8 +100,8 @@ struct Fetchers {
 
 // acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
 template <int R, int N>
-MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N], Fetch even, Fetch odd) {
+MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb,
+                              std::int64_t depth, Vec (&acc)[R][N], Fetch even, Fetch odd) {
   const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
     Vec right[N];
 #pragma GCC unroll 8
@@ -141,8 +141,7 @@ MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-      acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
+    for (int n = 0; n < N; ++n) acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
   for (int part = 0; part < b.parts; ++part) {
     const float* rows = b.rows[part] + column;
     if (fetchers != nullptr)
@@ -166,17 +165,16 @@ void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const 
   constexpr int kRows = kUpdateRows<N>;
   std::int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
-    update_tile<kRows, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step,
-                          k_step, b, column, fetchers);
+    update_tile<kRows, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step, b,
+                          column, fetchers);
   for (; r < rows; ++r)
-    update_tile<1, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step,
-                      b, column, nullptr);
+    update_tile<1, N>(c + r * ldc, ldc, row_scale == nullptr ? nullptr : row_scale + r, a + r * row_step, row_step, k_step, b,
+                      column, nullptr);
 }
 
 // c [rows, width] = c * row_scale + a·b, where a is [rows, depth of b] with the given steps. `width` is a multiple of the vector.
 void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                   std::ptrdiff_t k_step, const Right& b, std::int64_t rows, std::int64_t width,
-                   Fetchers* fetchers = nullptr) {
+                   std::ptrdiff_t k_step, const Right& b, std::int64_t rows, std::int64_t width, Fetchers* fetchers = nullptr) {
   std::int64_t column = 0;
   for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
     update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
@@ -184,8 +182,7 @@ void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const f
     update_columns<2>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
     column += 2 * kLanes;
   }
-  if (column < width)
-    update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
+  if (column < width) update_columns<1>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
 }
 
 // The tiles of update_matrix over kB rows.
@@ -222,7 +219,7 @@ constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their su
 
 // Where the heads of one tensor are copied to; null: they are not.
 struct Packed {
-  float* rows = nullptr;   // of the head `begin`, [heads, nb, 32, step]
+  float* rows = nullptr;  // of the head `begin`, [heads, nb, 32, step]
   std::int64_t step = 0;  // head_dim, or that rounded up and filled with zeros
 };
 
@@ -443,7 +440,8 @@ void find_threshold(const Mra2CpuPlan& plan, const Head& head, std::uint32_t* th
     }
     std::uint32_t bucket = bucket_mask;
     for (;; --bucket) {
-      const std::int64_t in_bucket = static_cast<std::int64_t>(counts[0][bucket]) + counts[1][bucket] + counts[2][bucket] + counts[3][bucket];
+      const std::int64_t in_bucket =
+          static_cast<std::int64_t>(counts[0][bucket]) + counts[1][bucket] + counts[2][bucket] + counts[3][bucket];
       if (wanted <= in_bucket) break;
       wanted -= in_bucket;
     }
@@ -551,12 +549,12 @@ constexpr int kPair = 2;
 
 // One task's working memory, on its stack: 168 KiB, of which it touches what head_dim needs.
 struct AttendScratch {
-  alignas(64) float query[kMaxHeadDim * kB];    // [head_dim, 32 queries], times scale·log2(e)
-  alignas(64) float rows[kB * kMaxHeadDim];     // [32, head_dim]: query rows, then key rows, as float
+  alignas(64) float query[kMaxHeadDim * kB];          // [head_dim, 32 queries], times scale·log2(e)
+  alignas(64) float rows[kB * kMaxHeadDim];           // [32, head_dim]: query rows, then key rows, as float
   alignas(64) float value[kPair * kB * kMaxHeadDim];  // [keys of both blocks, padded_dim]
   alignas(64) float weights[kPair * kB * kB];         // [keys of both blocks, 32 queries]: G·log2(e), then e^(G - M)
-  alignas(64) float context[kB * kMaxHeadDim];  // [32 queries, padded_dim]
-  alignas(64) float correction[kB];             // [32 queries]
+  alignas(64) float context[kB * kMaxHeadDim];        // [32 queries, padded_dim]
+  alignas(64) float correction[kB];                   // [32 queries]
 };
 
 // Elements of a key row that are multiplied at a time: between them the lines to fetch are chosen.
@@ -647,7 +645,8 @@ void attend_block(void* argument, std::size_t task) {
   }
   if (full) {
     const float* low = plan.pooled_query + block_row * padded_dim;
-    for (int i = 0; i < kB; ++i) std::memcpy(scratch.context + i * padded_dim, low, static_cast<std::size_t>(padded_dim) * sizeof(float));
+    for (int i = 0; i < kB; ++i)
+      std::memcpy(scratch.context + i * padded_dim, low, static_cast<std::size_t>(padded_dim) * sizeof(float));
   } else {
     std::memset(scratch.context, 0, static_cast<std::size_t>(kB * padded_dim) * sizeof(float));
   }
@@ -754,7 +753,8 @@ void attend_block(void* argument, std::size_t task) {
       during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
       if (starts[a + 2] > end) during_values.odd = fetch_key(columns[end], tiles, portion);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, values, (n_queries + 3) / 4 * 4, padded_dim, &during_values);
+    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, values, (n_queries + 3) / 4 * 4,
+                  padded_dim, &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];

@@ -36,7 +36,8 @@ void lay_out(const YosoAttentionParams& params, CpuArena& arena, YosoCpuPlan* pl
   const std::int64_t rows = plan->group_heads * plan->padded_rows;
   if (params.lsh()) {
     const std::int64_t table = (std::int64_t{1} << params.hash_code_len) * kYosoSlice;
-    plan->tables = std::min<std::int64_t>({std::max<std::int64_t>(1, kTableBytes / (table * float_size)), kYosoMaxTables, params.num_hash});
+    plan->tables =
+        std::min<std::int64_t>({std::max<std::int64_t>(1, kTableBytes / (table * float_size)), kYosoMaxTables, params.num_hash});
     const std::int64_t slots = std::clamp(kSlotBytes / (plan->tables * table * float_size), kMinSlots, kMaxSlots);
     plan->table_slots = std::min(plan->group_heads * (plan->padded_dim / kYosoSlice), slots);
     arena.take(plan->query_codes, rows * params.num_hash);

@@ -5,8 +5,8 @@
 
 namespace mra {
 
-constexpr int kYosoRows = 32;   // positions of a block: what one task hashes, packs or attends
-constexpr int kYosoSlice = 16;  // columns of the values that are summed up in tables at a time
+constexpr int kYosoRows = 32;      // positions of a block: what one task hashes, packs or attends
+constexpr int kYosoSlice = 16;     // columns of the values that are summed up in tables at a time
 constexpr int kYosoMaxTables = 8;  // hashes whose tables are filled at a time
 
 // One call: the params, the sizes derived from them, and where everything lies in the workspace. "Heads" counts all pairs

@@ -29,8 +29,8 @@ namespace {
 
 // acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
 template <int R, int N>
-MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b,
-                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N]) {
+MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb,
+                              std::int64_t depth, Vec (&acc)[R][N]) {
   const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
     Vec right[N];
 #pragma GCC unroll 8
@@ -76,8 +76,7 @@ void add_columns(float* c, std::ptrdiff_t ldc, const float* a, std::ptrdiff_t ro
                  std::ptrdiff_t ldb, std::int64_t depth, std::int64_t rows) {
   constexpr int kRows = kLanes == 16 && N <= 2 ? 8 : 4;
   std::int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows)
-    add_tile<kRows, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
+  for (; r + kRows <= rows; r += kRows) add_tile<kRows, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
   for (; r < rows; ++r) add_tile<1, N>(c + r * ldc, ldc, a + r * row_step, row_step, k_step, b, ldb, depth);
 }
 
@@ -113,19 +112,17 @@ struct Group {
 
 // One head's part of one block of positions.
 struct Block {
-  std::int64_t slot;      // head - group.first: where the head's packed data lie
-  std::int64_t head;      // of the example
+  std::int64_t slot;  // head - group.first: where the head's packed data lie
+  std::int64_t head;  // of the example
   std::int64_t example;
   std::int64_t position;  // the first of the block
   std::int64_t row;       // of the first token
   int positions;          // of the block, within the sequence
   int tokens;
-  int token[kB];          // their numbers in the block
+  int token[kB];  // their numbers in the block
 
   // The element of this head at position 0 of the example.
-  std::int64_t origin(const YosoAttentionParams& p) const {
-    return example * p.seq_len * p.hidden_size + head * p.head_dim();
-  }
+  std::int64_t origin(const YosoAttentionParams& p) const { return example * p.seq_len * p.hidden_size + head * p.head_dim(); }
 };
 
 Block get_block(const Group& group, std::size_t task) {
@@ -247,7 +244,8 @@ void pack_block(void* argument, std::size_t task) {
   load_tokens<T>(values, plan.params.value, plan, block, padded_dim);
   for (int i = 0; i < block.tokens; ++i) {
     scale_row(keys + i * dim, dim, inverse_length(keys + i * dim, dim));
-    if (padded_dim != dim) std::memset(values + i * padded_dim + dim, 0, static_cast<std::size_t>(padded_dim - dim) * sizeof(float));
+    if (padded_dim != dim)
+      std::memset(values + i * padded_dim + dim, 0, static_cast<std::size_t>(padded_dim - dim) * sizeof(float));
   }
   if (block.position + kB >= plan.params.seq_len) {  // the last block fills up the last register tile
     const std::int64_t rows = block.row + block.tokens;
@@ -435,10 +433,10 @@ void transform(float* x, std::int64_t dim, const float* sign) {
 
 // Working memory of one task of the hash stage: 180 KiB, of which it touches what the sizes need.
 struct HashScratch {
-  alignas(64) float rows[kB * kMaxHeadDim];         // [32, head_dim]
-  alignas(64) float columns[2][kMaxHeadDim * kB];   // of queries and keys, [head_dim, 32]
+  alignas(64) float rows[kB * kMaxHeadDim];        // [32, head_dim]
+  alignas(64) float columns[2][kMaxHeadDim * kB];  // of queries and keys, [head_dim, 32]
   alignas(64) float transformed[kMaxHeadDim * kLanes];
-  alignas(64) float constants[3 * kMaxHeadDim];     // one part's signs
+  alignas(64) float constants[3 * kMaxHeadDim];  // one part's signs
   Codes codes;
 };
 
@@ -448,8 +446,7 @@ void fast_codes(const YosoCpuPlan& plan, const std::int32_t* signs, const float*
   const std::int64_t code_len = plan.params.hash_code_len, bits = plan.params.hash_bits();
   for (std::int64_t part = 0; part < parts; ++part) {
     for (std::int64_t i = 0; i < 3 * dim; ++i) scratch.constants[i] = static_cast<float>(signs[part * 3 * dim + i]);
-    for (std::int64_t d = 0; d < plan.head_dim; ++d)
-      store(scratch.transformed + d * kLanes, load(columns + d * kB + vec * kLanes));
+    for (std::int64_t d = 0; d < plan.head_dim; ++d) store(scratch.transformed + d * kLanes, load(columns + d * kB + vec * kLanes));
     for (std::int64_t d = plan.head_dim; d < dim; ++d) store(scratch.transformed + d * kLanes, Vec{});
     for (int round = 0; round < 3; ++round) transform(scratch.transformed, dim, scratch.constants + round * dim);
     std::int64_t hash = part / code_len, bit = part % code_len;
@@ -493,7 +490,8 @@ void round_to_grid(float* rows, int n, std::int64_t dim) {
 }
 
 // As fast_codes, with random projections; the columns are on the grid. Every sum is exact, so that their order is free.
-void projected_codes(const YosoCpuPlan& plan, const std::int32_t* projections, const float* columns, int vec, HashScratch& scratch) {
+void projected_codes(const YosoCpuPlan& plan, const std::int32_t* projections, const float* columns, int vec,
+                     HashScratch& scratch) {
   constexpr int kBits = 8;
   const std::int64_t dim = plan.head_dim, code_len = plan.params.hash_code_len, bits = plan.params.hash_bits();
   std::int64_t hash = 0, bit = 0;
@@ -541,8 +539,8 @@ void hash_block(void* argument, std::size_t task) {
       else
         projected_codes(plan, constants, scratch.columns[i], vec, scratch);
       const int left = block.tokens - vec * kLanes;
-      store_codes(codes[i] + block.slot * p.num_hash * plan.padded_rows + block.row + vec * kLanes, plan.padded_rows,
-                  scratch.codes, p.num_hash, left < kLanes ? left : kLanes);
+      store_codes(codes[i] + block.slot * p.num_hash * plan.padded_rows + block.row + vec * kLanes, plan.padded_rows, scratch.codes,
+                  p.num_hash, left < kLanes ? left : kLanes);
     }
   }
   // The values, a slice of columns after the other.

@@ -56,11 +56,12 @@ struct CudaOp {
     // The allocator gives it out again at once, but only for work that this stream does later.
     self.allocator->Free(self.allocator, workspace);
     if (error == cudaSuccess) return nullptr;
-    std::snprintf(message, sizeof(message),
-                  "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.",
-                  cudaGetErrorString(error), cudaGetErrorName(error), static_cast<long long>(params.batch),
-                  static_cast<long long>(params.seq_len), static_cast<long long>(params.hidden_size),
-                  static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES);
+    std::snprintf(
+        message, sizeof(message),
+        "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.",
+        cudaGetErrorString(error), cudaGetErrorName(error), static_cast<long long>(params.batch),
+        static_cast<long long>(params.seq_len), static_cast<long long>(params.hidden_size),
+        static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES);
     return api->CreateStatus(ORT_EP_FAIL, message);
   }
 

@@ -18,8 +18,8 @@ const OrtApi* api = nullptr;
 
 OrtStatus* invalid_argument(const char* message) { return api->CreateStatus(ORT_INVALID_ARGUMENT, message); }
 
-CustomOp::CustomOp(const char* op_type, std::size_t op_inputs, const char* op_provider, DType op_dtype, Create create, Compute compute,
-                   Destroy destroy)
+CustomOp::CustomOp(const char* op_type, std::size_t op_inputs, const char* op_provider, DType op_dtype, Create create,
+                   Compute compute, Destroy destroy)
     : OrtCustomOp{}, type(op_type), inputs(op_inputs), provider(op_provider), dtype(op_dtype) {
   version = kApiVersion;
   GetName = [](const OrtCustomOp* op) { return static_cast<const CustomOp*>(op)->type; };

@@ -46,7 +46,8 @@ struct CustomOp : OrtCustomOp {
 
   // `type` is the operator's name, `inputs` how many it has at most; `provider` as in GetExecutionProviderType: null is the CPU
   // provider.
-  CustomOp(const char* type, std::size_t inputs, const char* provider, DType dtype, Create create, Compute compute, Destroy destroy);
+  CustomOp(const char* type, std::size_t inputs, const char* provider, DType dtype, Create create, Compute compute,
+           Destroy destroy);
 
   const char* type;
   std::size_t inputs;
@@ -75,7 +76,7 @@ const CustomOp (&ops_of())[3] {
 
 // Reads integer attributes: `members` are those of `names`, in its order.
 template <typename Params, std::size_t kCount>
-OrtStatus* read_integers(const OrtKernelInfo& info, const char* const* names, std::int64_t Params::*const (&members)[kCount],
+OrtStatus* read_integers(const OrtKernelInfo& info, const char* const* names, std::int64_t Params::* const (&members)[kCount],
                          Params* params) {
   for (std::size_t i = 0; i < kCount; ++i)
     MRA_RETURN_IF_ERROR(api->KernelInfoGetAttribute_int64(&info, names[i], &(params->*members[i])));

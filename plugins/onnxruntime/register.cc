@@ -12,7 +12,7 @@
 #endif
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                                           const OrtApiBase* base) {
+                                                                                            const OrtApiBase* base) {
   using namespace mra;
   using namespace mra::ort;
   static std::mutex mutex;

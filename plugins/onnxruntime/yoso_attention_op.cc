@@ -10,8 +10,8 @@ enum Name { kHashConstants = kFirstConstant, kConvWeight };  // in kYosoInputNam
 }  // namespace
 
 OrtStatus* YosoAttentionOp::read_attributes(const OrtKernelInfo& info, DType dtype, Params* params) {
-  static constexpr std::int64_t Params::*kIntegers[] = {&Params::num_heads, &Params::mode, &Params::hash_code_len,
-                                                        &Params::num_hash, &Params::fast_hash, &Params::conv_window};
+  static constexpr std::int64_t Params::* kIntegers[] = {&Params::num_heads, &Params::mode,      &Params::hash_code_len,
+                                                         &Params::num_hash,  &Params::fast_hash, &Params::conv_window};
   MRA_RETURN_IF_ERROR(read_integers(info, kYosoAttributeNames, kIntegers, params));
   params->dtype = dtype;
   return check_attributes(*params);

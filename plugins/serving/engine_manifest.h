@@ -193,10 +193,14 @@ class JsonReader {
     for (int i = 0; i < 4; ++i) {
       const char c = peek();
       std::uint32_t digit = 0;
-      if (c >= '0' && c <= '9') digit = static_cast<std::uint32_t>(c - '0');
-      else if (c >= 'a' && c <= 'f') digit = static_cast<std::uint32_t>(c - 'a' + 10);
-      else if (c >= 'A' && c <= 'F') digit = static_cast<std::uint32_t>(c - 'A' + 10);
-      else return false;
+      if (c >= '0' && c <= '9')
+        digit = static_cast<std::uint32_t>(c - '0');
+      else if (c >= 'a' && c <= 'f')
+        digit = static_cast<std::uint32_t>(c - 'a' + 10);
+      else if (c >= 'A' && c <= 'F')
+        digit = static_cast<std::uint32_t>(c - 'A' + 10);
+      else
+        return false;
       *value = *value * 16 + digit;
       ++at_;
     }
@@ -295,8 +299,8 @@ class Sha256 {
         0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
     std::uint32_t w[64];
     for (std::size_t i = 0; i < 16; ++i)
-      w[i] = std::uint32_t{block_[4 * i]} << 24 | std::uint32_t{block_[4 * i + 1]} << 16 |
-             std::uint32_t{block_[4 * i + 2]} << 8 | block_[4 * i + 3];
+      w[i] = std::uint32_t{block_[4 * i]} << 24 | std::uint32_t{block_[4 * i + 1]} << 16 | std::uint32_t{block_[4 * i + 2]} << 8 |
+             block_[4 * i + 3];
     for (int i = 16; i < 64; ++i) {
       const std::uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ (w[i - 15] >> 3);
       const std::uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ (w[i - 2] >> 10);
@@ -382,9 +386,8 @@ inline bool covers(const std::string& architectures, const std::string& compute_
     if (end == std::string::npos) end = architectures.size();
     const std::string item = architectures.substr(start, end - start);
     start = end + 1;
-    const std::size_t digits = item.find_first_not_of("0123456789") == std::string::npos
-                                   ? item.size()
-                                   : item.find_first_not_of("0123456789");
+    const std::size_t digits =
+        item.find_first_not_of("0123456789") == std::string::npos ? item.size() : item.find_first_not_of("0123456789");
     const std::string kind = item.substr(digits);
     if (digits < 2 || digits > 6 || (!kind.empty() && kind != "-real" && kind != "-virtual")) continue;
     const std::int64_t number = std::stoll(item.substr(0, digits));
@@ -408,7 +411,8 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
   constexpr std::streamsize kMaxBytes = 16 << 20;
   const std::string path = engine + ".json";
   std::ifstream file(path, std::ios::binary);
-  if (!file) return engine + " has no manifest " + path + " beside it. Keep the two together, or build the engine with `mra-export trt`.";
+  if (!file)
+    return engine + " has no manifest " + path + " beside it. Keep the two together, or build the engine with `mra-export trt`.";
   std::string text(static_cast<std::size_t>(kMaxBytes) + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.gcount() > kMaxBytes) return path + " is too large for a manifest. Build the engine again.";
@@ -486,8 +490,7 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
   }
   if (!machine.plugin.empty() && !found.plugin_name.empty() && !found.plugin_embedded) {
     if (!detail::digest_file(machine.plugin, &size, &sha256))
-      return engine + " needs the plugin library " + machine.plugin +
-             ", which does not exist. Copy it, or run `mra-export build`.";
+      return engine + " needs the plugin library " + machine.plugin + ", which does not exist. Copy it, or run `mra-export build`.";
     if (sha256 != found.plugin_sha256)
       return machine.plugin + " is not the plugin that " + engine +
              " was built with: the SHA-256 differs. Copy the library that was there at the build, or build the engine again.";

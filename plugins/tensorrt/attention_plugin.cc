@@ -282,8 +282,8 @@ bool AttentionPlugin::read_sizes(const nvinfer1::Dims* inputs, DataType type, Si
   for (int i = 0; operator_.constant(values_, *sizes, i, &constant); ++i) {
     const nvinfer1::Dims& given = inputs[kFirstConstant + i];
     if (is_shape(given, constant.dims.nbDims, constant.dims)) continue;
-    log_formatted("%s: %s %s must be %s for these attributes. Export the model again.", operator_.type, constant.name, Text(given).text,
-                  Text(constant.dims).text);
+    log_formatted("%s: %s %s must be %s for these attributes. Export the model again.", operator_.type, constant.name,
+                  Text(given).text, Text(constant.dims).text);
     return false;
   }
   return true;
@@ -309,9 +309,9 @@ std::int32_t AttentionPlugin::getOutputDataTypes(DataType* outputs, std::int32_t
   return 0;
 }
 
-std::int32_t AttentionPlugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int32_t num_inputs, const nvinfer1::DimsExprs*,
-                                              std::int32_t, nvinfer1::DimsExprs* outputs, std::int32_t num_outputs,
-                                              nvinfer1::IExprBuilder&) noexcept {
+std::int32_t AttentionPlugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int32_t num_inputs,
+                                              const nvinfer1::DimsExprs*, std::int32_t, nvinfer1::DimsExprs* outputs,
+                                              std::int32_t num_outputs, nvinfer1::IExprBuilder&) noexcept {
   if (!counts_match(num_inputs, num_outputs)) return -1;
   outputs[kContext] = inputs[kQuery];
   return 0;
@@ -319,7 +319,8 @@ std::int32_t AttentionPlugin::getOutputShapes(const nvinfer1::DimsExprs* inputs,
 
 bool AttentionPlugin::supportsFormatCombination(std::int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
                                                 std::int32_t num_inputs, std::int32_t num_outputs) noexcept {
-  if (num_inputs != this->num_inputs() || num_outputs != kNumOutputs || position < 0 || position >= num_inputs + num_outputs) return false;
+  if (num_inputs != this->num_inputs() || num_outputs != kNumOutputs || position < 0 || position >= num_inputs + num_outputs)
+    return false;
   const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
   DType dtype;
@@ -357,7 +358,8 @@ std::int32_t AttentionPlugin::onShapeChange(const nvinfer1::PluginTensorDesc* in
 }
 
 std::int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc*,
-                                      const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+                                      const void* const* inputs, void* const* outputs, void* workspace,
+                                      cudaStream_t stream) noexcept {
   nvinfer1::Dims dims[kMaxInputs];
   for (std::int32_t i = 0; i < num_inputs(); ++i) dims[i] = input_descs[i].dims;
   Sizes sizes;
@@ -367,7 +369,8 @@ std::int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* input_de
   if (error == cudaSuccess) return 0;
   List attributes;
   for (int i = 0; i < operator_.num_attributes; ++i)
-    if (operator_.attribute_types[i] == PluginFieldType::kINT32) attributes.add("%s=%d", operator_.attribute_names[i], values_[i].integer);
+    if (operator_.attribute_types[i] == PluginFieldType::kINT32)
+      attributes.add("%s=%d", operator_.attribute_names[i], values_[i].integer);
   log_formatted("%s: %s (%s) at batch=%" PRId64 ", seq_len=%" PRId64 ", hidden_size=%" PRId64
                 ", %s. The plugin holds code for GPU architectures %s.",
                 operator_.type, cudaGetErrorString(error), cudaGetErrorName(error), sizes.batch, sizes.seq_len, sizes.hidden_size,
@@ -404,7 +407,8 @@ nvinfer1::IPluginV3* AttentionCreator::createPlugin(const char* name, const nvin
   }
   for (int i = 0; i < operator_.num_attributes; ++i)
     if (!found[i]) {
-      log_formatted("%s '%s': attribute %s is missing. Export the model again.", operator_.type, node, operator_.attribute_names[i]);
+      log_formatted("%s '%s': attribute %s is missing. Export the model again.", operator_.type, node,
+                    operator_.attribute_names[i]);
       return nullptr;
     }
   // The attributes alone, with the smallest of sizes, so that a bad one fails where the network is made. num_heads comes first.

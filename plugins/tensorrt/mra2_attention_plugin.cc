@@ -33,7 +33,9 @@ bool check(const Value* values, const Sizes& sizes, char* message, std::size_t m
 
 bool constant(const Value*, const Sizes&, int, Constant*) noexcept { return false; }
 
-std::size_t workspace_size(const Value* values, const Sizes& sizes) noexcept { return cuda_workspace_size(make_params(values, sizes)); }
+std::size_t workspace_size(const Value* values, const Sizes& sizes) noexcept {
+  return cuda_workspace_size(make_params(values, sizes));
+}
 
 cudaError_t enqueue(const Value* values, const Sizes& sizes, const void* const* inputs, void* context, void* workspace,
                     cudaStream_t stream) noexcept {

@@ -57,7 +57,8 @@ __attribute__((constructor)) void register_where_asked() {
   std::string path;
   dl_iterate_phdr(find_tensorrt, &path);
   if (path.empty())
-    std::fprintf(stderr, "libmra_tensorrt.so: MRA_TENSORRT_REGISTER=1, but no TensorRT is loaded yet. Give it to Triton as a backend "
+    std::fprintf(stderr,
+                 "libmra_tensorrt.so: MRA_TENSORRT_REGISTER=1, but no TensorRT is loaded yet. Give it to Triton as a backend "
                  "configuration, tensorrt,plugins=..., and not with LD_PRELOAD.\n");
   else if (!register_creators(path))
     std::fprintf(stderr, "libmra_tensorrt.so: %s did not take the plugin.\n", path.c_str());

@@ -10,7 +10,8 @@ using nvinfer1::PluginFieldType;
 
 constexpr PluginFieldType kTypes[] = {PluginFieldType::kINT32, PluginFieldType::kINT32, PluginFieldType::kINT32,
                                       PluginFieldType::kINT32, PluginFieldType::kINT32, PluginFieldType::kINT32};
-static_assert(sizeof(kYosoAttributeNames) / sizeof(kYosoAttributeNames[0]) == kMaxAttributes, "op_spec.h changed: so must make_params");
+static_assert(sizeof(kYosoAttributeNames) / sizeof(kYosoAttributeNames[0]) == kMaxAttributes,
+              "op_spec.h changed: so must make_params");
 constexpr int kHashConstants = 4;  // in kYosoInputNames
 constexpr int kConvWeight = 5;
 
@@ -50,7 +51,9 @@ bool constant(const Value* values, const Sizes& sizes, int index, Constant* cons
   return true;
 }
 
-std::size_t workspace_size(const Value* values, const Sizes& sizes) noexcept { return cuda_workspace_size(make_params(values, sizes)); }
+std::size_t workspace_size(const Value* values, const Sizes& sizes) noexcept {
+  return cuda_workspace_size(make_params(values, sizes));
+}
 
 cudaError_t enqueue(const Value* values, const Sizes& sizes, const void* const* inputs, void* context, void* workspace,
                     cudaStream_t stream) noexcept {
@@ -68,6 +71,7 @@ cudaError_t enqueue(const Value* values, const Sizes& sizes, const void* const* 
 
 }  // namespace
 
-const Operator kYosoAttention = {kYosoOpType, kYosoAttributeNames, kTypes, kMaxAttributes, check, constant, workspace_size, enqueue};
+const Operator kYosoAttention = {kYosoOpType, kYosoAttributeNames, kTypes, kMaxAttributes, check,
+                                 constant,    workspace_size,      enqueue};
 
 }  // namespace mra::trt

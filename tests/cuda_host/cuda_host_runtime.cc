@@ -1,7 +1,7 @@
 // The fiber runtime under cuda_host_shim.h: scheduling, barriers, warp exchanges. Compiled without instrumentation.
-#include <cuda_runtime_api.h>
-#include <cuda_fp16.h>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include "cuda_host_shim.h"
 
@@ -254,7 +254,8 @@ void fiber_main() {
       const OwnBusiness own_business;
       Fiber& self = fiber_of(m.current);
       for (const auto& group : self.copies)
-        if (!group.empty()) fail("thread %u of block %u ended with asynchronous copies under way", self.context.thread.x, self.context.block.x);
+        if (!group.empty())
+          fail("thread %u of block %u ended with asynchronous copies under way", self.context.thread.x, self.context.block.x);
       --m.live;
       complete_barrier_if_all_arrived();
     }

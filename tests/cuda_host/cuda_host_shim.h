@@ -80,9 +80,7 @@ inline void perform(const Copy& copy) {
 #define gridDim (::cuda_host::g_context->grid_dim)
 
 inline void __syncthreads() { ::cuda_host::barrier(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  ::cuda_host::exchange(::cuda_host::Collective::kSync, mask, nullptr, 0);
-}
+inline void __syncwarp(unsigned mask = 0xffffffffu) { ::cuda_host::exchange(::cuda_host::Collective::kSync, mask, nullptr, 0); }
 inline void __threadfence() { ::cuda_host::fence(); }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
@@ -222,7 +220,7 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
     float left[2];
     float right[2];
     for (int i = 0; i < 2; ++i) {
-      left[i] = element_to_float<T>(all[group * 4 + holder][i + 2 * high] >> shift & 0xffffu);   // rows group, group + 8
+      left[i] = element_to_float<T>(all[group * 4 + holder][i + 2 * high] >> shift & 0xffffu);        // rows group, group + 8
       right[i] = element_to_float<T>(all[(2 * pair + i) * 4 + holder][4 + high] >> shift & 0xffffu);  // columns 2 pair, + 1
     }
     for (int i = 0; i < 4; ++i) sum[i] += static_cast<double>(left[i / 2] * right[i % 2]);

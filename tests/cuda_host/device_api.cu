@@ -21,7 +21,8 @@ class DeviceCopy {
     offset_ = 256 + guard + reinterpret_cast<std::uintptr_t>(host) % mra::kCudaAlignment;
     error_ = cudaMalloc(&base_, offset_ + bytes + guard);
     if (error_ == cudaSuccess)
-      error_ = cudaMemcpy(get() - guard_, static_cast<const unsigned char*>(host) - guard_, bytes_ + 2 * guard_, cudaMemcpyHostToDevice);
+      error_ =
+          cudaMemcpy(get() - guard_, static_cast<const unsigned char*>(host) - guard_, bytes_ + 2 * guard_, cudaMemcpyHostToDevice);
   }
   ~DeviceCopy() { cudaFree(base_); }
   DeviceCopy(const DeviceCopy&) = delete;
@@ -114,7 +115,8 @@ int run_cases(std::FILE* cases, std::FILE* results, long& number) {
     void* workspace = nullptr;
     Call on_device = call;
     on_device.set_inputs(inputs);
-    if (cudaMalloc(&workspace, workspace_bytes) != cudaSuccess || cudaMalloc(&on_device.context, call.tensor_bytes()) != cudaSuccess)
+    if (cudaMalloc(&workspace, workspace_bytes) != cudaSuccess ||
+        cudaMalloc(&on_device.context, call.tensor_bytes()) != cudaSuccess)
       return 4;
     if (enqueue(on_device, workspace, workspace_bytes, nullptr) != cudaSuccess) return 5;
     std::vector<unsigned char> context(call.tensor_bytes());

@@ -40,9 +40,7 @@ struct MraCall {
     p.scale = static_cast<float>(scale);
     return p;
   }
-  std::size_t tensor_bytes() const {
-    return static_cast<std::size_t>(batch * seq_len * hidden_size) * (dtype == 0 ? 4 : 2);
-  }
+  std::size_t tensor_bytes() const { return static_cast<std::size_t>(batch * seq_len * hidden_size) * (dtype == 0 ? 4 : 2); }
   std::size_t input_bytes(int i) const { return i == 3 ? static_cast<std::size_t>(batch * seq_len) * 4 : tensor_bytes(); }
   const void* input(int i) const {
     const void* const all[kInputs] = {query, key, value, attention_mask};

@@ -28,7 +28,7 @@ OrtStatus* add(OrtCustomOpDomain* domain) {
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                                           const OrtApiBase* base) {
+                                                                                            const OrtApiBase* base) {
   using namespace mra;
   using namespace mra::ort;
   static OrtCustomOpDomain* domain = nullptr;

@@ -60,7 +60,8 @@ void ldmatrix_kernel(int* wrong) {
   for (int matrix = 0; matrix < 4; ++matrix) {
     const std::uint32_t low = static_cast<std::uint32_t>((matrix * 8 + lane / 4) * 8 + lane % 4 * 2);
     const std::uint32_t first = static_cast<std::uint32_t>((matrix * 8 + lane % 4 * 2) * 8 + lane / 4);
-    if (straight[matrix] != (low | (low + 1) << 16) || turned[matrix] != (first | (first + 8) << 16)) atomicAdd(reinterpret_cast<std::uint32_t*>(wrong), 1u);
+    if (straight[matrix] != (low | (low + 1) << 16) || turned[matrix] != (first | (first + 8) << 16))
+      atomicAdd(reinterpret_cast<std::uint32_t*>(wrong), 1u);
   }
 }
 

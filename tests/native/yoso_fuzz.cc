@@ -41,8 +41,7 @@ std::vector<int> codes_of(const Case& c, std::int64_t head, const float* row) {
       std::vector<float> x(dim, 0.0f);
       std::copy(row, row + D, x.begin());
       for (int round = 0; round < 3; ++round) {
-        for (std::int64_t d = 0; d < dim; ++d)
-          x[d] *= static_cast<float>(c.hashes[((head * parts + part) * 3 + round) * dim + d]);
+        for (std::int64_t d = 0; d < dim; ++d) x[d] *= static_cast<float>(c.hashes[((head * parts + part) * 3 + round) * dim + d]);
         for (std::int64_t stride = dim / 2; stride > 0; stride /= 2)
           for (std::int64_t d = 0; d < dim; ++d)
             if ((d & stride) == 0) {
@@ -75,7 +74,9 @@ std::vector<int> codes_of(const Case& c, std::int64_t head, const float* row) {
 std::vector<double> compute_twin(const Case& c, std::int64_t example, std::int64_t head) {
   const Params& p = c.params;
   const std::int64_t S = p.seq_len, D = p.head_dim();
-  const auto row = [&](const std::vector<float>& x, std::int64_t s) { return x.data() + (example * S + s) * p.hidden_size + head * D; };
+  const auto row = [&](const std::vector<float>& x, std::int64_t s) {
+    return x.data() + (example * S + s) * p.hidden_size + head * D;
+  };
   const auto is_token = [&](std::int64_t s) { return s >= 0 && s < S && c.mask[example * S + s] != 0; };
   std::vector<std::vector<int>> query_codes(S), key_codes(S);
   if (p.lsh())
@@ -98,7 +99,8 @@ std::vector<double> compute_twin(const Case& c, std::int64_t example, std::int64
           dot += q * k, qq += q * q, kk += k * k;
         }
         const double cosine = dot / std::max(std::sqrt(qq), 1e-12) / std::max(std::sqrt(kk), 1e-12);
-        weight = std::pow(1 - std::acos(std::clamp(cosine, -1.0, 1.0)) / 3.14159265358979323846, static_cast<double>(p.hash_code_len));
+        weight =
+            std::pow(1 - std::acos(std::clamp(cosine, -1.0, 1.0)) / 3.14159265358979323846, static_cast<double>(p.hash_code_len));
       }
       for (std::int64_t d = 0; d < D; ++d) to[d] += weight * row(c.value, j)[d];
     }
@@ -115,7 +117,9 @@ std::vector<double> compute_twin(const Case& c, std::int64_t example, std::int64
 }
 
 Case draw(std::mt19937_64& random) {
-  const auto pick = [&](std::int64_t low, std::int64_t high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
+  const auto pick = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(random);
+  };
   std::normal_distribution<float> normal;
   Case c;
   Params& p = c.params;
@@ -137,7 +141,8 @@ Case draw(std::mt19937_64& random) {
   }
   c.mask.resize(p.batch * p.seq_len);
   const double keep = pick(0, 2) == 0 ? 1.0 : std::uniform_real_distribution<double>(0, 1)(random);
-  for (auto& m : c.mask) m = std::uniform_real_distribution<double>(0, 1)(random) < keep ? static_cast<std::int32_t>(pick(1, 3)) : 0;
+  for (auto& m : c.mask)
+    m = std::uniform_real_distribution<double>(0, 1)(random) < keep ? static_cast<std::int32_t>(pick(1, 3)) : 0;
   c.special = pick(0, 5) == 0;
   const float poisons[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -3e38f, 1e-42f};
   for (std::int64_t i = 0; i < p.batch * p.seq_len; ++i) {
@@ -187,7 +192,8 @@ int main(int argc, char** argv) {
         const std::vector<double> expected = compute_twin(c, example, head);
         double difference = 0, norm = 0;
         for (std::int64_t i = 0; i < p.seq_len * p.head_dim(); ++i) {
-          const double actual = context[(example * p.seq_len + i / p.head_dim()) * p.hidden_size + head * p.head_dim() + i % p.head_dim()];
+          const double actual =
+              context[(example * p.seq_len + i / p.head_dim()) * p.hidden_size + head * p.head_dim() + i % p.head_dim()];
           difference += (actual - expected[i]) * (actual - expected[i]);
           norm += expected[i] * expected[i];
         }
@@ -195,11 +201,12 @@ int main(int argc, char** argv) {
         const double error = std::sqrt(difference / std::max(norm, 1e-30));
         worst = std::max(worst, error);
         if (!(error <= 2e-5)) {
-          std::printf("case %d: relative error %g; batch=%lld heads=%lld seq_len=%lld head_dim=%lld mode=%lld hash_code_len=%lld "
-                      "num_hash=%lld fast_hash=%lld conv_window=%lld example=%lld head=%lld\n",
-                      number, error, (long long)p.batch, (long long)p.num_heads, (long long)p.seq_len, (long long)p.head_dim(),
-                      (long long)p.mode, (long long)p.hash_code_len, (long long)p.num_hash, (long long)p.fast_hash,
-                      (long long)p.conv_window, (long long)example, (long long)head);
+          std::printf(
+              "case %d: relative error %g; batch=%lld heads=%lld seq_len=%lld head_dim=%lld mode=%lld hash_code_len=%lld "
+              "num_hash=%lld fast_hash=%lld conv_window=%lld example=%lld head=%lld\n",
+              number, error, (long long)p.batch, (long long)p.num_heads, (long long)p.seq_len, (long long)p.head_dim(),
+              (long long)p.mode, (long long)p.hash_code_len, (long long)p.num_hash, (long long)p.fast_hash,
+              (long long)p.conv_window, (long long)example, (long long)head);
           return 1;
         }
       }

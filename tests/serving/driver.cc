@@ -62,18 +62,30 @@ Options options_of(const Fields& fields, std::size_t first) {
   for (std::size_t i = first; i < fields.size(); ++i) {
     const std::size_t equals = fields[i].find('=');
     const std::string name = fields[i].substr(0, equals), value = fields[i].substr(equals + 1);
-    if (name == "device") options.device = value == "cpu" ? Device::kCpu : value == "gpu" ? Device::kGpu : Device::kAuto;
-    else if (name == "variant") options.variant = value;
-    else if (name == "gpu") options.gpu = std::stoi(value);
-    else if (name == "threads") options.threads = std::stoi(value);
-    else if (name == "parallel_runs") options.parallel_runs = std::stoi(value);
-    else if (name == "max_batch_tokens") options.max_batch_tokens = std::stoll(value);
-    else if (name == "cuda_graphs") options.cuda_graphs = value == "1";
-    else if (name == "verify_files") options.verify_files = value == "1";
-    else if (name == "mean_of_tokens") options.mean_of_tokens = value == "1";
-    else if (name == "pad_to_longest") options.pad_to_longest = value == "1";
-    else if (name == "backend_dir") options.backend_dir = value;
-    else std::abort();
+    if (name == "device")
+      options.device = value == "cpu" ? Device::kCpu : value == "gpu" ? Device::kGpu : Device::kAuto;
+    else if (name == "variant")
+      options.variant = value;
+    else if (name == "gpu")
+      options.gpu = std::stoi(value);
+    else if (name == "threads")
+      options.threads = std::stoi(value);
+    else if (name == "parallel_runs")
+      options.parallel_runs = std::stoi(value);
+    else if (name == "max_batch_tokens")
+      options.max_batch_tokens = std::stoll(value);
+    else if (name == "cuda_graphs")
+      options.cuda_graphs = value == "1";
+    else if (name == "verify_files")
+      options.verify_files = value == "1";
+    else if (name == "mean_of_tokens")
+      options.mean_of_tokens = value == "1";
+    else if (name == "pad_to_longest")
+      options.pad_to_longest = value == "1";
+    else if (name == "backend_dir")
+      options.backend_dir = value;
+    else
+      std::abort();
   }
   return options;
 }
@@ -112,12 +124,9 @@ std::string misuse(const Fields& fields) {
   const std::int64_t ids[] = {5, 6, 7};
   const std::size_t one[] = {3}, huge[] = {std::numeric_limits<std::size_t>::max(), 3}, none[] = {0};
   Status answers[] = {
-      embedder.embed(nullptr, one, 1, out.data()),
-      embedder.embed(ids, nullptr, 1, out.data()),
-      embedder.embed(ids, one, 1, nullptr),
-      embedder.embed(ids, huge, 2, out.data()),
-      embedder.embed(ids, none, 1, out.data()),
-      embedder.embed(ids, one, std::numeric_limits<std::size_t>::max(), out.data()),
+      embedder.embed(nullptr, one, 1, out.data()), embedder.embed(ids, nullptr, 1, out.data()),
+      embedder.embed(ids, one, 1, nullptr),        embedder.embed(ids, huge, 2, out.data()),
+      embedder.embed(ids, none, 1, out.data()),    embedder.embed(ids, one, std::numeric_limits<std::size_t>::max(), out.data()),
   };
   std::string said;
   for (const Status& answer : answers) said += (said.empty() ? "" : " | ") + std::string(answer.ok() ? "ACCEPTED" : answer.message);
@@ -204,8 +213,10 @@ std::string soak(const Fields& fields) {  // soak NAME THREADS SECONDS
           kind == 0 || kind == 1 || (kind == 2 && (victim.back() < 0 || victim.back() >= embedder.info().vocab_size));
       const Result<Matrix> vectors = embedder.embed(texts);
       if (static_cast<bool>(vectors) == is_bad) ++wrong;
-      if (vectors) ++good;
-      else ++refused;
+      if (vectors)
+        ++good;
+      else
+        ++refused;
     }
   };
   std::vector<std::thread> running;

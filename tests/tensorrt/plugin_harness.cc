@@ -55,8 +55,12 @@ void* allocate(std::size_t bytes) {
   return block;
 }
 void release(void* block) { check(cudaFree(block), "cudaFree"); }
-void copy_in(void* to, const void* from, std::size_t bytes) { check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy in"); }
-void copy_out(void* to, const void* from, std::size_t bytes) { check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out"); }
+void copy_in(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy in");
+}
+void copy_out(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out");
+}
 cudaStream_t make_stream() {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
@@ -132,11 +136,12 @@ struct Fields {
   PluginFieldCollection collection{6, fields};
 
   explicit Fields(const Sizes& s)
-      : ints{static_cast<std::int32_t>(s.num_heads), static_cast<std::int32_t>(s.others[0]), static_cast<std::int32_t>(s.others[1]),
-             static_cast<std::int32_t>(s.others[2]), static_cast<std::int32_t>(s.others[3]),
-             g_yoso ? static_cast<std::int32_t>(s.conv_window) : 0},
+      : ints{static_cast<std::int32_t>(s.num_heads), static_cast<std::int32_t>(s.others[0]),
+             static_cast<std::int32_t>(s.others[1]), static_cast<std::int32_t>(s.others[2]),
+             static_cast<std::int32_t>(s.others[3]), g_yoso ? static_cast<std::int32_t>(s.conv_window) : 0},
         scale(g_yoso ? 0.0f : static_cast<float>(s.scale)) {
-    const char* const mra[] = {"num_heads", "num_blocks", "approx_mode", "initial_prior_first_n_blocks", "initial_prior_diagonal_n_blocks"};
+    const char* const mra[] = {"num_heads", "num_blocks", "approx_mode", "initial_prior_first_n_blocks",
+                               "initial_prior_diagonal_n_blocks"};
     const char* const yoso[] = {"num_heads", "mode", "hash_code_len", "num_hash", "fast_hash"};
     for (int i = 0; i < 5; ++i) fields[i] = PluginField(g_yoso ? yoso[i] : mra[i], &ints[i], PluginFieldType::kINT32, 1);
     fields[5] = g_yoso ? PluginField("conv_window", &ints[5], PluginFieldType::kINT32, 1)
@@ -249,7 +254,8 @@ void run_case(const Library& library, const Sizes& s, std::FILE* cases, std::FIL
   IPluginCreatorV3One* creator = library.creator[number % 2];
   std::unique_ptr<IPluginV3> built(creator->createPlugin("attention", &fields.collection, TensorRTPhase::kBUILD));
   EXPECT(built != nullptr);
-  EXPECT(std::strcmp(capability<Core>(built.get(), PluginCapabilityType::kCORE)->getPluginNamespace(), number % 2 ? "mra" : "") == 0);
+  EXPECT(std::strcmp(capability<Core>(built.get(), PluginCapabilityType::kCORE)->getPluginNamespace(), number % 2 ? "mra" : "") ==
+         0);
   auto* build = capability<Build>(built.get(), PluginCapabilityType::kBUILD);
   EXPECT(build->getNbOutputs() == 1);
   DynamicDescs profile(s, s.batch + 1, s.seq_len + 40);
@@ -321,7 +327,9 @@ void run_errors(const Library& library, Logger& logger) {
     std::printf("%s: %s\n", name, logger.messages[0].c_str());
     logger.messages.clear();
   };
-  const auto create = [&](const Fields& fields) { return library.creator[0]->createPlugin("layer.0", &fields.collection, TensorRTPhase::kBUILD); };
+  const auto create = [&](const Fields& fields) {
+    return library.creator[0]->createPlugin("layer.0", &fields.collection, TensorRTPhase::kBUILD);
+  };
 
   Sizes bad = good;
   bad.others[0] = 0;

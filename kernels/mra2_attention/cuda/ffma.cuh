@@ -153,8 +153,7 @@ __global__ void __launch_bounds__(kFfmaThreads) mra2_ffma_kernel(Mra2Problem p) 
       const int channel = lane + c * kWarp;
       if (channel >= p.head_dim) continue;
       const float low = p.sparse ? 0.0f : p.low_sum[row * p.head_dim + channel];
-      context[(first_token + row0 + r) * p.hidden + channel] =
-          is_token ? acc[r][c] * f.high + low * f.low : 0.0f;
+      context[(first_token + row0 + r) * p.hidden + channel] = is_token ? acc[r][c] * f.high + low * f.low : 0.0f;
     }
   }
 }

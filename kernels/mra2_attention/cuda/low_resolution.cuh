@@ -6,7 +6,7 @@
 namespace mra::cuda {
 
 constexpr int kWeightStride = kWarp + 4;
-constexpr int kLowRows = 256;  // rows per step of the low-resolution sum, at most
+constexpr int kLowRows = 256;     // rows per step of the low-resolution sum, at most
 constexpr int kLowChannels = 64;  // channels per step of the same on tensor cores
 static_assert(kSelectThreads == kWarp * kLowChannels / 4, "a thread loads four values of a step");
 
@@ -17,8 +17,9 @@ __host__ __device__ inline int low_groups(int head_dim) {
 }
 
 inline std::size_t low_resolution_shared_bytes(int head_dim) {
-  const std::size_t plain = (static_cast<std::size_t>(low_groups(head_dim)) * 4 * (kWeightStride + 1) +
-                             static_cast<std::size_t>(kWarp) * head_dim) * sizeof(float);
+  const std::size_t plain =
+      (static_cast<std::size_t>(low_groups(head_dim)) * 4 * (kWeightStride + 1) + static_cast<std::size_t>(kWarp) * head_dim) *
+      sizeof(float);
   const std::size_t mma = 2 * kWarp * (kLowChannels + 8) * sizeof(__nv_bfloat16) + kWarp * sizeof(float);
   return plain > mma ? plain : mma;
 }
@@ -31,9 +32,9 @@ __device__ __forceinline__ void low_resolution(const Mra2Problem& p, std::int64_
   const int vectors = p.head_dim / 4;
   const int groups = low_groups(p.head_dim);
   const int rows = groups * 4;
-  float* weights = shared;                       // [rows, 36]
+  float* weights = shared;                         // [rows, 36]
   float* values = weights + rows * kWeightStride;  // [32, head_dim]
-  float* row_max = values + kWarp * p.head_dim;  // [rows]
+  float* row_max = values + kWarp * p.head_dim;    // [rows]
   const int vector = thread % vectors;
   const int group = thread / vectors;
   const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
@@ -124,10 +125,11 @@ __device__ __forceinline__ Split split_pair(float first, float second) {
 
 // The same for half types, on tensor cores: weights and values as two bfloat16 each, of whose four products the three larger count.
 // A warp owns 16 rows and 64 channels; its weights are computed where the fragments need them.
-__device__ __forceinline__ void low_resolution_mma(const Mra2Problem& p, std::int64_t head, const Threshold& threshold, void* shared) {
+__device__ __forceinline__ void low_resolution_mma(const Mra2Problem& p, std::int64_t head, const Threshold& threshold,
+                                                   void* shared) {
   constexpr int kStride = kLowChannels + 8;
-  auto* high_values = static_cast<__nv_bfloat16*>(shared);          // [32, kStride]
-  __nv_bfloat16* low_values = high_values + kWarp * kStride;        // [32, kStride]
+  auto* high_values = static_cast<__nv_bfloat16*>(shared);                // [32, kStride]
+  __nv_bfloat16* low_values = high_values + kWarp * kStride;              // [32, kStride]
   auto* counts = reinterpret_cast<float*>(low_values + kWarp * kStride);  // [32]
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarp;

@@ -13,7 +13,7 @@ struct Mra2MmaShape {
   static constexpr int kStride = kDim + 8;            // 16 bytes of padding: ldmatrix without bank conflicts
   static constexpr int kTile = kBlockSize * kStride;
   static constexpr int kMinBlocks = kDim <= 64 ? 7 : kDim <= 128 ? 5 : 2;  // per multiprocessor, as many as shared memory allows
-  static constexpr bool kKeepQuery = kDim <= 128;     // query fragments stay in registers
+  static constexpr bool kKeepQuery = kDim <= 128;                          // query fragments stay in registers
   static constexpr std::size_t kSharedBytes = 16 + (1 + 2 * kStages) * kTile * 2;
   static_assert((1 + kStages) * sizeof(std::uint32_t) <= 16, "the words before the tiles");
 };
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
   using Shape = Mra2MmaShape<kDim>;
   using Exponent = BinaryExponent;
   constexpr int kStride = Shape::kStride;
-  constexpr int kSteps = kDim / 16;    // of 16 channels
-  constexpr int kColumns = kDim / 8;   // of 8 channels
+  constexpr int kSteps = kDim / 16;   // of 16 channels
+  constexpr int kColumns = kDim / 8;  // of 8 channels
   std::uint32_t* shared_flag = reinterpret_cast<std::uint32_t*>(dynamic_shared());
   std::uint32_t* stage_bits = shared_flag + 1;                  // [kStages], the tokens of each stage's key block
   T* query_tile = reinterpret_cast<T*>(dynamic_shared() + 16);  // [32, kStride]
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
 
-  int listed_block = 0;            // lane i holds entry i of 32 of the list, so that loading a tile waits for no other load
+  int listed_block = 0;  // lane i holds entry i of 32 of the list, so that loading a tile waits for no other load
   std::uint32_t listed_bits = 0;
   const auto load_stage = [&](int tile) {
     if (tile < length) {
@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
     // The logits' accumulators are, two by two, the left operand of the product with the values.
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const std::uint32_t a[4] = {
-          pack<T>(logits[2 * k][0], logits[2 * k][1]), pack<T>(logits[2 * k][2], logits[2 * k][3]),
-          pack<T>(logits[2 * k + 1][0], logits[2 * k + 1][1]), pack<T>(logits[2 * k + 1][2], logits[2 * k + 1][3])};
+      const std::uint32_t a[4] = {pack<T>(logits[2 * k][0], logits[2 * k][1]), pack<T>(logits[2 * k][2], logits[2 * k][3]),
+                                  pack<T>(logits[2 * k + 1][0], logits[2 * k + 1][1]),
+                                  pack<T>(logits[2 * k + 1][2], logits[2 * k + 1][3])};
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         std::uint32_t b[4];
@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
       if (!p.sparse) low = *reinterpret_cast<const float2*>(p.low_sum + row * p.head_dim + n * 8 + pair);
       const float first = acc[n][2 * r] * f.high + low.x * f.low;
       const float second = acc[n][2 * r + 1] * f.high + low.y * f.low;
-      *reinterpret_cast<std::uint32_t*>(query_tile + token * kStride + n * 8 + pair) =
-          is_token ? pack<T>(first, second) : 0u;
+      *reinterpret_cast<std::uint32_t*>(query_tile + token * kStride + n * 8 + pair) = is_token ? pack<T>(first, second) : 0u;
     }
   }
   __syncwarp();

@@ -32,8 +32,8 @@ cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
   constexpr bool kHalfTypes = sizeof(T) == 2;
-  error = launch_checked(mra2_select_kernel<kHalfTypes>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim), stream, p,
-                         static_cast<int>(row_tiles));
+  error = launch_checked(mra2_select_kernel<kHalfTypes>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim),
+                         stream, p, static_cast<int>(row_tiles));
   if (error != cudaSuccess) return error;
   // The one place where head_dim becomes a constant.
   if (p.head_dim <= 32) return launch_attention<T, 32>(p, stream);

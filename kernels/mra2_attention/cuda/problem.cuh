@@ -23,48 +23,48 @@ static_assert(kMaxSeqLen / kBlockSize <= 65535, "block numbers fit 16 bits");
 
 // Passed to the kernels by value. "heads" below is batch * num_heads, nb the blocks of a sequence.
 struct Mra2Problem {
-  const void* query;           // T [batch, seq_len, hidden]
-  const void* key;             // T [batch, seq_len, hidden]
-  const void* value;           // T [batch, seq_len, hidden]
-  const std::int32_t* mask;    // [batch, seq_len]
-  void* context;               // T [batch, seq_len, hidden]
+  const void* query;         // T [batch, seq_len, hidden]
+  const void* key;           // T [batch, seq_len, hidden]
+  const void* value;         // T [batch, seq_len, hidden]
+  const std::int32_t* mask;  // [batch, seq_len]
+  void* context;             // T [batch, seq_len, hidden]
   std::int64_t seq_len;
   std::int64_t heads;
   int num_heads;
   int head_dim;
   int hidden;
   int nb;
-  int selected;    // T: blocks selected per head, at least 1 and at most nb * nb
-  int list_stride; // entries reserved for a row's list: min(nb, T)
-  int chunk_tiles; // entries per chunk at most
-  int chunk_bound; // chunks per head at most
-  int slots;       // partial results per head at most
-  int first_n;     // initial_prior_first_n_blocks, capped at nb
-  int diagonal;    // blocks on each side of the diagonal that are preferred; -1: none
+  int selected;     // T: blocks selected per head, at least 1 and at most nb * nb
+  int list_stride;  // entries reserved for a row's list: min(nb, T)
+  int chunk_tiles;  // entries per chunk at most
+  int chunk_bound;  // chunks per head at most
+  int slots;        // partial results per head at most
+  int first_n;      // initial_prior_first_n_blocks, capped at nb
+  int diagonal;     // blocks on each side of the diagonal that are preferred; -1: none
   bool sparse;
   float scale;
 
   // Workspace.
-  float* pooled_query;           // [heads, nb, head_dim]
-  float* pooled_key;             // [heads, nb, head_dim]
-  float* pooled_value;           // [heads, nb, head_dim]
-  std::uint32_t* token_bits;     // [batch, nb]; bit i: token i of the block is no padding
-  float* logits;                 // [heads, nb, nb], steps 3 and 5
-  float* row_max;                // [heads, nb], step 4
-  std::uint32_t* histogram;      // [heads, 256], of the leading byte of the score keys
-  std::uint32_t* head_arrivals;  // [heads]
-  std::uint32_t* row_arrivals;   // [heads, nb]
-  std::uint16_t* lists;          // [heads, nb, list_stride]; selected key blocks, ascending
-  std::int32_t* row_counts;      // [heads, nb]
-  Chunk* chunks;                 // [heads, chunk_bound], longest first
-  std::int32_t* chunk_counts;    // [heads]
-  std::int32_t* row_slots;       // [heads, nb]; first slot of a row of several chunks
-  float* low_sum;                // [heads, nb, head_dim]; sum over unselected b of c_b e^(L - r) v̂_b
-  float* low_weight;             // [heads, nb]; sum over unselected b of c_b e^(L - r)
-  float* partial_sum;            // [heads, slots, 32, head_dim]
-  float* partial_max;            // [heads, slots, 32]
-  float* partial_weight;         // [heads, slots, 32]
-  std::uint32_t* partial_padded; // [heads, slots]; whether a key of the chunk is padding
+  float* pooled_query;            // [heads, nb, head_dim]
+  float* pooled_key;              // [heads, nb, head_dim]
+  float* pooled_value;            // [heads, nb, head_dim]
+  std::uint32_t* token_bits;      // [batch, nb]; bit i: token i of the block is no padding
+  float* logits;                  // [heads, nb, nb], steps 3 and 5
+  float* row_max;                 // [heads, nb], step 4
+  std::uint32_t* histogram;       // [heads, 256], of the leading byte of the score keys
+  std::uint32_t* head_arrivals;   // [heads]
+  std::uint32_t* row_arrivals;    // [heads, nb]
+  std::uint16_t* lists;           // [heads, nb, list_stride]; selected key blocks, ascending
+  std::int32_t* row_counts;       // [heads, nb]
+  Chunk* chunks;                  // [heads, chunk_bound], longest first
+  std::int32_t* chunk_counts;     // [heads]
+  std::int32_t* row_slots;        // [heads, nb]; first slot of a row of several chunks
+  float* low_sum;                 // [heads, nb, head_dim]; sum over unselected b of c_b e^(L - r) v̂_b
+  float* low_weight;              // [heads, nb]; sum over unselected b of c_b e^(L - r)
+  float* partial_sum;             // [heads, slots, 32, head_dim]
+  float* partial_max;             // [heads, slots, 32]
+  float* partial_weight;          // [heads, slots, 32]
+  std::uint32_t* partial_padded;  // [heads, slots]; whether a key of the chunk is padding
 };
 
 constexpr std::int64_t kMinChunkTiles = 8;

@@ -9,8 +9,8 @@
 
 namespace mra::cuda {
 
-constexpr int kRowTile = 64;  // rows of logits per thread block
-constexpr int kDepthTile = 32;    // channels per step
+constexpr int kRowTile = 64;    // rows of logits per thread block
+constexpr int kDepthTile = 32;  // channels per step
 constexpr int kDepthStride = kDepthTile + 4;
 constexpr int kFirstBins = 256;
 constexpr int kBins = 4096;
@@ -276,7 +276,8 @@ __device__ __forceinline__ std::int32_t tie_cutoff(const Mra2Problem& p, std::in
 }
 
 // Step 7: the key of the T-th largest score, and where its ties are cut.
-__device__ __forceinline__ Threshold find_threshold(const Mra2Problem& p, std::int64_t head, SelectShared& header, std::uint32_t* counts) {
+__device__ __forceinline__ Threshold find_threshold(const Mra2Problem& p, std::int64_t head, SelectShared& header,
+                                                    std::uint32_t* counts) {
   Threshold threshold{0u, 0x7fffffff};
   if (p.selected == p.nb * p.nb) return threshold;
   const int thread = static_cast<int>(threadIdx.x);
@@ -302,7 +303,8 @@ __device__ __forceinline__ Threshold find_threshold(const Mra2Problem& p, std::i
 }
 
 // The selected blocks of every row, ascending, and the chunks that the attention kernel takes them in.
-__device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t head, const Threshold& threshold, SelectShared& header) {
+__device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t head, const Threshold& threshold,
+                                            SelectShared& header) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   std::int32_t* row_counts = p.row_counts + head * p.nb;
@@ -316,9 +318,8 @@ __device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t h
 #pragma unroll 4
     for (int column0 = 0; column0 < p.nb; column0 += kWarp) {
       const int column = column0 + lane;
-      const bool selected =
-          column < p.nb &&
-          threshold.selects(score_key(p, load_coherent(logits + column), row_max, row, column), row * p.nb + column);
+      const bool selected = column < p.nb && threshold.selects(score_key(p, load_coherent(logits + column), row_max, row, column),
+                                                               row * p.nb + column);
       const unsigned lanes = __ballot_sync(kAllLanes, selected);
       if (selected) list[count + __popc(lanes & ((1u << lane) - 1u))] = static_cast<std::uint16_t>(column);
       count += __popc(lanes);

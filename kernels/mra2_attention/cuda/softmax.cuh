@@ -9,11 +9,11 @@ namespace mra::cuda {
 // Where a thread block works: its chunk and the tensors' offsets. False if there is no such chunk.
 struct ChunkWork {
   Chunk chunk;
-  std::int64_t head;     // batch * num_heads + head
+  std::int64_t head;  // batch * num_heads + head
   std::int64_t example;
-  std::int64_t origin;   // element offset of (example, token 0, head, channel 0)
-  const std::uint32_t* bits;   // [nb]
-  const std::uint16_t* list;   // [chunk.length]
+  std::int64_t origin;        // element offset of (example, token 0, head, channel 0)
+  const std::uint32_t* bits;  // [nb]
+  const std::uint16_t* list;  // [chunk.length]
 
   __device__ __forceinline__ bool find(const Mra2Problem& p) {
     head = blockIdx.x / p.chunk_bound;
@@ -51,8 +51,8 @@ struct FinalFactors {
 // `max` and `weight` are those of the included keys, in units of Exponent; `padded` says whether a selected block holds padding, whose
 // logits of 0 belong to the shift although nothing else of them counts. Summing relative to `max` keeps half types from underflow.
 template <typename Exponent>
-__device__ __forceinline__ FinalFactors final_factors(const Mra2Problem& p, float row_max, float low_weight, float max, float weight,
-                                                      bool padded, bool none_selected) {
+__device__ __forceinline__ FinalFactors final_factors(const Mra2Problem& p, float row_max, float low_weight, float max,
+                                                      float weight, bool padded, bool none_selected) {
   const float high_max = none_selected ? kNoBlockMax * Exponent::kLog : padded ? fmaxf(max, 0.0f) : max;
   if (p.sparse) {
     const float high = Exponent::exp(max - high_max);

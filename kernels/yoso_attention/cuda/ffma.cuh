@@ -17,12 +17,12 @@ struct YosoFfmaShape {
 template <int kDim>
 __global__ void __launch_bounds__(kFfmaThreads) yoso_ffma_kernel(YosoProblem p) {
   using Shape = YosoFfmaShape<kDim>;
-  constexpr int kOwn = kDim / kWarp;  // channels per lane: lane, lane + 32, ...
-  float* factors = reinterpret_cast<float*>(dynamic_shared());                   // [32]
-  float* query_tile = reinterpret_cast<float*>(dynamic_shared() + Shape::kHead); // [32, kDim]
-  float* value_tile = query_tile + kWarp * kDim;                                 // [32, kDim]
-  float* key_tile = value_tile + kWarp * kDim;                                   // [32, kKeyStride]
-  float* weights = key_tile;                                                     // [32 queries, 32 keys], once the keys are used up
+  constexpr int kOwn = kDim / kWarp;                                              // channels per lane: lane, lane + 32, ...
+  float* factors = reinterpret_cast<float*>(dynamic_shared());                    // [32]
+  float* query_tile = reinterpret_cast<float*>(dynamic_shared() + Shape::kHead);  // [32, kDim]
+  float* value_tile = query_tile + kWarp * kDim;                                  // [32, kDim]
+  float* key_tile = value_tile + kWarp * kDim;                                    // [32, kKeyStride]
+  float* weights = key_tile;  // [32 queries, 32 keys], once the keys are used up
 
   const DenseWork work(p, kWarp);
   const float* query = static_cast<const float*>(p.query) + work.place.origin;
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kFfmaThreads) yoso_ffma_kernel(YosoProblem p) 
   };
   float query_inverse[kFfmaRows] = {};
   if (work.length > 0) {
-    load_tile<float, kDim, kDim, kFfmaThreads>(query_tile, query, static_cast<int>(work.first_token / kWarp), work.query_bits(p, 0), p);
+    load_tile<float, kDim, kDim, kFfmaThreads>(query_tile, query, static_cast<int>(work.first_token / kWarp), work.query_bits(p, 0),
+                                               p);
     load(0);
 #pragma unroll
     for (int r = 0; r < kFfmaRows; ++r) query_inverse[r] = work.inverse[0][work.first_token + row0 + r];

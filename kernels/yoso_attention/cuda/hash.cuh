@@ -10,10 +10,10 @@ constexpr int kHashWarps = kHashThreads / kWarp;
 
 // How the hash kernel's shared memory is divided.
 struct HashShape {
-  int rows;           // tokens per thread block
-  int row_stride;     // floats of a row
-  int word_stride;    // words of a row's signs; odd, so that neighbouring rows lie in different banks
-  int constant_words; // sign masks of the fast hash, or 32 rows of the projection
+  int rows;            // tokens per thread block
+  int row_stride;      // floats of a row
+  int word_stride;     // words of a row's signs; odd, so that neighbouring rows lie in different banks
+  int constant_words;  // sign masks of the fast hash, or 32 rows of the projection
 
   __host__ __device__ explicit HashShape(const YosoProblem& p) {
     rows = p.sign_words <= 256 ? 32 : 16;
@@ -27,8 +27,8 @@ struct HashShape {
 // Loads the block's rows into shared memory as floats, up to row_stride - 4 elements: zeros at padding, in rows that have NaN or an
 // infinity (their codes are 0), and from head_dim on. For the projection they are rounded to the grid of integers.
 template <typename T>
-__device__ __forceinline__ void load_hash_rows(const YosoProblem& p, const HashShape& shape, const HeadPlace& place, const T* tensor,
-                                               std::int64_t first_token, float* rows) {
+__device__ __forceinline__ void load_hash_rows(const YosoProblem& p, const HashShape& shape, const HeadPlace& place,
+                                               const T* tensor, std::int64_t first_token, float* rows) {
   constexpr int kSize = Vector<T>::kSize;
   constexpr int kOwn = kMaxHeadDim / kSize / kWarp;  // vectors per lane
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -47,7 +47,8 @@ __device__ __forceinline__ void load_hash_rows(const YosoProblem& p, const HashS
     }
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-    const int exponent = static_cast<int>(largest >> 23);  // biased; 0 below the normal numbers, where the scale is at its limit anyway
+    const int exponent =
+        static_cast<int>(largest >> 23);  // biased; 0 below the normal numbers, where the scale is at its limit anyway
     const bool finite = exponent < 255;
     const float scale = finite ? __uint_as_float(static_cast<std::uint32_t>(min(136 - exponent, 127) + 127) << 23) : 0.0f;
 #pragma unroll
@@ -157,9 +158,9 @@ __device__ __forceinline__ void projection_signs(const YosoProblem& p, const Has
 template <typename T>
 __global__ void __launch_bounds__(kHashThreads) yoso_hash_kernel(YosoProblem p) {
   const HashShape shape(p);
-  float* rows = reinterpret_cast<float*>(dynamic_shared());                                       // [rows, row_stride]
+  float* rows = reinterpret_cast<float*>(dynamic_shared());                                           // [rows, row_stride]
   std::uint32_t* constants = reinterpret_cast<std::uint32_t*>(rows + shape.rows * shape.row_stride);  // [constant_words]
-  std::uint32_t* words = constants + shape.constant_words;                                        // [rows, word_stride]
+  std::uint32_t* words = constants + shape.constant_words;                                            // [rows, word_stride]
   const int blocks_per_head = static_cast<int>(blocks_for(p.seq_len, shape.rows));
   const std::int64_t which = blockIdx.x / blocks_per_head;
   const std::int64_t first_token = (blockIdx.x - which * blocks_per_head) * static_cast<std::int64_t>(shape.rows);
@@ -177,7 +178,8 @@ __global__ void __launch_bounds__(kHashThreads) yoso_hash_kernel(YosoProblem p) 
     __syncthreads();
     transform_signs(p, shape, rows, constants, words);
   } else {
-    const std::int32_t* projections = p.hash_constants + static_cast<std::int64_t>(place.number) * p.num_hash * p.code_len * p.head_dim;
+    const std::int32_t* projections =
+        p.hash_constants + static_cast<std::int64_t>(place.number) * p.num_hash * p.code_len * p.head_dim;
     projection_signs(p, shape, rows, projections, reinterpret_cast<float*>(constants), words);
   }
   __syncthreads();

@@ -15,7 +15,7 @@ struct YosoMmaShape {
   static constexpr int kStride = kDim + 8;            // 16 bytes of padding: ldmatrix without bank conflicts
   static constexpr int kTile = kWarp * kStride;
   static constexpr int kMinBlocks = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 2;  // per multiprocessor
-  static constexpr bool kKeepQuery = kDim <= 128;     // query fragments stay in registers
+  static constexpr bool kKeepQuery = kDim <= 128;                          // query fragments stay in registers
   static constexpr std::size_t kHead = (kRows + kStages * kWarp + 4) * sizeof(float);
   static constexpr std::size_t kSharedBytes = kHead + (kRows * kStride + 2 * kStages * kTile) * 2;
   static constexpr int kTotalStride = kDim + 4;
@@ -35,13 +35,13 @@ __global__ void __launch_bounds__(YosoMmaShape<kDim>::kThreads, YosoMmaShape<kDi
   using Shape = YosoMmaShape<kDim>;
   constexpr int kThreads = Shape::kThreads;
   constexpr int kStride = Shape::kStride;
-  constexpr int kSteps = kDim / 16;   // of 16 channels
-  constexpr int kColumns = kDim / 8;  // of 8 channels
-  float* factors = reinterpret_cast<float*>(dynamic_shared());                                   // [kRows]
-  float* stage_inverse = factors + Shape::kRows;                                                 // [kStages][32], of the keys
+  constexpr int kSteps = kDim / 16;                             // of 16 channels
+  constexpr int kColumns = kDim / 8;                            // of 8 channels
+  float* factors = reinterpret_cast<float*>(dynamic_shared());  // [kRows]
+  float* stage_inverse = factors + Shape::kRows;                // [kStages][32], of the keys
   std::uint32_t* stage_bits = reinterpret_cast<std::uint32_t*>(stage_inverse + Shape::kStages * kWarp);  // [kStages], likewise
-  T* query_tile = reinterpret_cast<T*>(dynamic_shared() + Shape::kHead);                         // [kRows, kStride]
-  T* ring = query_tile + Shape::kRows * kStride;                                                 // [kStages][key, value][32, kStride]
+  T* query_tile = reinterpret_cast<T*>(dynamic_shared() + Shape::kHead);                                 // [kRows, kStride]
+  T* ring = query_tile + Shape::kRows * kStride;  // [kStages][key, value][32, kStride]
 
   const DenseWork work(p, Shape::kRows);
   const T* query = static_cast<const T*>(p.query) + work.place.origin;
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(YosoMmaShape<kDim>::kThreads, YosoMmaShape<kDi
   if (length > 0) {
 #pragma unroll
     for (int tile = 0; tile < Shape::kRows / kWarp; ++tile)
-      load_tile<T, kDim, kStride, kThreads>(query_tile + tile * Shape::kTile, query, static_cast<int>(work.first_token / kWarp) + tile,
-                                            work.query_bits(p, tile), p);
+      load_tile<T, kDim, kStride, kThreads>(query_tile + tile * Shape::kTile, query,
+                                            static_cast<int>(work.first_token / kWarp) + tile, work.query_bits(p, tile), p);
   }
 #pragma unroll
   for (int tile = 0; tile < Shape::kStages - 1; ++tile) load_stage(tile);
@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(YosoMmaShape<kDim>::kThreads, YosoMmaShape<kDi
     // The accumulators of the weights are, two by two, the left operand of the product with the values.
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const std::uint32_t a[4] = {
-          pack<T>(weights[2 * k][0], weights[2 * k][1]), pack<T>(weights[2 * k][2], weights[2 * k][3]),
-          pack<T>(weights[2 * k + 1][0], weights[2 * k + 1][1]), pack<T>(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+      const std::uint32_t a[4] = {pack<T>(weights[2 * k][0], weights[2 * k][1]), pack<T>(weights[2 * k][2], weights[2 * k][3]),
+                                  pack<T>(weights[2 * k + 1][0], weights[2 * k + 1][1]),
+                                  pack<T>(weights[2 * k + 1][2], weights[2 * k + 1][3])};
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
         std::uint32_t b[4];

@@ -33,11 +33,11 @@ struct YosoProblem {
 
   // Mode lsh.
   int num_hash;
-  int buckets;        // 2^code_len
-  int table_rows;     // min(buckets, seq_len) per head and hash
-  int transform_dim;  // of the fast hash; 0 for the projection
-  int parts;          // of the fast hash
-  int sign_words;     // 32-bit words with the signs of one row
+  int buckets;              // 2^code_len
+  int table_rows;           // min(buckets, seq_len) per head and hash
+  int transform_dim;        // of the fast hash; 0 for the projection
+  int parts;                // of the fast hash
+  int sign_words;           // 32-bit words with the signs of one row
   std::int64_t group;       // heads that are computed together
   std::int64_t first_head;  // of the group
 

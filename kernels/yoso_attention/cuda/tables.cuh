@@ -11,7 +11,9 @@ constexpr int kSumThreads = 256;
 constexpr int kGatherThreads = 128;
 constexpr int kSharedCursors = 1 << 13;  // buckets whose counters lie in shared memory
 
-inline std::size_t sort_shared_bytes(const YosoProblem& p) { return p.buckets <= kSharedCursors ? p.buckets * sizeof(std::uint32_t) : 0; }
+inline std::size_t sort_shared_bytes(const YosoProblem& p) {
+  return p.buckets <= kSharedCursors ? p.buckets * sizeof(std::uint32_t) : 0;
+}
 
 // Block (head of the group, hash), one warp: a counting sort that keeps the tokens of a bucket in their order.
 __global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
@@ -120,7 +122,9 @@ __global__ void __launch_bounds__(kSumThreads) yoso_sum_kernel(YosoProblem p) {
   }
 }
 
-inline std::size_t gather_shared_bytes(const YosoProblem& p) { return kWarp * static_cast<std::size_t>(1 + p.head_dim + 4) * sizeof(float); }
+inline std::size_t gather_shared_bytes(const YosoProblem& p) {
+  return kWarp * static_cast<std::size_t>(1 + p.head_dim + 4) * sizeof(float);
+}
 
 // Block (head of the group, 32 tokens): the mean over the hashes, hash by hash, of the queries' buckets; then steps 5 to 7.
 template <typename T>
@@ -150,7 +154,8 @@ __global__ void __launch_bounds__(kGatherThreads) yoso_gather_kernel(YosoProblem
           at = own[0];
           if (at == own[1]) continue;
         }
-        const float4 v = *reinterpret_cast<const float4*>(table + (static_cast<std::int64_t>(hash) * p.table_rows + at) * p.head_dim + channel);
+        const float4 v =
+            *reinterpret_cast<const float4*>(table + (static_cast<std::int64_t>(hash) * p.table_rows + at) * p.head_dim + channel);
         sum.x += v.x;
         sum.y += v.y;
         sum.z += v.z;
@@ -158,7 +163,8 @@ __global__ void __launch_bounds__(kGatherThreads) yoso_gather_kernel(YosoProblem
       }
     }
     const float count = static_cast<float>(p.num_hash);
-    *reinterpret_cast<float4*>(totals + row * stride + channel) = make_float4(sum.x / count, sum.y / count, sum.z / count, sum.w / count);
+    *reinterpret_cast<float4*>(totals + row * stride + channel) =
+        make_float4(sum.x / count, sum.y / count, sum.z / count, sum.w / count);
   }
   finish_rows<T, kGatherThreads>(p, place, first_token, kWarp, totals, stride, factors);
 }

@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(kYosoPrepareThreads) yoso_prepare_kernel(YosoP
       const float length = sqrtf(sums[0]);
       inverse = 1.0f / (length < kYosoNormEpsilon ? kYosoNormEpsilon : length);
     }
-    (tensor == 0 ? p.inverse_length[0] : p.inverse_length[1])[((example * p.num_heads + head) * p.tiles + tile) * kWarp + row] = inverse;
+    (tensor == 0 ? p.inverse_length[0] : p.inverse_length[1])[((example * p.num_heads + head) * p.tiles + tile) * kWarp + row] =
+        inverse;
   }
 }
 

@@ -21,8 +21,8 @@ cudaError_t launch_dense(const YosoProblem& p, cudaStream_t stream) {
     return launch_checked(yoso_ffma_kernel<kDim>, p.heads * p.tiles, kFfmaThreads, YosoFfmaShape<kDim>::kSharedBytes, stream, p);
   } else {
     using Shape = YosoMmaShape<kDim>;
-    return launch_checked(yoso_mma_kernel<T, kDim>, p.heads * blocks_for(p.seq_len, Shape::kRows), Shape::kThreads, Shape::kSharedBytes,
-                          stream, p);
+    return launch_checked(yoso_mma_kernel<T, kDim>, p.heads * blocks_for(p.seq_len, Shape::kRows), Shape::kThreads,
+                          Shape::kSharedBytes, stream, p);
   }
 }
 
@@ -43,8 +43,8 @@ cudaError_t launch_lsh(YosoProblem p, cudaStream_t stream) {
   for (const std::int64_t heads = p.heads, most = p.group; p.first_head < heads; p.first_head += most) {
     p.group = std::min(most, heads - p.first_head);
     const std::int64_t tables = p.group * p.num_hash;
-    cudaError_t error = launch_checked(yoso_hash_kernel<T>, 2 * p.group * blocks_for(p.seq_len, shape.rows), kHashThreads, shape.bytes(),
-                                       stream, p);
+    cudaError_t error = launch_checked(yoso_hash_kernel<T>, 2 * p.group * blocks_for(p.seq_len, shape.rows), kHashThreads,
+                                       shape.bytes(), stream, p);
     if (error != cudaSuccess) return error;
     error = launch_checked(yoso_sort_kernel, tables, kWarp, sort_shared_bytes(p), stream, p);
     if (error != cudaSuccess) return error;
@@ -76,8 +76,8 @@ cudaError_t yoso_attention_cuda(const YosoAttentionParams& params, void* workspa
                                 cudaStream_t stream) noexcept {
   if (!validate(params, nullptr, 0)) return cudaErrorInvalidValue;
   if (params.batch == 0) return cudaSuccess;
-  for (const void* pointer : {params.query, params.key, params.value, static_cast<const void*>(params.context),
-                              static_cast<const void*>(workspace)})
+  for (const void* pointer :
+       {params.query, params.key, params.value, static_cast<const void*>(params.context), static_cast<const void*>(workspace)})
     if (!cuda::usable(pointer)) return cudaErrorInvalidValue;
   if (params.attention_mask == nullptr || (params.lsh() && params.hash_constants == nullptr) ||
       (params.conv_window > 0 && params.conv_weight == nullptr))

@@ -44,12 +44,12 @@ class Backend {
 
 // What a backend needs to know of the bundle.
 struct Request {
-  std::string file;     // of the model
-  std::string library;  // the native operator; empty for none
+  std::string file;                         // of the model
+  std::string library;                      // the native operator; empty for none
   std::string plugin_name, plugin_version;  // of an engine whose plugin is in `library`
   bool carries_plugin = false;              // whether an engine has its plugin within
   bool has_types = false;
-  std::string output;          // name of the output to take
+  std::string output;           // name of the output to take
   bool mean_of_tokens = false;  // whether `output` is [rows, width, hidden_size] and is to be averaged over a row's tokens
   std::int64_t hidden_size = 0;
   std::int64_t max_seq_len = 0;
@@ -79,8 +79,8 @@ Status open_onnxruntime(const Request& request, std::unique_ptr<Backend>* backen
 
 // What a library libmra_serving_<backend>.so hands out.
 struct BackendLibrary {
-  const char* build;     // must be kBackendBuild of the library that loads it
-  const char* name;      // "tensorrt" or "rtx"
+  const char* build;  // must be kBackendBuild of the library that loads it
+  const char* name;   // "tensorrt" or "rtx"
   // What an engine's manifest is checked against: version of TensorRT, compute capability of the GPU.
   Status (*machine)(int gpu, std::string* version, std::string* compute_capability) noexcept;
   Status (*open)(const Request& request, std::unique_ptr<Backend>* backend) noexcept;

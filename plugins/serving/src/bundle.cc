@@ -55,13 +55,21 @@ constexpr const char* kEngineSchema =
 std::string shown(const Json& value) {
   std::string text;
   switch (value.kind) {
-    case Kind::kNull: return "null";
-    case Kind::kBoolean: return value.integer != 0 ? "true" : "false";
+    case Kind::kNull:
+      return "null";
+    case Kind::kBoolean:
+      return value.integer != 0 ? "true" : "false";
     case Kind::kInteger:
-    case Kind::kNumber: text = value.text; break;
-    case Kind::kString: text = '"' + value.text + '"'; break;
-    case Kind::kArray: return "a list of " + std::to_string(value.items.size());
-    case Kind::kObject: return "an object of " + std::to_string(value.items.size());
+    case Kind::kNumber:
+      text = value.text;
+      break;
+    case Kind::kString:
+      text = '"' + value.text + '"';
+      break;
+    case Kind::kArray:
+      return "a list of " + std::to_string(value.items.size());
+    case Kind::kObject:
+      return "an object of " + std::to_string(value.items.size());
   }
   return text.size() <= 80 ? text : text.substr(0, 80) + " ...";
 }
@@ -92,8 +100,8 @@ const char* misfit(const Json& value, const std::string& kind) {
   const bool is_string = value.kind == Kind::kString, is_integer = value.kind == Kind::kInteger;
   if (kind == "text") return is_string ? nullptr : "text";
   if (kind == "word") {
-    const bool is_word = is_string && !text.empty() && !is_space(text.front()) && !is_space(text.back()) &&
-                         text.find('\n') == std::string::npos;
+    const bool is_word =
+        is_string && !text.empty() && !is_space(text.front()) && !is_space(text.back()) && text.find('\n') == std::string::npos;
     return is_word ? nullptr : "text on one line, without space around it";
   }
   if (kind == "sha256") {
@@ -295,8 +303,8 @@ class ManifestReader {
   void check_fit() const {
     const Json &model = at(root_, "model"), &tokenizer = at(root_, "tokenizer"), &license = at(root_, "license");
     if (at(at(root_, "variants").items[0], "precision").text != at(model, "dtype").text)
-      refuse("variants[0].precision=" + at(at(root_, "variants").items[0], "precision").text + " is not model.dtype=" +
-             at(model, "dtype").text);
+      refuse("variants[0].precision=" + at(at(root_, "variants").items[0], "precision").text +
+             " is not model.dtype=" + at(model, "dtype").text);
     const std::vector<std::string> inputs = texts(at(model, "inputs")), outputs = texts(at(model, "outputs"));
     if (!holds(inputs, "input_ids") || !holds(inputs, "attention_mask")) refuse("model.inputs lacks input_ids or attention_mask");
     if (holds(outputs, "sentence_embedding") != (at(root_, "pooling").kind != Kind::kNull))
@@ -304,8 +312,8 @@ class ManifestReader {
     if (tokenizer.kind != Kind::kNull) {
       check_listed(&at(tokenizer, "file"), "tokenizer.file");
       if (at(tokenizer, "max_length").integer > at(model, "max_seq_len").integer)
-        refuse("tokenizer.max_length=" + at(tokenizer, "max_length").text + " is above model.max_seq_len=" +
-               at(model, "max_seq_len").text);
+        refuse("tokenizer.max_length=" + at(tokenizer, "max_length").text +
+               " is above model.max_seq_len=" + at(model, "max_seq_len").text);
     }
     if (license.kind != Kind::kNull) check_listed(&at(license, "file"), "license.file");
   }

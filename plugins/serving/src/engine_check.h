@@ -109,9 +109,8 @@ inline bool covers(const std::string& architectures, const std::string& compute_
     if (end == std::string::npos) end = architectures.size();
     const std::string item = architectures.substr(start, end - start);
     start = end + 1;
-    const std::size_t digits = item.find_first_not_of("0123456789") == std::string::npos
-                                   ? item.size()
-                                   : item.find_first_not_of("0123456789");
+    const std::size_t digits =
+        item.find_first_not_of("0123456789") == std::string::npos ? item.size() : item.find_first_not_of("0123456789");
     const std::string kind = item.substr(digits);
     if (digits < 2 || digits > 6 || (!kind.empty() && kind != "-real" && kind != "-virtual")) continue;
     const std::int64_t number = std::stoll(item.substr(0, digits));
@@ -135,7 +134,8 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
   constexpr std::streamsize kMaxBytes = 16 << 20;
   const std::string path = engine + ".json";
   std::ifstream file(path, std::ios::binary);
-  if (!file) return engine + " has no manifest " + path + " beside it. Keep the two together, or build the engine with `mra-export trt`.";
+  if (!file)
+    return engine + " has no manifest " + path + " beside it. Keep the two together, or build the engine with `mra-export trt`.";
   std::string text(static_cast<std::size_t>(kMaxBytes) + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.gcount() > kMaxBytes) return path + " is too large for a manifest. Build the engine again.";
@@ -213,8 +213,7 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
   }
   if (!machine.plugin.empty() && !found.plugin_name.empty() && !found.plugin_embedded) {
     if (!detail::digest_file(machine.plugin, &size, &sha256))
-      return engine + " needs the plugin library " + machine.plugin +
-             ", which does not exist. Copy it, or run `mra-export build`.";
+      return engine + " needs the plugin library " + machine.plugin + ", which does not exist. Copy it, or run `mra-export build`.";
     if (sha256 != found.plugin_sha256)
       return machine.plugin + " is not the plugin that " + engine +
              " was built with: the SHA-256 differs. Copy the library that was there at the build, or build the engine again.";

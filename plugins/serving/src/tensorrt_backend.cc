@@ -134,12 +134,16 @@ HostMemory on_host(std::int64_t bytes, const char* what) {
 
 std::int64_t bytes_of(nvinfer1::DataType type) {
   switch (type) {
-    case nvinfer1::DataType::kINT64: return 8;
+    case nvinfer1::DataType::kINT64:
+      return 8;
     case nvinfer1::DataType::kFLOAT:
-    case nvinfer1::DataType::kINT32: return 4;
+    case nvinfer1::DataType::kINT32:
+      return 4;
     case nvinfer1::DataType::kHALF:
-    case nvinfer1::DataType::kBF16: return 2;
-    default: return 8;  // an upper bound, for outputs that nobody reads
+    case nvinfer1::DataType::kBF16:
+      return 2;
+    default:
+      return 8;  // an upper bound, for outputs that nobody reads
   }
 }
 
@@ -153,7 +157,7 @@ struct Model {
   Request request;
   std::unique_ptr<nvinfer1::IRuntime, Deleter<nvinfer1::IRuntime>> runtime;
   std::unique_ptr<nvinfer1::ICudaEngine, Deleter<nvinfer1::ICudaEngine>> engine;  // before runtime is destroyed
-  std::vector<std::string> inputs, outputs;  // of the engine
+  std::vector<std::string> inputs, outputs;                                       // of the engine
   std::int64_t min_rows = 1;
   Limits limits;
   std::string version, device;

@@ -250,8 +250,10 @@ void write_vectors(const Matrix& vectors, bool binary) {
     for (std::size_t row = 0; row < vectors.rows; ++row) {
       for (std::size_t d = 0; d < vectors.columns; ++d) {
         const double value = static_cast<double>(vectors.row(row)[d]);
-        if (std::isfinite(value)) std::fprintf(stdout, d == 0 ? "[%.9g" : ", %.9g", value);
-        else std::fprintf(stdout, d == 0 ? "[%s" : ", %s", "null");  // JSON has no NaN
+        if (std::isfinite(value))
+          std::fprintf(stdout, d == 0 ? "[%.9g" : ", %.9g", value);
+        else
+          std::fprintf(stdout, d == 0 ? "[%s" : ", %s", "null");  // JSON has no NaN
       }
       std::fputs("]\n", stdout);
     }

@@ -104,19 +104,19 @@ struct Options {
 
 // What was opened.
 struct Info {
-  std::string backend;          // "onnxruntime", "tensorrt" or "rtx"
-  std::string backend_version;  // of the library that runs it
-  std::string device;           // "cpu", or the name of the GPU
-  std::string file;             // of the variant, inside the bundle
-  std::string precision;        // fp32, fp16 or bf16
+  std::string backend;           // "onnxruntime", "tensorrt" or "rtx"
+  std::string backend_version;   // of the library that runs it
+  std::string device;            // "cpu", or the name of the GPU
+  std::string file;              // of the variant, inside the bundle
+  std::string precision;         // fp32, fp16 or bf16
   bool native_operator = false;  // whether the native operator runs, not its function body
   std::string architecture;
-  std::int64_t hidden_size = 0;    // numbers in a vector
-  std::int64_t max_seq_len = 0;    // most tokens of a text, special tokens included
-  std::int64_t vocab_size = 0;     // ids are 0 to this, excluded
-  std::string pooling;             // "mean", "cls"; "mean of tokens" where Options::mean_of_tokens made it
+  std::int64_t hidden_size = 0;  // numbers in a vector
+  std::int64_t max_seq_len = 0;  // most tokens of a text, special tokens included
+  std::int64_t vocab_size = 0;   // ids are 0 to this, excluded
+  std::string pooling;           // "mean", "cls"; "mean of tokens" where Options::mean_of_tokens made it
   bool normalized = false;
-  std::string tokenizer_file;      // path of tokenizer.json, or empty
+  std::string tokenizer_file;            // path of tokenizer.json, or empty
   std::vector<std::string> passed_over;  // variants that were not taken, and why
 };
 
