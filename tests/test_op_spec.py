@@ -30,3 +30,13 @@ def test_kernels_include_only_the_standard_library_and_cuda() -> None:
             standard = "/" not in name and "." not in name
             known = name in {"immintrin.h", "cpuid.h"} or CUDA_HEADERS.match(name) or Path(name).name in own
             assert standard or known, f"{source.relative_to(ROOT)} includes {name}"
+
+
+def test_no_operator_includes_another() -> None:
+    operators = [folder for folder in (ROOT / "kernels").iterdir() if (folder / f"{folder.name}.h").is_file()]
+    assert len(operators) == 2
+    for folder in (*operators, ROOT / "kernels" / "common"):
+        for source in folder.rglob("*.*"):
+            for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', source.read_text(), re.MULTILINE):
+                allowed = name.startswith((f"{folder.name}/", "common/")) or name in {"op_spec.h", "cuda_host_shim.h"}
+                assert allowed, f"{source.relative_to(ROOT)} includes {name}"
