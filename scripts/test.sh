@@ -11,5 +11,6 @@ export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
+lint-imports
 # Two test processes share the cores, so each gets one thread for its matrix products.
 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -q --show-capture=no "$@"

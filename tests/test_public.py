@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,12 @@ def test_a_name_is_a_function_whatever_was_imported_before() -> None:
         "assert all(callable(f) for f in (build_engine, check, create_bundle, embed, export_onnx, from_dense, verify_bundle))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_and_cmake_have_one_version() -> None:
+    """Also what a server's build asks `find_package` for."""
+    root = Path(mra_export.__file__).parents[1]
+    stated = re.findall(
+        r"project\(\s*\w+\s+VERSION\s+([\d.]+)", (root / "plugins" / "serving" / "CMakeLists.txt").read_text()
+    )
+    assert stated == [mra_export.__version__]

@@ -10,8 +10,10 @@ from mra_export.version import __version__
 
 __all__ = [
     "LIBRARY_FILES",
+    "checking_library",
     "find_library",
     "library_dirs",
+    "named_plugin",
     "onnxruntime_library",
     "package_library_dir",
     "tensorrt_library",
@@ -106,3 +108,13 @@ def _require(kind: str, path: Path | None) -> Path:
             f"{LIBRARY_FILES[kind]} was not found in {places}. Run `mra-export build` to compile it. {_USE[kind]}"
         )
     return found
+
+
+def checking_library(plugin_lib: Path | None) -> Path | None:
+    """The ONNX Runtime library to check with: the one named, or the one that is found."""
+    return find_library("onnxruntime", None if named_plugin(plugin_lib) == plugin_lib else plugin_lib)
+
+
+def named_plugin(plugin_lib: Path | None) -> Path | None:
+    """The TensorRT plugin, where --plugin-lib names that one; else None."""
+    return plugin_lib if plugin_lib is not None and plugin_lib.name == LIBRARY_FILES["tensorrt"] else None

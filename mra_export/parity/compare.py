@@ -85,11 +85,11 @@ def check_candidate(
         tied += int((~_by_example(~row_ties, case)).sum())
         whole.add(case, original.outputs, trace.outputs, _by_example(same & ~row_ties, case), _by_example(same, case))
 
-        specification.selections = choices if judge.choice else None
+        specification.choices = choices if judge.choice else None
         try:
             expected = specification.trace(case.inputs)
         finally:
-            specification.selections = None
+            specification.choices = None
         agreement = _judge_layers(judge, expected, trace, choices, mask, tolerance, layers)
         rows = np.ones(case.inputs["input_ids"].shape[0], dtype=bool)
         forced.add(case, expected.outputs, trace.outputs, rows, rows * agreement)

@@ -26,7 +26,7 @@ td, th { border-bottom: 1px solid #ddd; padding: .2rem .8rem .2rem 0; text-align
 th { color: #666 } .PASSED { color: #0a7d2c } .FAILED { color: #c00; font-weight: bold } .NOTJUDGED { color: #946200 }
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>mra-export {{ version }}. Selection of blocks and arithmetic are judged apart: errors are those with the same blocks in
+<p>mra-export {{ version }}. Choice and arithmetic are judged apart: errors are those with the same choice in
 both models.</p>
 {% for c in comparisons %}
 <h2><span class="{{ c.verdict|replace(' ', '') }}">{{ c.verdict }}</span> {{ c.candidate }} against {{ c.reference }}</h2>
@@ -36,7 +36,7 @@ both models.</p>
 </table>
 {% for plot in c.plots %}{{ plot|safe }}{% endfor %}
 <table><tr><th>case</th><th>tokens</th><th>relative error</th><th>largest error</th><th>least cosine</th>
-<th>same blocks</th><th>rows judged</th></tr>
+<th>same choice</th><th>rows judged</th></tr>
 {% for row in c.cases %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>
 {% endfor %}

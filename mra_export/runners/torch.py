@@ -138,7 +138,7 @@ class SpecificationRunner(_TorchRunner):
     """The transformers model with the specification's operator as its attention; float32, batches as they are.
 
     Attributes:
-        selections: per layer the discrete choice that its attention is to take, as `parity.Judge.operator` returns it (for MRA
+        choices: per layer the discrete choice that its attention is to take, as `Judge.operator` returns it (for MRA
             the selected blocks, bool [batch, num_heads, blocks, blocks]), or None.
     """
 
@@ -147,7 +147,7 @@ class SpecificationRunner(_TorchRunner):
 
         super().__init__(checkpoint, share_weights(checkpoint.model), pooling)
         self.name = "specification"
-        self.selections: list[Any] | None = None
+        self.choices: list[Any] | None = None
         self._mask: torch.Tensor | None = None
         self._layers: list[LayerTrace] | None = None
         checkpoint.family.replace_attention(self.model, self._attend)
@@ -157,7 +157,7 @@ class SpecificationRunner(_TorchRunner):
     ) -> torch.Tensor:
         assert self._mask is not None
         family = self.checkpoint.family
-        choice = self.selections[layer] if self.selections is not None else None
+        choice = self.choices[layer] if self.choices is not None else None
         tensors = (query, key, value, *constants)
         context = family.attend(family.attributes(self.checkpoint.config), tensors, self._mask, choice)
         if self._layers is not None:

@@ -1,0 +1,51 @@
+"""What a command gives back: text, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from mra_export.errors import ParityError
+
+__all__ = ["fail_parity", "failures", "plain", "print_json", "print_result"]
+
+
+def plain(comparisons: list[Any]) -> list[dict[str, Any]]:
+    """Comparisons as plain data."""
+    from mra_export.parity.comparison import as_json
+
+    return [as_json(comparison) for comparison in comparisons]
+
+
+def failures(comparisons: list[Any]) -> str:
+    """The message of comparisons of which some failed."""
+    from mra_export.parity.comparison import describe_failures
+
+    return "FAILED " + "\n".join(describe_failures(comparisons))
+
+
+def fail_parity(
+    command: str, error: ParityError, comparisons: list[Any], as_json: bool, outputs: list[str] | None = None
+) -> NoReturn:
+    """Ends the command with the comparisons in its JSON; without --json the caller shows them."""
+    if as_json:
+        print_json(ok=False, command=command, outputs=outputs or [], error=str(error), comparisons=plain(comparisons))
+        sys.exit(error.exit_code)
+    raise error
+
+
+def print_result(command: str, text: str, as_json: bool, **fields: Any) -> None:
+    """The result of a command that did what it was asked to."""
+    if as_json:
+        print_json(ok=True, command=command, **fields)
+    else:
+        click.echo(text)
+
+
+def print_json(**fields: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(fields, ensure_ascii=False))
