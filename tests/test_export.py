@@ -17,6 +17,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.errors import InputError
+from mra_export.export import onnx_model
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
@@ -130,7 +131,7 @@ def test_large_weights_go_to_a_file_of_their_own(
 ) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
     inside = export_onnx(checkpoint, tmp_path / "inside")
-    monkeypatch.setattr(export_module, "EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_THRESHOLD", 1000)
     outside = export_onnx(checkpoint, tmp_path / "outside")
     assert (outside.directory / "onnx" / "model.onnx_data").stat().st_size > 100_000
     assert outside.model.stat().st_size < inside.model.stat().st_size / 2

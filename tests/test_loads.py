@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import onnx
 import pytest
 
 from mra_export.cli import cli
-from mra_export.native.libraries import find_library
+
+sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))
 
 
 @pytest.fixture
@@ -30,10 +32,12 @@ def test_an_engine_of_another_type(tiny_export: Path, tmp_path: Path, loads: lis
     """The source, the source with its weights to convert, the converted file."""
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
     pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
-    if find_library("tensorrt") is None:
-        pytest.skip("the TensorRT plugin is not built")
-    arguments = ["trt", str(tiny_export), "-o", str(tmp_path / "m.engine"), "--fp16", "--backend", "rtx", "-q"]
-    cli.main(arguments, standalone_mode=False)
+    from test_plugin import plugin_library
+
+    library = ["--backend", "rtx", "--plugin-lib", str(plugin_library())]
+    cli.main(
+        ["trt", str(tiny_export), "-o", str(tmp_path / "m.engine"), "--fp16", "-q", *library], standalone_mode=False
+    )
     assert 1 <= len(loads) <= 3, loads
     assert len([name for name in loads if name.startswith(str(tiny_export))]) <= 2
 

@@ -200,9 +200,9 @@ def test_files_of_another_model_are_refused(checkpoint: Checkpoint, tiny_export:
 
 
 def test_missing_weights_beside_a_file_are_named(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: Any) -> None:
-    import mra_export.export.exporter as export_module
+    from mra_export.export import onnx_model
 
-    monkeypatch.setattr(export_module, "EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_THRESHOLD", 1000)
     exported = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o")
     (tmp_path / "o" / "onnx" / "model.onnx_data").unlink()
     with pytest.raises(InputError, match=r"needs model\.onnx_data beside it, which is not there"):

@@ -14,7 +14,7 @@ from mra_export.checkpoint.load import input_names, share_weights
 from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
-from mra_export.export.onnx_model import EXTERNAL_DATA_THRESHOLD, MODEL_FILE
+from mra_export.export.onnx_model import MODEL_FILE, save_program
 from mra_export.outputs import staged_directory
 from mra_export.quiet import quiet_exporter
 from mra_export.version import __version__
@@ -116,7 +116,7 @@ def export_onnx(
         program = _trace(checkpoint, inputs, outputs, torch_dtype, opset, pooling)
         nodes = _finish_model(program, checkpoint, opset, dtype)
         (stage / MODEL_FILE).parent.mkdir()
-        _save(program, stage / MODEL_FILE)
+        save_program(program, stage / MODEL_FILE)
         del program
         onnx.checker.check_model(str(stage / MODEL_FILE), full_check=True)
         _copy_side_files(checkpoint, stage, pooling)
@@ -246,15 +246,6 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
     return count
-
-
-def _save(model: onnx_ir.Model, path: Path) -> None:
-    """Writes the model, with its weights in a file beside it if they do not fit into a protobuf message."""
-    import onnx_ir
-
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = f"{path.name}_data" if weights > EXTERNAL_DATA_THRESHOLD else None
-    onnx_ir.save(model, path, external_data=external)
 
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:

@@ -1,4 +1,4 @@
-"""Converts a float32 export to float16 or bfloat16, where there is no checkpoint at hand to export again, and proves the result.
+"""Converts a float32 export to float16 or bfloat16, where there is no checkpoint at hand to export again.
 
 What comes out is what an export in that type gives: ids int64, outputs float32, pooling in float32, and everything before it
 in the half type. The attention nodes and their function bodies follow the type of their inputs.
@@ -6,19 +6,19 @@ in the half type. The attention nodes and their function bodies follow the type 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.dtypes import MASKED, dtype_of_onnx, onnx_type
+from mra_export.dtypes import DTYPES, MASKED
 from mra_export.errors import InputError
-from mra_export.export.onnx_model import EXTERNAL_DATA_THRESHOLD, read_onnx
+from mra_export.export.onnx_model import read_onnx, save_program
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from mra_export.export.onnx_model import OnnxModel
-    from mra_export.trace import Array
 
 __all__ = ["convert"]
 
@@ -43,61 +43,48 @@ def convert(model: OnnxModel, dtype: str, target: Path) -> OnnxModel:
         InputError: the file is not float32, has a weight that float16 cannot hold, or an operator that has no half type.
     """
     import onnx
-    from onnx import TensorProto
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
 
     if model.dtype != "fp32":
         raise InputError(f"{model.path} is {model.dtype}; only fp32 is converted, what was rounded once stays so.")
-    half = onnx_type(dtype)
-    proto = onnx.load(str(model.path))
-    graph = proto.graph
-    floats = _float_values(proto)
+    program = ir.load(model.path)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(program)
+    graph = program.graph
     kept = _kept_nodes(graph)
-    users: dict[str, set[bool]] = defaultdict(set)  # initializer -> whether its users are kept in float32
-    for index, node in enumerate(graph.node):
-        for name in node.input:
-            users[name].add(index in kept)
-
-    renamed: dict[str, str] = {}  # float32 initializer -> its half copy
-    for initializer in list(graph.initializer):
-        if initializer.data_type != TensorProto.FLOAT or False not in users[initializer.name]:
+    _convert_weights(graph, kept, dtype)
+    half = ir.DataType[DTYPES[dtype].onnx]
+    narrow: set[ir.Value] = set()  # computed in the half type
+    widened: dict[ir.Value, ir.Value] = {}  # the same in float32, for what is kept
+    for node in list(graph):
+        if node in kept:
+            for index, value in enumerate(node.inputs):
+                if value in narrow:
+                    if value not in widened:
+                        widened[value] = _cast(f"{value.name}_fp32", value)
+                        graph.insert_before(node, _producer(widened[value]))
+                    node.replace_input_with(index, widened[value])
             continue
-        converted = _converted(initializer, half)
-        if True in users[initializer.name]:
-            converted.name = renamed[initializer.name] = f"{initializer.name}_{dtype}"
-            graph.initializer.append(converted)
-        else:
-            initializer.CopyFrom(converted)
-
-    outputs = {value.name for value in graph.output if value.name in floats}
-    nodes: list[Any] = []
-    widened: dict[str, str] = {}  # half value -> its float32 copy, for what is kept
-    produced_half: set[str] = set()
-    for index, node in enumerate(graph.node):
-        if index in kept:
-            for position, name in enumerate(node.input):
-                if name in produced_half:
-                    if name not in widened:
-                        widened[name] = f"{name}_fp32"
-                        nodes.append(_cast(name, widened[name], TensorProto.FLOAT))
-                    node.input[position] = widened[name]
-            nodes.append(node)
-            continue
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        _convert_attributes(node, half, model)
-        nodes.append(node)
-        for position, name in enumerate(node.output):
-            if name in outputs:
-                node.output[position] = f"{name}_{dtype}"
-                nodes.append(_cast(node.output[position], name, TensorProto.FLOAT))
-            elif name in floats:
-                produced_half.add(name)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(copies)
-    for entry in proto.metadata_props:
-        if entry.key == "dtype":
-            entry.value = dtype
-    _save(proto, target)
+        _convert_attributes(node, dtype, model)
+        for value in node.outputs:
+            if value.dtype != ir.DataType.FLOAT:
+                continue
+            value.dtype = half
+            if value.is_graph_output():
+                name, value.name = value.name, f"{value.name}_{dtype}"
+                wide = _cast(str(name), value)
+                ir.convenience.replace_all_uses_with(value, wide, replace_graph_outputs=True)
+                _producer(wide).replace_input_with(0, value)
+                graph.insert_after(node, _producer(wide))
+            else:
+                narrow.add(value)
+    program.metadata_props["dtype"] = dtype
+    try:
+        save_program(program, target)
+    except OSError as error:
+        raise InputError(
+            f"{target} could not be written: {error.strerror or error}. Free some space, or set TMPDIR to a larger folder."
+        ) from error
     try:
         onnx.checker.check_model(str(target), full_check=True)
     except Exception as error:
@@ -108,127 +95,95 @@ def convert(model: OnnxModel, dtype: str, target: Path) -> OnnxModel:
     return read_onnx(target)
 
 
-def _float_values(proto: Any) -> set[str]:
-    """The names of all float32 values."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    return {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-
-
-def _without_weights(proto: Any) -> Any:
-    """A copy whose large weights are inputs: shape inference works on a serialized model, which ends at 2 GB."""
-    import onnx
-
-    light = onnx.ModelProto(ir_version=proto.ir_version)
-    light.opset_import.extend(proto.opset_import)
-    light.functions.extend(proto.functions)
-    light.graph.name = proto.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(light.graph, field).extend(getattr(proto.graph, field))
-    for initializer in proto.graph.initializer:
-        if len(initializer.raw_data) < 1024:
-            light.graph.initializer.append(initializer)
-        else:
-            info = onnx.helper.make_tensor_value_info(initializer.name, initializer.data_type, list(initializer.dims))
-            light.graph.input.append(info)
-    return light
-
-
-def _kept_nodes(graph: Any) -> set[int]:
-    """Indices of the nodes that stay float32: what is computed from outputs (pooling), and what only that needs (its mask)."""
-    from_outputs = {value.name for value in graph.output}
-    kept: set[int] = set()
-    for index, node in enumerate(graph.node):  # in topological order
-        if from_outputs & set(node.input):
-            kept.add(index)
-            from_outputs |= set(node.output)
-    consumers: dict[str, list[int]] = defaultdict(list)
-    for index, node in enumerate(graph.node):
-        for name in node.input:
-            consumers[name].append(index)
-    graph_outputs = {value.name for value in graph.output}
-    weightless = _weightless(graph)
-    for index in reversed(range(len(graph.node))):
-        node = graph.node[index]
-        users = [user for name in node.output for user in consumers[name]]
-        is_only_for_kept = bool(users) and kept.issuperset(users) and not graph_outputs & set(node.output)
+def _kept_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that stay float32: what is computed from outputs (pooling), and what only that needs (its mask)."""
+    kept: set[ir.Node] = set()
+    from_outputs = set(graph.outputs)
+    weightless = {*graph.inputs, None}  # computed from the inputs without any weight: the mask in its various forms
+    weightless |= {v for v in graph.initializers.values() if v.const_value.size <= _LARGEST_CONSTANT}  # type: ignore[union-attr]
+    for node in graph:  # in topological order
+        if from_outputs & set(node.inputs):
+            kept.add(node)
+            from_outputs |= set(node.outputs)
+        if weightless.issuperset(node.inputs):
+            weightless |= set(node.outputs)
+    for node in reversed(graph):
+        users = [use.node for value in node.outputs for use in value.uses()]
+        is_only_for_kept = bool(users) and kept.issuperset(users) and not any(v.is_graph_output() for v in node.outputs)
         # Not what the model computes, although the last of it may serve pooling alone.
-        if is_only_for_kept and weightless.issuperset(node.output):
-            kept.add(index)
+        if is_only_for_kept and weightless.issuperset(node.outputs):
+            kept.add(node)
     return kept
 
 
-def _weightless(graph: Any) -> set[str]:
-    """The values that are computed from the inputs without any weight: the mask in its various forms."""
-    found = {value.name for value in graph.input} | {""}
-    found |= {i.name for i in graph.initializer if int(np.prod(i.dims)) <= _LARGEST_CONSTANT}
-    for node in graph.node:
-        if found.issuperset(node.input):
-            found |= set(node.output)
-    return found
+def _convert_weights(graph: ir.Graph, kept: set[ir.Node], dtype: str) -> None:
+    """Float32 initializers in the half type; one that a kept node takes too gets a copy instead."""
+    import onnx_ir as ir
+
+    for value in list(graph.initializers.values()):
+        uses = [use for use in value.uses() if use.node not in kept]
+        if value.dtype != ir.DataType.FLOAT or not uses:
+            continue
+        converted = _converted(value.const_value, str(value.name), dtype)
+        if len(uses) == len(value.uses()):
+            value.const_value, value.dtype = converted, converted.dtype
+            continue
+        name = f"{value.name}_{dtype}"
+        copy = ir.Value(name=name, type=ir.TensorType(converted.dtype), shape=value.shape, const_value=converted)
+        graph.initializers[name] = copy
+        for use in uses:
+            use.node.replace_input_with(use.idx, copy)
 
 
-def _converted(tensor: Any, half: int) -> Any:
+def _converted(tensor: Any, name: str, dtype: str) -> ir.Tensor[Any]:
     """A float32 tensor in a half type.
 
     Raises:
         InputError: a value is beyond float16.
     """
-    import ml_dtypes
-    from onnx import TensorProto, numpy_helper
+    import onnx_ir as ir
 
-    values: Array = numpy_helper.to_array(tensor)
+    values = tensor.numpy()
     if values.size == 1 and values.item() == np.float32(MASKED["fp32"]):  # stands for minus infinity
-        values = np.full_like(values, MASKED[str(dtype_of_onnx(half))])
-    if half == TensorProto.FLOAT16:
-        largest = float(np.abs(values).max(initial=0.0))
-        if largest > LARGEST_FLOAT16:
-            raise InputError(
-                f"The weight {tensor.name} has a value of {largest:.3g}, and float16 ends at {LARGEST_FLOAT16:.0f}. Use --bf16."
-            )
-        return numpy_helper.from_array(values.astype(np.float16), tensor.name)
-    return numpy_helper.from_array(values.astype(ml_dtypes.bfloat16), tensor.name)
+        values = np.full_like(values, MASKED[dtype])
+    largest = float(np.abs(values).max(initial=0.0))
+    if dtype == "fp16" and largest > LARGEST_FLOAT16:
+        raise InputError(
+            f"The weight {name} has a value of {largest:.3g}, and float16 ends at {LARGEST_FLOAT16:.0f}. Use --bf16."
+        )
+    half = ir.DataType[DTYPES[dtype].onnx]
+    return ir.Tensor(values.astype(half.numpy()), dtype=half, name=name)
 
 
-def _convert_attributes(node: Any, half: int, model: OnnxModel) -> None:
+def _convert_attributes(node: ir.Node, dtype: str, model: OnnxModel) -> None:
     """The type that a node names, or makes its constant of."""
-    from onnx import TensorProto, helper
+    import onnx_ir as ir
 
-    if node.op_type == "Constant":
-        for attribute in node.attribute:
-            if attribute.name in ("value_float", "value_floats"):
-                value = helper.get_attribute_value(attribute)
-                dims = [len(value)] if attribute.name.endswith("s") else []
-                tensor = helper.make_tensor("", TensorProto.FLOAT, dims, value if dims else [value])
-                attribute.CopyFrom(helper.make_attribute("value", tensor))
-    for attribute in node.attribute:
-        if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
-            attribute.i = half
-        if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_converted(attribute.t, half))
-        if attribute.HasField("g") or attribute.graphs:
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             raise InputError(
                 f"{model.path}: the node {node.name} has a graph of its own, which is not converted. Export again."
             )
+        if name in ("to", "dtype") and attribute.value == ir.DataType.FLOAT:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType[DTYPES[dtype].onnx])
+        elif node.op_type == "Constant" and name in ("value_float", "value_floats"):
+            del node.attributes[name]
+            tensor = ir.tensor(np.asarray(attribute.value, np.float32))
+            node.attributes["value"] = ir.AttrTensor("value", _converted(tensor, str(node.name), dtype))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.FLOAT:
+            node.attributes[name] = ir.AttrTensor(name, _converted(attribute.value, str(node.name), dtype))
 
 
-def _cast(source: str, target: str, kind: int) -> Any:
-    from onnx import helper
+def _cast(name: str, value: ir.Value) -> ir.Value:
+    """A value in float32, from a node of its own that is not in a graph yet."""
+    import onnx_ir as ir
 
-    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
+    made = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
+    node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, outputs=[made], name=f"{name}_cast")
+    return node.outputs[0]
 
 
-def _save(proto: Any, target: Path) -> None:
-    import onnx
-
-    size = sum(len(initializer.raw_data) for initializer in proto.graph.initializer)
-    external = size > EXTERNAL_DATA_THRESHOLD
-    location = f"{target.name}_data" if external else None
-    try:
-        onnx.save(proto, str(target), save_as_external_data=external, location=location)
-    except OSError as error:
-        raise InputError(
-            f"{target} could not be written: {error.strerror or error}. Free some space, or set TMPDIR to a larger folder."
-        ) from error
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node

@@ -17,6 +17,7 @@ from mra_export.families._base import read_options
 from mra_export.families._registry import families
 
 if TYPE_CHECKING:
+    import onnx_ir
     import torch
 
     from mra_export.families._base import Family, OnnxLayer
@@ -27,6 +28,7 @@ __all__ = [
     "find_onnx",
     "layer_constants",
     "read_onnx",
+    "save_program",
 ]
 
 
@@ -262,3 +264,12 @@ def _check_external_data(path: Path, proto: Any) -> None:
                 f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
                 "Copy it again."
             )
+
+
+def save_program(model: onnx_ir.Model, path: Path) -> None:
+    """Writes the model, with its weights in a file beside it if they do not fit into a protobuf message."""
+    import onnx_ir
+
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}_data" if weights > EXTERNAL_DATA_THRESHOLD else None
+    onnx_ir.save(model, path, external_data=external)
