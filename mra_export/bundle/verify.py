@@ -6,21 +6,17 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
 from mra_export.bundle.schema import refusal
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
-from mra_export.export.onnx_model import MODEL_FILE, read_onnx
+from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.outputs import file_sha256
-
-if TYPE_CHECKING:
-    from mra_export.bundle.manifest import Bundle
-    from mra_export.export.onnx_model import OnnxModel
 
 __all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_of", "described", "is_bundle", "verify_bundle"]
 

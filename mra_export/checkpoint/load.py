@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.checkpoint.files import first_line, locate
-from mra_export.checkpoint.tasks import resolve_task
+from mra_export.checkpoint.tasks import Task, resolve_task
 from mra_export.errors import InputError
-from mra_export.families._base import read_options
+from mra_export.families._base import Family, read_options
 from mra_export.families._registry import family_of
 from mra_export.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mra_export.checkpoint.tasks import Task
-    from mra_export.families._base import Family
 
 __all__ = ["Checkpoint", "input_names", "load_checkpoint", "share_weights"]
 

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.embedding.chunks import CHUNK_ROWS
+from mra_export.embedding.chunks import CHUNK_ROWS, Chunk, InputFile
 from mra_export.embedding.lines import json_tables, json_types, scan_lines, text_of
 from mra_export.embedding.parquet import parquet_file, scan_parquet, text_arrays
 from mra_export.errors import InputError
@@ -19,7 +19,6 @@ from mra_export.optional import require_pyarrow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mra_export.embedding.chunks import Chunk, InputFile
 
 __all__ = ["INPUT_KINDS", "ChunkReader", "scan"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.embedding.chunks import Chunk
+from mra_export.embedding.chunks import Chunk, InputFile
 from mra_export.embedding.encoder import Encoded, Encoder, provider, versions
 from mra_export.embedding.input import ChunkReader
 from mra_export.errors import DependencyError, InputError, MraExportError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from mra_export.bundle.manifest import Bundle
-    from mra_export.embedding.chunks import InputFile
 
 __all__ = ["ChunkWorker", "ray_chunks", "require_ray"]
 

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mra_export.embedding.chunks import CHUNK_ROWS
-from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
+from mra_export.embedding.chunks import CHUNK_ROWS, Chunk, InputFile
+from mra_export.embedding.encoder import (
+    DEFAULT_BATCH_TOKENS,
+    Encoded,
+    Encoder,
+    provider,
+    require_embedding_bundle,
+    versions,
+)
 from mra_export.embedding.input import ChunkReader, scan
 from mra_export.embedding.journal import Partial, partial_path, rows_kept
 from mra_export.errors import InputError
@@ -22,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from mra_export.bundle.manifest import Bundle
-    from mra_export.embedding.chunks import Chunk, InputFile
-    from mra_export.embedding.encoder import Encoded
 
 __all__ = ["ENGINES", "OUTPUT_KINDS", "EmbedResult", "Interrupted", "Watcher", "embed"]
 

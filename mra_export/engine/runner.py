@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.engine.backend import open_backend
+from mra_export.engine.backend import Backend, open_backend
 from mra_export.engine.gpu import find_gpus
-from mra_export.engine.manifest import check_engine
+from mra_export.engine.manifest import Manifest, check_engine
 from mra_export.engine.plugin import load_plugin
 from mra_export.errors import DependencyError, InputError
 from mra_export.native.libraries import find_library
-from mra_export.trace import LayerTrace, Trace
+from mra_export.trace import Array, Inputs, LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mra_export.engine.backend import Backend
-    from mra_export.engine.manifest import Manifest
-    from mra_export.trace import Array, Inputs
 
 __all__ = ["LAYER_TENSORS", "EngineRunner", "layer_output", "layers_of", "missing_for_engine"]
 

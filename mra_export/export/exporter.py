@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.checkpoint.files import SIDE_FILES
-from mra_export.checkpoint.load import input_names, share_weights
+from mra_export.checkpoint.load import Checkpoint, input_names, share_weights
 from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mra_export.checkpoint.load import Checkpoint
 
 __all__ = ["DEFAULT_OPSET", "ExportResult", "export_onnx"]
 

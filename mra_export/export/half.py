@@ -13,12 +13,11 @@ import numpy as np
 
 from mra_export.dtypes import DTYPES, MASKED
 from mra_export.errors import InputError
-from mra_export.export.onnx_model import read_onnx, save_program
+from mra_export.export.onnx_model import OnnxModel, read_onnx, save_program
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from mra_export.export.onnx_model import OnnxModel
 
 __all__ = ["convert"]
 

@@ -13,14 +13,13 @@ import numpy as np
 
 from mra_export.dtypes import dtype_of_onnx
 from mra_export.errors import InputError
-from mra_export.families._base import read_options
+from mra_export.families._base import Family, OnnxLayer, read_options
 from mra_export.families._registry import families
 
 if TYPE_CHECKING:
     import onnx_ir
     import torch
 
-    from mra_export.families._base import Family, OnnxLayer
 
 __all__ = [
     "MODEL_FILE",

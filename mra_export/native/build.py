@@ -15,14 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mra_export.errors import InputError, MraExportError
-from mra_export.native.headers import fetch_headers, find_headers
+from mra_export.native.headers import Headers, fetch_headers, find_headers
 from mra_export.native.libraries import LIBRARY_FILES, package_library_dir, user_library_dir
-
-if TYPE_CHECKING:
-    from mra_export.native.headers import Headers
 
 __all__ = [
     "BuildResult",

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.checkpoint.load import input_names
+from mra_export.checkpoint.load import Checkpoint, input_names
 from mra_export.checkpoint.tokenizer import load_tokenizer
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.checkpoint.load import Checkpoint
     from mra_export.trace import Array, Inputs
 
 __all__ = ["SENTENCES", "Case", "build_cases"]

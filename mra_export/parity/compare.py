@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.numerics import relative_error, worst
-from mra_export.operators.judge import LayerReport
+from mra_export.operators.judge import Judge, LayerReport, Tolerance
 from mra_export.parity.comparison import Comparison
 from mra_export.parity.tally import Tally, row_at_tokens
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.operators.judge import Judge, Tolerance
     from mra_export.parity.cases import Case
     from mra_export.runners.torch import SpecificationRunner
     from mra_export.trace import Array, Inputs, LayerTrace, Runner, Trace

@@ -9,29 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.engine.backend import open_backend, select_backend
+from mra_export.engine.backend import Backend, open_backend, select_backend
 from mra_export.engine.builder import build, inspect_engine
 from mra_export.engine.gpu import covers, find_gpus
 from mra_export.engine.manifest import FORMAT, Manifest, manifest_path, write_manifest
 from mra_export.engine.network import allow_decomposition, check_plugin_layers, check_types, counted, parse, prepare
-from mra_export.engine.plugin import load_plugin
-from mra_export.engine.ranges import ranges_of, shapes_of
+from mra_export.engine.plugin import PluginInfo, load_plugin
+from mra_export.engine.ranges import Range, ranges_of, shapes_of
 from mra_export.errors import DependencyError, InputError
 from mra_export.families._registry import families
 from mra_export.native.libraries import find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_file
-from mra_export.parity.comparison import as_json
+from mra_export.parity.comparison import Comparison, as_json
 from mra_export.pipeline.source import ExportRequest, Proof, check_dtype, find_exported, in_dtype, open_source
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mra_export.engine.backend import Backend
-    from mra_export.engine.plugin import PluginInfo
-    from mra_export.engine.ranges import Range
     from mra_export.export.onnx_model import OnnxModel
-    from mra_export.parity.comparison import Comparison
 
 __all__ = ["EngineResult", "build_engine"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle.manifest import MANIFEST_FILE
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle
 from mra_export.bundle.verify import bundle_of, is_bundle, verify_bundle
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
-from mra_export.export.onnx_model import MODEL_FILE, layer_constants, read_onnx
+from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import build_cases
@@ -25,9 +25,7 @@ from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mra_export.bundle.manifest import Bundle
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Runner
 
 __all__ = ["BF16_MAX_SEQ_LEN", "bundle_alone", "check", "check_alone", "check_bundle", "find_artifacts"]

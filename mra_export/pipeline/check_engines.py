@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mra_export.checkpoint.pooling import Pooling
-from mra_export.engine.runner import layers_of, missing_for_engine
+from mra_export.engine.runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.outputs import file_sha256
-from mra_export.parity.cases import build_cases
+from mra_export.parity.cases import Case, build_cases
 from mra_export.parity.compare import check_candidate, compare_outputs
 from mra_export.parity.comparison import Comparison
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.engine.runner import EngineRunner
     from mra_export.export.onnx_model import OnnxModel
-    from mra_export.parity.cases import Case
 
 __all__ = ["check_engine_runs", "engine_alone"]
 

@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle, seal
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
 from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import ENGINES, LIBRARIES, TOKENIZER_FILE, described, is_bundle, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
-from mra_export.engine.manifest import check_engine, manifest_path
+from mra_export.engine.manifest import Manifest, check_engine, manifest_path
 from mra_export.errors import InputError
-from mra_export.export.onnx_model import MODEL_FILE
+from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
-from mra_export.parity.comparison import as_json
+from mra_export.parity.comparison import Comparison, as_json
 from mra_export.pipeline.check import check_alone
 from mra_export.pipeline.source import ExportRequest, Proof, find_exported, open_source
 from mra_export.version import __version__
@@ -29,10 +29,6 @@ from mra_export.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mra_export.bundle.manifest import Bundle
-    from mra_export.engine.manifest import Manifest
-    from mra_export.export.onnx_model import OnnxModel
-    from mra_export.parity.comparison import Comparison
 
 __all__ = ["create_bundle"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.errors import InputError, ParityError
-from mra_export.export.onnx_model import MODEL_FILE, find_onnx, read_onnx
+from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.comparison import Comparison, describe_failures
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.export.exporter import ExportResult
-    from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
 __all__ = [

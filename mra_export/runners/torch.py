@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.numerics import relative_error
-from mra_export.trace import LayerTrace, Trace
+from mra_export.trace import Array, Inputs, LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.checkpoint.pooling import Pooling
-    from mra_export.trace import Array, Inputs
 
 __all__ = ["SpecificationRunner", "TransformersRunner"]
 

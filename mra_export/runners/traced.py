@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.dtypes import onnx_type
-from mra_export.trace import LayerTrace, Trace
+from mra_export.trace import Array, LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.families._base import OnnxLayer
-    from mra_export.trace import Array
 
 __all__ = ["operator_feeds", "operator_model", "operator_note", "split_trace", "traceable"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mra_export.dtypes import DTYPES, onnx_type
 from mra_export.engine.ranges import Range, check_ranges, ranges_of
 from mra_export.errors import InputError
-from mra_export.export.onnx_model import read_onnx
+from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.triton.configs import VERSION, Encoder, Tensor
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mra_export.bundle.manifest import Bundle, Variant
-    from mra_export.export.onnx_model import OnnxModel
     from mra_export.triton.settings import TritonSettings
 
 __all__ = ["encoders_of", "profile_of"]

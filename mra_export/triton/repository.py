@@ -14,6 +14,7 @@ from mra_export.errors import InputError
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.triton.configs import (
     VERSION,
+    Encoder,
     Step,
     Tensor,
     encoder_config,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mra_export.bundle.manifest import Bundle, Variant
-    from mra_export.triton.configs import Encoder
 
 __all__ = ["MODEL_REPOSITORY", "Repository", "RepositoryWriter", "write_model_repository"]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mra_export.engine.ranges import parse_range
+from mra_export.engine.ranges import Range, parse_range
 from mra_export.errors import InputError
 from mra_export.triton.configs import schema
-
-if TYPE_CHECKING:
-    from mra_export.engine.ranges import Range
 
 __all__ = ["TritonSettings", "triton_settings"]
 

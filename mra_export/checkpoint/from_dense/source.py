@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mra_export.checkpoint.files import read_json
-from mra_export.checkpoint.tasks import TASKS, resolve_task
+from mra_export.checkpoint.tasks import TASKS, Task, resolve_task
 from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
-
-if TYPE_CHECKING:
-    from mra_export.checkpoint.tasks import Task
 
 __all__ = ["DENSE_FAMILIES", "check_head", "check_options", "dense_family", "length_of", "positions", "task_of"]
 

@@ -22,12 +22,12 @@ from mra_export.operators.mra2_attention.spec import (
     OUTPUTS,
     POOL_EPSILON,
     PRIOR_BONUS,
+    Mra2AttentionAttributes,
 )
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 __all__ = ["MIN_OPSET", "function_body", "operator_model"]
 

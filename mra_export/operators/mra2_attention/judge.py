@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mra_export.operators.judge import Judge
+from mra_export.operators.judge import Judge, LayerReport, Tolerance
 from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
-from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
+from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, Mra2AttentionAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mra_export.operators.judge import LayerReport, Tolerance
-    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
     from mra_export.trace import Array, LayerTrace, Runner
 
 __all__ = ["SelectionJudge", "probe_selection"]

@@ -20,12 +20,12 @@ from mra_export.operators.mra2_attention.spec import (
     NORMALIZER_EPSILON,
     POOL_EPSILON,
     PRIOR_BONUS,
+    Mra2AttentionAttributes,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 __all__ = ["Selection", "mra2_attention", "select_blocks", "validate"]
 

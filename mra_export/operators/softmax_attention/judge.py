@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from mra_export.operators.judge import Judge
-
-if TYPE_CHECKING:
-    from mra_export.operators.judge import Tolerance
+from mra_export.operators.judge import Judge, Tolerance
 
 
 class DenseJudge(Judge):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mra_export.dtypes import MASKED, dtype_of_onnx
-from mra_export.operators.softmax_attention.spec import ATTENTION_OPSET
+from mra_export.operators.softmax_attention.spec import ATTENTION_OPSET, DenseAttentionAttributes
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from mra_export.operators.softmax_attention.spec import DenseAttentionAttributes
 
 __all__ = ["lower"]
 

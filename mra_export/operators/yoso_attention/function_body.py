@@ -12,12 +12,19 @@ import math
 from typing import TYPE_CHECKING
 
 from mra_export.operators.limits import OP_DOMAIN
-from mra_export.operators.yoso_attention.spec import ATTRIBUTES, GRID_LIMIT, MODES, NORM_EPSILON, OP_TYPE, OUTPUTS
+from mra_export.operators.yoso_attention.spec import (
+    ATTRIBUTES,
+    GRID_LIMIT,
+    MODES,
+    NORM_EPSILON,
+    OP_TYPE,
+    OUTPUTS,
+    YosoAttentionAttributes,
+)
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 __all__ = ["MIN_OPSET", "yoso_function_body"]
 

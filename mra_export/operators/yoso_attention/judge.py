@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mra_export.operators.judge import Judge
+from mra_export.operators.judge import Judge, LayerReport, Tolerance
 from mra_export.operators.yoso_attention.reference import HashCodes, hash_codes
 
 if TYPE_CHECKING:
-    from mra_export.operators.judge import LayerReport, Tolerance
     from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
     from mra_export.trace import LayerTrace, Runner
 

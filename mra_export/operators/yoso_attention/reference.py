@@ -22,12 +22,12 @@ from mra_export.operators.yoso_attention.spec import (
     NORM_EPSILON,
     PROJECTION_LIMIT,
     PROJECTION_SCALE,
+    YosoAttentionAttributes,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
 
 __all__ = [
     "HashCodes",
