@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mra_export.errors import DependencyError, InputError
+from mra_export.native.libraries import user_cache_dir
 
 __all__ = ["HEADER_KINDS", "Headers", "fetch_headers", "find_headers", "headers_cache_dir"]
 
@@ -99,15 +100,8 @@ class Headers:
 
 
 def headers_cache_dir() -> Path:
-    """The directory for fetched headers: one folder per kind.
-
-    `MRA_EXPORT_CACHE_DIR` names the cache of this package; otherwise it is `mra-export` under XDG_CACHE_HOME or
-    ~/.cache.
-    """
-    if configured := os.environ.get("MRA_EXPORT_CACHE_DIR"):
-        return Path(configured) / "headers"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mra-export" / "headers"
+    """The directory for fetched headers: one folder per kind."""
+    return user_cache_dir() / "headers"
 
 
 def find_headers(kind: str, directory: Path | None = None) -> Headers | None:

@@ -17,6 +17,7 @@ __all__ = [
     "onnxruntime_library",
     "package_library_dir",
     "tensorrt_library",
+    "user_cache_dir",
     "user_library_dir",
 ]
 
@@ -34,16 +35,17 @@ def package_library_dir() -> Path:
     return Path(__file__).resolve().parents[1] / "lib"
 
 
-def user_library_dir() -> Path:
-    """The directory for libraries where the package is not writable; one per version of the package.
-
-    `MRA_EXPORT_CACHE_DIR` names the cache of this package; otherwise it is `mra-export` under XDG_CACHE_HOME or
-    ~/.cache.
-    """
+def user_cache_dir() -> Path:
+    """What this package keeps for a user: MRA_EXPORT_CACHE_DIR, or `mra-export` under XDG_CACHE_HOME or ~/.cache."""
     if configured := os.environ.get("MRA_EXPORT_CACHE_DIR"):
-        return Path(configured) / "lib" / __version__
+        return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mra-export" / "lib" / __version__
+    return (Path(base) if base else Path.home() / ".cache") / "mra-export"
+
+
+def user_library_dir() -> Path:
+    """The directory for libraries where the package is not writable; one per version of the package."""
+    return user_cache_dir() / "lib" / __version__
 
 
 def library_dirs() -> list[Path]:

@@ -1,14 +1,6 @@
 # libmra_serving_tensorrt.so or libmra_serving_rtx.so: the backend for engines, loaded by libmra_serving when it opens one.
 # The machine that only runs ONNX Runtime needs neither it nor TensorRT nor CUDA.
-find_path(MRA_TENSORRT_INCLUDE NvInferRuntime.h
-  HINTS $ENV{MRA_TENSORRT_INCLUDE} ${mra_cache}/mra-export/headers/tensorrt
-  PATHS /usr/local/tensorrt/include /opt/tensorrt/include
-  PATH_SUFFIXES x86_64-linux-gnu aarch64-linux-gnu
-  DOC "Directory of NvInferRuntime.h: TensorRT 10.3 or newer, or TensorRT-RTX")
-if(NOT MRA_TENSORRT_INCLUDE)
-  message(FATAL_ERROR "NvInferRuntime.h was not found. Run scripts/fetch_headers.py tensorrt, install libnvinfer-headers-dev, "
-    "or set -DMRA_TENSORRT_INCLUDE=DIR.")
-endif()
+mra_find_tensorrt()
 find_library(MRA_TENSORRT_LIBRARY NAMES nvinfer tensorrt_rtx libnvinfer.so.10 libnvinfer.so.11
   PATHS /usr/local/tensorrt/lib /opt/tensorrt/lib DOC "libnvinfer.so or libtensorrt_rtx.so, of the headers' version")
 if(NOT EXISTS "${MRA_TENSORRT_LIBRARY}")
