@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal, shown
+from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal
 from mra_export.errors import InputError
 from mra_export.families._registry import family_named
+from mra_export.schema import shown
 
 if TYPE_CHECKING:
     from mra_export.checkpoint.pooling import Pooling

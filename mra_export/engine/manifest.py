@@ -15,6 +15,7 @@ from mra_export.engine.gpu import covers, parse_version
 from mra_export.errors import DependencyError, InputError
 from mra_export.families._registry import families
 from mra_export.outputs import file_sha256
+from mra_export.schema import TEXT, Int, Map, Or, check_value
 
 __all__ = ["FORMAT", "Manifest", "check_engine", "manifest_path", "read_manifest", "write_manifest"]
 
@@ -89,6 +90,19 @@ class Manifest:
     versions: dict[str, str | None]
 
 
+_SHAPE = [Int(0)]
+_PLAIN = {"int": int, "bool": bool, "str": TEXT, "str | None": Or(TEXT), "list[str]": [TEXT]}
+_KINDS: dict[str, Any] = {field.name: _PLAIN.get(str(field.type)) for field in fields(Manifest)} | {
+    "tensor_types": Map(Int(0)),
+    "inputs": Map({"min": _SHAPE, "opt": _SHAPE, "max": _SHAPE}),
+    "attributes": [Map(float)],
+    "pooling": Or(dict),
+    "parity": Or([dict]),
+    "versions": Map(Or(TEXT)),
+}
+"""Of the fields of ENGINE.json, as `check_value` takes them."""
+
+
 def manifest_path(engine: Path) -> Path:
     """Where the manifest of an engine is: model.engine -> model.engine.json."""
     return engine.with_name(f"{engine.name}.json")
@@ -126,14 +140,9 @@ def read_manifest(engine: Path) -> Manifest:
             f"{path} has format {raw['format']}, this mra-export reads {FORMAT}. Build the engine again, or take the "
             f"mra-export that wrote it ({raw.get('mra_export')})."
         )
-    kinds = {"int": int, "str": str, "bool": bool}
-    for field in fields(Manifest):
-        if field.name not in raw:
-            raise InputError(f"{path} lacks {field.name}. Build the engine again.")
-        kind = kinds.get(str(field.type))
-        if kind is not None and type(raw[field.name]) is not kind:
-            raise InputError(f"{path}: {field.name}={raw[field.name]!r} is no {field.type}. Build the engine again.")
-    return Manifest(**{field.name: raw[field.name] for field in fields(Manifest)})
+    known = {name: raw[name] for name in _KINDS if name in raw}
+    check_value(known, _KINDS, "", lambda text: InputError(f"{path}{text}. Build the engine again."))
+    return Manifest(**known)
 
 
 def check_engine(
