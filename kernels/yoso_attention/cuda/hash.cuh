@@ -1,4 +1,4 @@
-// Mode lsh, launch 1 of a group of heads: the hash codes of queries and keys, to the bit those of docs/yoso_operator.md.
+// Mode lsh, launch 1 of a group of heads: the hash codes of queries and keys, to the bit those of docs/operators/yoso_attention.md.
 #pragma once
 
 #include "yoso_attention/cuda/finish.cuh"

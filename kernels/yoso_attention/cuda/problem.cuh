@@ -19,7 +19,7 @@ struct YosoProblem {
   const void* key;                     // T [batch, seq_len, hidden]
   const void* value;                   // T [batch, seq_len, hidden]
   const std::int32_t* mask;            // [batch, seq_len]
-  const std::int32_t* hash_constants;  // as in docs/yoso_operator.md
+  const std::int32_t* hash_constants;  // as in docs/operators/yoso_attention.md
   const void* conv_weight;             // T [num_heads, conv_window]
   void* context;                       // T [batch, seq_len, hidden]
   std::int64_t seq_len;

@@ -2,7 +2,8 @@
 
 The function is `mra::Mra2Attention` itself: a runtime that knows the operator uses its own kernel, one that does not inlines
 this body. All arithmetic is float32 whatever the inputs' type, as the specification asks for the selection; the steps are
-numbered as in `docs/operator.md`. The largest tensors are [batch * heads, selected blocks, 32, max(32, head_dim + 1)].
+numbered as in `docs/operators/mra2_attention.md`. The largest tensors are
+[batch * heads, selected blocks, 32, max(32, head_dim + 1)].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The operator in plain torch: the arbiter of every other implementation, in float32 or float64.
 
-The steps are numbered as in `docs/operator.md`. It is written to be read, not to be fast; it handles one example at a time
-and needs memory in proportion to the number of selected blocks, never to seq_len squared.
+The steps are numbered as in `docs/operators/mra2_attention.md`. It is written to be read, not to be fast; it handles one example
+at a time and needs memory in proportion to the number of selected blocks, never to seq_len squared.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The function is `mra::YosoAttention` itself: a runtime that knows the operator uses its own kernel, one that does not inlines this
 body. It is written for the attributes of one model, whose nodes have them all in common. All arithmetic is float32; the steps are
-numbered as in `docs/yoso_operator.md`. Mode expectation compares some queries at a time with all keys, mode lsh goes hash by hash:
-no tensor grows with the square of the length.
+numbered as in `docs/operators/yoso_attention.md`. Mode expectation compares some queries at a time with all keys, mode
+lsh goes hash by hash: no tensor grows with the square of the length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """YOSO attention in plain torch: the arbiter of every other implementation, in float32 or float64.
 
-The steps are numbered as in `docs/yoso_operator.md`. It is written to be read, not to be fast; it handles one example at a
-time, and no tensor grows with the square of seq_len.
+The steps are numbered as in `docs/operators/yoso_attention.md`. It is written to be read, not to be fast; it handles one example
+at a time, and no tensor grows with the square of seq_len.
 """
 
 from __future__ import annotations
