@@ -65,23 +65,33 @@ def bundle(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
 
 
 @pytest.fixture(scope="module")
-def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def grpc_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that has loaded the repository, warm-ups included."""
     found = find_server()
     repository = tmp_path_factory.mktemp("served") / "models"
     made = write_model_repository(bundle, repository, TritonSettings(tokenizer=True, pooling="mean", normalize=True))
     if not (found.backends / "onnxruntime").is_dir():
         put_stand_in(repository / "mra_onnx")
-    yield from running(found, made, repository)
+    yield from running(found, made, repository, grpc_port)
 
 
-def running(found: Installation, made: Repository, repository: Path) -> Iterator[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def running(found: Installation, made: Repository, repository: Path, grpc_port: int) -> Iterator[str]:
+    port = free_port()
     log = repository.with_name("log")
     command = [str(found.program), *made.arguments(".").split(), f"--backend-directory={found.backends}"]
-    command += ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false"]
+    command += ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-metrics=false"]
+    command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **found.environment}
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=repository, env=environment, stdout=output, stderr=output)
@@ -162,6 +172,18 @@ def test_many_texts_share_batches_by_length(server: str) -> None:
     assert {size for size, count in batches(server).items() if count > before.get(size, 0)} >= {7, 21}
     for text, given in zip(texts, found, strict=True):
         np.testing.assert_allclose(given, embed(server, text)[0], atol=2e-6)
+
+
+def test_the_example_is_a_client(server: str, grpc_port: int) -> None:
+    root = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+    command = [sys.executable, str(root / "examples" / "triton" / "client.py"), f"--url=127.0.0.1:{grpc_port}"]
+    done = subprocess.run([*command, *TEXTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for text, line in zip(TEXTS, done.stdout.splitlines(), strict=True):
+        np.testing.assert_allclose(json.loads(line), embed(server, text)[0], atol=2e-6)
+    done = subprocess.run([*command, "--model=none", "text"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "none" in done.stderr
 
 
 def batches(address: str) -> dict[int, int]:

@@ -33,7 +33,7 @@ def example(library: Path) -> Path:
     headers = find_headers("onnxruntime")
     assert headers is not None  # build() found or fetched them
     tree = build_root() / "example"
-    configure = ["cmake", "-S", str(REPO / "plugins" / "onnxruntime" / "example"), "-B", str(tree)]
+    configure = ["cmake", "-S", str(REPO / "examples" / "cpp" / "onnxruntime"), "-B", str(tree)]
     configure += [f"-DMRA_ONNXRUNTIME_INCLUDE={headers.path}", f"-DMRA_ONNXRUNTIME_LIBRARY={runtimes[-1]}"]
     for command in (configure, ["cmake", "--build", str(tree)]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
