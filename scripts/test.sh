@@ -8,9 +8,6 @@ command -v c++ >/dev/null || { echo "test: the tests compile the native code: as
 [ -n "${VENV:-}" ] || scripts/triton_server.sh "$venv/triton-server" || echo "test: no tritonserver, so its tests are skipped" >&2
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 
-ruff check .
-ruff format --check .
-mypy
-lint-imports
+VENV=$venv scripts/lint.sh
 # Two test processes share the cores, so each gets one thread for its matrix products.
 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -q --show-capture=no "$@"

@@ -1,0 +1,31 @@
+# One-word commands for developers: each runs a script, as CI and the README do. `make` alone says what there is.
+# VENV=DIR takes an environment that is there already; otherwise it is .venv, which `make setup` makes.
+.PHONY: help setup test-fast test lint fix build docs quickstart
+bin = $(or $(VENV),.venv)/bin
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup:  ## .venv with everything that the tests need; at no cost when it is there
+	scripts/setup.sh $(or $(VENV),.venv) cpu,rtx,embed,ray,triton,dev
+
+test-fast:  ## the tests without native builds, engines and real models
+	scripts/test_fast.sh $(ARGS)
+
+test:  ## lint and all tests, as CI runs them; ARGS="tests/docs -k cli" goes to pytest
+	bash scripts/test.sh $(ARGS)
+
+lint:  ## ruff, clang-format, mypy, lint-imports, generated files
+	scripts/lint.sh
+
+fix:  ## mends what ruff and clang-format can mend, and writes generated files again
+	scripts/lint.sh --fix
+
+build:  ## compiles the native libraries
+	$(bin)/mra-export build
+
+docs:  ## writes the generated files: kernels/op_spec.h, plugins/serving/engine_manifest.h, docs/cli.md
+	for generator in scripts/generate_*.py; do $(bin)/python $$generator || exit 1; done
+
+quickstart:  ## converts, exports, checks and searches with all-MiniLM-L6-v2
+	bash scripts/quickstart.sh
