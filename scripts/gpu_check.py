@@ -87,8 +87,8 @@ def leave(message: str) -> int:
 
 
 def build_device(folder: Path, capability: str, report: Report) -> Path | None:
-    """The kernels for this GPU behind tests/cuda_host/kernel_api.h, and the program for compute-sanitizer."""
-    tests = REPO / "tests" / "cuda_host"
+    """The kernels for this GPU behind tests/kernels/cuda_host/kernel_api.h, and the program for compute-sanitizer."""
+    tests = REPO / "tests" / "kernels" / "cuda_host"
     common = [
         "nvcc",
         "-std=c++17",
@@ -133,7 +133,7 @@ def build_plugin(folder: Path, capability: str, report: Report) -> Path | None:
         report.add("TensorRT plugin", "FAILED", error[-1500:])
         return None
     harness = folder / "plugin_harness"
-    source = REPO / "tests" / "tensorrt" / "plugin_harness.cc"
+    source = REPO / "tests" / "plugins" / "tensorrt" / "plugin_harness.cc"
     done = run(
         ["nvcc", "-std=c++17", "-O2", f"-I{headers.path}", str(source), "-ldl", "-o", str(harness)],
         folder / "harness.log",
@@ -153,7 +153,7 @@ def pytest_summary(output: str) -> str:
 
 
 def run_tests(folder: Path, library: Path, report: Report, quick: bool) -> None:
-    files = [f"tests/cuda_host/{name}.py" for name in ("test_kernels", "test_yoso_kernels")]
+    files = [f"tests/kernels/cuda_host/test_{name}_attention.py" for name in ("mra2", "yoso")]
     command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider"]
     if quick:
         command += ["-k", "golden or head_dims or ties or split"]
@@ -165,15 +165,15 @@ def run_tests(folder: Path, library: Path, report: Report, quick: bool) -> None:
 
 def case_files(folder: Path) -> dict[str, tuple[Path, list[int]]]:
     """The cases of the host's sanitizer tests, written out; by operator, the file and the bytes of each context."""
-    sys.path[:0] = [str(REPO / "tests" / "cuda_host"), str(REPO / "tests")]
+    sys.path.insert(0, str(REPO / "tests" / "support"))
     import cuda_host
-    import test_sanitizers
-    import test_yoso_kernels
+    import cuda_host_cases
+    import yoso_cuda_host_cases
 
     packed: dict[str, list[tuple[bytes, int]]] = {"mra": [], "yoso": []}
-    for case in test_sanitizers.CASES.values():
+    for case in cuda_host_cases.sanitized_cases().values():
         packed["mra"].append((cuda_host.pack_case(*case), case[0].numel() * case[0].element_size()))
-    for tensors, constants, attributes in test_yoso_kernels.SANITIZED.values():
+    for tensors, constants, attributes in yoso_cuda_host_cases.sanitized_cases().values():
         inputs = cuda_host.yoso_inputs(*tensors, *constants, attributes=attributes)
         size = tensors[0].numel() * tensors[0].element_size()
         packed["yoso"].append((cuda_host.pack_yoso_case(inputs, attributes), size))
@@ -231,7 +231,7 @@ def run_engines(folder: Path, plugin: Path | None, report: Report) -> None:
             "engines", "skipped", "neither tensorrt nor tensorrt_rtx can be imported" if not names else "no plugin"
         )
         return
-    command = [sys.executable, "-m", "pytest", "tests/tensorrt", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/plugins/tensorrt", "-q", "-p", "no:cacheprovider"]
     done = run(command, folder / "engines.log", MRA_TENSORRT_PLUGIN=str(plugin))
     report.add(
         "engines", "passed" if done.returncode == 0 else "FAILED", f"{', '.join(names)}: {pytest_summary(done.stdout)}"
@@ -248,7 +248,15 @@ def run_onnxruntime(folder: Path, report: Report) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         report.add(step, "skipped", f"onnxruntime {onnxruntime.__version__} has none; install onnxruntime-gpu")
         return
-    command = [sys.executable, "-m", "pytest", "tests/cuda_host/test_onnxruntime_cuda.py", "-q", "-k", "cuda_provider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/plugins/onnxruntime/test_cuda_provider.py",
+        "-q",
+        "-k",
+        "cuda_provider",
+    ]
     done = run([*command, "-p", "no:cacheprovider"], folder / "onnxruntime.log")
     report.add(step, "passed" if done.returncode == 0 else "FAILED", pytest_summary(done.stdout))
 
@@ -386,7 +394,7 @@ class Operator:
     """The kernels on torch's tensors and stream."""
 
     def __init__(self, library: Path) -> None:
-        sys.path[:0] = [str(REPO / "tests" / "cuda_host")]
+        sys.path.insert(0, str(REPO / "tests" / "support"))
         import cuda_host
 
         self.host = cuda_host

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the virtual environment DIR (default .venv/triton-server) with the tritonserver that PyPI has, for tests/test_triton_server.py.
+# Makes the virtual environment DIR (default .venv/triton-server) with the tritonserver that PyPI has, for tests/triton/test_tritonserver.py.
 # About 100 MB. It has the python backend and ensembles, no onnxruntime and no tensorrt backend; NVIDIA's image has those.
 set -euo pipefail
 cd "$(dirname "$0")/.."

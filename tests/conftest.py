@@ -1,104 +1,42 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and the marks that follow from where a test is and what it uses."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
+from checkpoints import save_checkpoint
+from goldens import GOLDEN_NAMES, Golden, load_golden
+from paths import TESTS
 
-from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
+if TYPE_CHECKING:
+    from bundle_support import Parts
+
+    from mra_export.bundle.manifest import Bundle
+    from mra_export.engine.backend import Backend
 
 # The set-up installs ninja; make, which CMake would take by itself, need not be there.
 if shutil.which("ninja"):
     os.environ.setdefault("CMAKE_GENERATOR", "Ninja")
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
-GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_DIR.glob("*.npz"))
+# What is not in scripts/test_fast.sh is marked here by folder or by what a test uses, and elsewhere by decorator.
+NATIVE_FOLDERS = (TESTS / "kernels" / "cpu", TESTS / "kernels" / "cuda_host", TESTS / "plugins")
+FIXTURE_MARKS = {"minilm_dense": "slow", "plugin": "native", "rtx": "engine"}
 
 
-class Golden(NamedTuple):
-    """One golden case in the operator's layout."""
-
-    query: np.ndarray  # float32 [batch, seq_len, hidden_size]
-    key: np.ndarray
-    value: np.ndarray
-    attention_mask: np.ndarray  # int32 [batch, seq_len]
-    expected: np.ndarray  # float64 [batch, seq_len, hidden_size]
-    selected: np.ndarray  # bool [batch, num_heads, blocks, blocks]
-    gap: np.ndarray  # float64 [batch, num_heads]
-    attributes: Mra2AttentionAttributes
-
-
-def load_golden(name: str) -> Golden:
-    with np.load(GOLDEN_DIR / f"{name}.npz") as file:
-        attrs = json.loads(str(file["attrs"]))
-        heads = file["q"].shape[1]
-
-        def flat(x: np.ndarray) -> np.ndarray:  # [B, H, S, D] -> [B, S, H * D]
-            return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(x.shape[0], x.shape[2], -1)
-
-        return Golden(
-            flat(file["q"]),
-            flat(file["k"]),
-            flat(file["v"]),
-            file["mask"].astype(np.int32),
-            flat(file["expected"]),
-            file["selected"],
-            file["gap"],
-            Mra2AttentionAttributes(
-                num_heads=heads,
-                num_blocks=int(attrs["num_blocks"]),
-                approx_mode={"full": 0, "sparse": 1}[attrs["approx_mode"]],
-                initial_prior_first_n_blocks=int(attrs["initial_prior_first_n_blocks"]),
-                initial_prior_diagonal_n_blocks=int(attrs["initial_prior_diagonal_n_blocks"]),
-                scale=float(attrs["scale"]),
-            ),
-        )
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Frobenius norm of the difference over that of the expectation; NaN never compares as small."""
-    norm = float(np.linalg.norm(expected.astype(np.float64)))
-    return float(np.linalg.norm(actual.astype(np.float64) - expected)) / (norm or 1.0)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if any(item.path.is_relative_to(folder) for folder in NATIVE_FOLDERS):
+        item.add_marker("native")
+    for name in {FIXTURE_MARKS[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURE_MARKS}:
+        item.add_marker(name)
 
 
 @pytest.fixture(params=GOLDEN_NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return load_golden(request.param)
-
-
-def save_checkpoint(directory: Path, class_name: str = "MraModel", *, seed: int = 0, **settings: Any) -> Path:
-    """A small MRA checkpoint whose attention is far from uniform: with plain random weights errors would hide."""
-    import torch
-    import transformers
-
-    small = {
-        "vocab_size": 120,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 96,
-        "max_position_embeddings": 256,
-        "type_vocab_size": 2,
-        "pad_token_id": 1,
-        "num_labels": 3,
-    }
-    torch.manual_seed(seed)
-    model = getattr(transformers, class_name)(transformers.MraConfig(**{**small, **settings}))
-    with torch.no_grad():
-        for layer in model.base_model.encoder.layer:
-            layer.attention.self.query.weight *= 6
-            layer.attention.self.key.weight *= 6
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # zeros hide a bias that is left out
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +75,47 @@ def embed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from embed_support import make_bundle
 
     return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """What bundles are made from; see `bundle_support`."""
+    from bundle_support import make_parts
+
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def whole(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with everything in it, for tests that only read it."""
+    return parts.bundle(tmp_path_factory.mktemp("whole") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def full(whole: Bundle) -> dict[str, Any]:
+    """The manifest of `whole` with every optional field filled; a test that changes it copies it first."""
+    from bundle_support import fill
+
+    return fill(whole)
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Path:
+    """libmra_tensorrt.so, compiled from this tree."""
+    from tensorrt_plugin import plugin_library
+
+    return plugin_library()
+
+
+@pytest.fixture(scope="session")
+def rtx(plugin: Path) -> Backend:
+    """TensorRT-RTX with the plugin loaded."""
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+    pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
+    from mra_export.engine.backend import open_backend
+    from mra_export.engine.plugin import load_plugin
+
+    backend = open_backend("rtx")
+    for name in ("Mra2Attention", "YosoAttention"):
+        load_plugin(backend, plugin, name)
+    return backend

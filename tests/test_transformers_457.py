@@ -8,30 +8,36 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from interop import clients_python
+from paths import REPO
 
-from tests.interop import ROOT, clients_python
-
+pytestmark = pytest.mark.slow  # processes of an environment of their own
 # What meets transformers' models. The published configurations at full size run the same code, only for longer.
-MODULES = ["test_export.py", "test_from_dense.py", "test_hf_kernels.py", "test_parity.py"]
+MODULES = [
+    "export/test_exporter.py",
+    "checkpoint/from_dense",
+    "families/test_mra_kernels.py",
+    "parity/test_compare.py",
+]
 TOO_LARGE = "published_configurations"
 # An encoder and a decoder: the other classes of the family are these with another head.
 OTHER_FAMILIES = {
-    "test_roberta_prelayernorm.py": "every_class and (feature-extraction or text-generation)",
-    "test_yoso.py": "(every_head and (settings0 or settings1 or MaskedLM)) or transformers_is_measured",
+    "families/test_roberta_prelayernorm.py": "every_class and (feature-extraction or text-generation)",
+    "families/test_yoso.py": "(every_head and (settings0 or settings1 or MaskedLM)) or transformers_is_measured",
 }
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     settings = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(REPO),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",  # tiny models: threads that wait for each other cost more than they do
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
     }
     return subprocess.run(
-        [clients_python(), *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+        [clients_python(), *arguments], cwd=REPO, env=settings, capture_output=True, text=True, check=False
     )
 
 
@@ -39,7 +45,7 @@ def test_the_environment_has_transformers_457_and_this_source(tmp_path: Path) ->
     done = run(tmp_path, "-c", "import mra_export, transformers; print(transformers.__version__, mra_export.__file__)")
     version, file = done.stdout.split()
     assert version.startswith("4.57."), version
-    assert Path(file).resolve().is_relative_to(ROOT)
+    assert Path(file).resolve().is_relative_to(REPO)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import REPO
 
 import mra_export.native.build as build_module
 import mra_export.native.headers as headers_module
@@ -193,4 +194,4 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_the_sources_are_those_of_the_checkout() -> None:
-    assert find_sources() == Path(__file__).resolve().parents[2]
+    assert find_sources() == REPO

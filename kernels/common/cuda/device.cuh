@@ -1,6 +1,6 @@
 // What the kernels need beyond plain CUDA C++: copies, matrix instructions and launches, as small functions around PTX.
 //
-// Without nvcc, tests/cuda_host supplies cuda_host_shim.h: the same names, executed on the host.
+// Without nvcc, tests/kernels/cuda_host supplies cuda_host_shim.h: the same names, executed on the host.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -2,7 +2,7 @@
 //
 // engine_manifest.h is this file with its parts written in, one header for a server: scripts/generate_engine_manifest.py makes it.
 // Standard C++17 and nothing else; include it in a server. Errors are values: an empty string is success. The same check in
-// Python is mra_export/engine/manifest.py; tests/test_manifest.py holds the two together.
+// Python is mra_export/engine/manifest.py; tests/engine/test_manifest.py holds the two together.
 //
 //   mra::serving::Machine machine;
 //   machine.backend = "tensorrt";

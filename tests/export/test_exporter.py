@@ -1,0 +1,241 @@
+"""Checkpoint -> ONNX: every task, type and length; the file's form; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from checkpoints import save_checkpoint
+
+import mra_export.export.exporter as export_module
+from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.tasks import TASKS
+from mra_export.errors import InputError
+from mra_export.export import onnx_model
+from mra_export.export.exporter import export_onnx
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import SpecificationRunner
+
+CLASSES = {
+    "feature-extraction": "MraModel",
+    "fill-mask": "MraForMaskedLM",
+    "text-classification": "MraForSequenceClassification",
+    "multiple-choice": "MraForMultipleChoice",
+    "token-classification": "MraForTokenClassification",
+    "question-answering": "MraForQuestionAnswering",
+}
+
+
+def random_inputs(shape: tuple[int, ...], types: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mask = np.ones(shape, np.int64)
+    if shape[0] > 1:
+        mask[1, ..., shape[-1] * 2 // 3 + 1 :] = 0
+    inputs = {"input_ids": rng.integers(0, 120, shape), "attention_mask": mask}
+    return {**inputs, "token_type_ids": inputs["input_ids"] % 2} if types else inputs
+
+
+def close(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], mask: np.ndarray, limit: float) -> None:
+    assert set(actual) == set(expected)
+    for name, want in expected.items():
+        got = actual[name]
+        assert got.shape == want.shape
+        assert got.dtype == np.float32
+        if want.shape[: mask.ndim] == mask.shape:
+            got, want = got[mask.astype(bool)], want[mask.astype(bool)]
+        assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), name
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_every_task(task: str, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", CLASSES[task]))
+    assert checkpoint.task.name == task  # chosen from the architecture
+    result = export_onnx(checkpoint, tmp_path / "o")
+    assert result.outputs == TASKS[task].outputs
+    model = read_onnx(result.model)
+    runner, reference = OnnxRuntimeRunner(model), SpecificationRunner(checkpoint, Pooling())
+    for seq_len in (1, 31, 64, 256):
+        shape = (3, 2, seq_len) if task == "multiple-choice" else (2, seq_len)
+        inputs = random_inputs(shape)
+        close(runner.run(inputs), reference.run(inputs), inputs["attention_mask"], 1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("fp16", 2e-2), ("bf16", 1e-1)])
+def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c"))
+    before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
+    result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling=Pooling("mean", True))
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    model = onnx.load(str(result.model))
+    assert {i.type.tensor_type.elem_type for i in model.graph.input} == {onnx.TensorProto.INT64}
+    assert {o.type.tensor_type.elem_type for o in model.graph.output} == {onnx.TensorProto.FLOAT}
+    half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[dtype]
+    weights = [
+        i.data_type for i in model.graph.initializer if len(i.dims) == 2 and i.data_type != onnx.TensorProto.INT64
+    ]
+    assert weights
+    assert set(weights) == {half}
+    described = read_onnx(result.model)
+    assert described.dtype == dtype
+    inputs = random_inputs((2, 40))
+    runner = OnnxRuntimeRunner(described) if dtype == "fp16" else OnnxReferenceRunner(described)
+    reference = SpecificationRunner(checkpoint, Pooling("mean", True))
+    close(runner.run(inputs), reference.run(inputs), inputs["attention_mask"], limit)
+
+
+def test_the_file_is_deterministic_and_tells_nothing_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        result = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / name)
+        files.append(result.model.read_bytes())
+    assert files[0] == files[1]
+    for word in (str(Path(export_module.__file__).parent), str(tmp_path), "site-packages", ".py", "torch/"):
+        assert word.encode() not in files[0], word
+
+
+def test_one_mask_and_one_function_serve_all_layers(tiny_export: Path) -> None:
+    model = onnx.load(str(tiny_export / MODEL_FILE))
+    nodes = [n for n in model.graph.node if n.domain == "mra"]
+    assert [n.name for n in nodes] == ["layer.0.Mra2Attention", "layer.1.Mra2Attention"]
+    masks = {n.input[3] for n in nodes}
+    assert len(masks) == 1
+    producers = [n for n in model.graph.node if n.output[0] in masks]
+    assert [n.op_type for n in producers] == ["Cast"]
+    assert [(f.domain, f.name) for f in model.functions] == [("mra", "Mra2Attention")]
+    axes = [[d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input]
+    assert axes == [["batch", "sequence"]] * 3
+    onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.parametrize("opset", [18, 21, 23, 25])
+def test_the_opset_is_selectable(opset: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    result = export_onnx(checkpoint, tmp_path / "o", opset=opset)
+    assert {(o.domain, o.version) for o in onnx.load(str(result.model)).opset_import} == {("", opset), ("mra", 1)}
+    inputs = random_inputs((2, 70))
+    expected = SpecificationRunner(checkpoint, Pooling()).run(inputs)
+    close(OnnxRuntimeRunner(read_onnx(result.model)).run(inputs), expected, inputs["attention_mask"], 1e-4)
+
+
+def test_large_weights_go_to_a_file_of_their_own(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    inside = export_onnx(checkpoint, tmp_path / "inside")
+    monkeypatch.setattr(onnx_model, "EXTERNAL_DATA_THRESHOLD", 1000)
+    outside = export_onnx(checkpoint, tmp_path / "outside")
+    assert (outside.directory / "onnx" / "model.onnx_data").stat().st_size > 100_000
+    assert outside.model.stat().st_size < inside.model.stat().st_size / 2
+    inputs = random_inputs((2, 70))
+    runs = [OnnxRuntimeRunner(read_onnx(r.model)) for r in (inside, outside)]
+    for a, b in zip(*(r.run(inputs).values() for r in runs), strict=True):
+        assert np.array_equal(a, b)
+    assert len(runs[1].trace(inputs).layers) == 2
+
+
+def test_a_model_without_token_types_has_no_such_input(tmp_path: Path) -> None:
+    result = export_onnx(load_checkpoint(save_checkpoint(tmp_path / "c", type_vocab_size=1)), tmp_path / "o")
+    assert result.inputs == ("input_ids", "attention_mask")
+    assert set(OnnxRuntimeRunner(read_onnx(result.model)).run(random_inputs((2, 40), types=False))) == {
+        "last_hidden_state"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_position_embeddings": 512, "block_per_row": 4, "num_hidden_layers": 12},
+        # The layers are alike, and long ones slow: two show what the length changes.
+        {
+            "max_position_embeddings": 4096,
+            "block_per_row": 8,
+            "initial_prior_diagonal_n_blocks": 3,
+            "num_hidden_layers": 2,
+        },
+    ],
+    ids=["512-4", "4096-8"],
+)
+def test_the_published_configurations_at_full_width(settings: dict, tmp_path: Path) -> None:
+    full_size = {
+        "vocab_size": 50265,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "type_vocab_size": 1,
+    }
+    source = save_checkpoint(tmp_path / "c", "MraForMaskedLM", **full_size, **settings)
+    checkpoint = load_checkpoint(source)
+    result = export_onnx(checkpoint, tmp_path / "o")
+    assert result.attention_nodes == settings["num_hidden_layers"]
+    inputs = random_inputs((1, settings["max_position_embeddings"]), types=False)
+    logits = OnnxRuntimeRunner(read_onnx(result.model)).run(inputs)["logits"]
+    expected = SpecificationRunner(checkpoint, Pooling()).run(inputs)["logits"]
+    # At full length a tie within rounding may fall differently in some head: the check proper looks into that.
+    per_token = np.linalg.norm(logits - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert np.median(per_token) < 1e-4
+
+
+def test_pooling_follows_the_checkpoint_and_can_be_changed(minilm: Path, tmp_path: Path) -> None:
+    assert pooling_of(minilm) == Pooling("mean", True)
+    checkpoint = load_checkpoint(minilm)
+    own = export_onnx(checkpoint, tmp_path / "own")
+    assert own.outputs == ("last_hidden_state", "sentence_embedding")
+    assert pooling_of(own.directory) == Pooling("mean", True)
+    changed = export_onnx(checkpoint, tmp_path / "changed", pooling=Pooling("cls", False))
+    assert pooling_of(changed.directory) == Pooling("cls", False)
+    none = export_onnx(checkpoint, tmp_path / "none", pooling=Pooling())
+    assert none.outputs == ("last_hidden_state",)
+    assert not (none.directory / "modules.json").exists()
+    assert (none.directory / "tokenizer.json").is_file()
+    inputs = random_inputs((2, 40))
+    runs = [OnnxRuntimeRunner(read_onnx(r.model)).run(inputs) for r in (own, changed)]
+    assert np.allclose(np.linalg.norm(runs[0]["sentence_embedding"], axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(runs[1]["sentence_embedding"], runs[1]["last_hidden_state"][:, 0])
+
+
+def test_a_module_that_would_be_left_out_is_refused(tmp_path: Path) -> None:
+    kinds = ["Transformer", "Pooling", "Dense"]
+    listing = [{"idx": i, "name": str(i), "path": f"{i}_{k}", "type": f"x.{k}"} for i, k in enumerate(kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(listing))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    with pytest.raises(InputError, match="module Dense is not one that the export offers"):
+        pooling_of(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps(listing[:2]))
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(InputError, match="pooling max_tokens"):
+        pooling_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opset": 17}, "opset=17 must be between 18 and"),
+        ({"opset": 99}, "opset=99 must be between 18 and"),
+        ({"dtype": "int8"}, "dtype='int8' must be one of"),
+        ({"pooling": Pooling("max")}, "pooling='max' must be one of"),
+        ({"pooling": Pooling("none", True)}, "needs --pooling cls or mean"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stock_session_needs_no_library(tiny_export: Path) -> None:
+    session = onnxruntime.InferenceSession(str(tiny_export / MODEL_FILE), providers=["CPUExecutionProvider"])
+    inputs = random_inputs((4, 33))
+    assert session.run(None, inputs)[0].shape == (4, 33, 64)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        session.run(None, {**inputs, "input_ids": inputs["input_ids"].astype(np.float32)})

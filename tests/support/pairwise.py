@@ -1,0 +1,58 @@
+"""Combinations of parameters in which every two values of different parameters meet, in few rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = tuple[int, ...]
+Pair = tuple[int, int, int, int]  # a parameter and the index of its value, another one and its
+
+
+def all_pairs(parameters: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Rows of one value a parameter, greedily: each row begins with a pair that is missing and takes what adds the most.
+
+    The same rows each time. Every value of every parameter is in some row, also of a single parameter.
+    """
+    values = list(parameters.values())
+    if len(values) < 2:
+        return list(itertools.product(*values))
+    missing = _pairs([range(len(each)) for each in values])
+    rows: list[Row] = []
+    while missing:
+        # dicts keep their order, which a set of tuples would not promise
+        candidates = [_grow(seed, values, missing) for seed in itertools.islice(missing, 20)]
+        best = max(candidates, key=lambda row: _gain(row, missing))
+        for pair in _pairs([[index] for index in best]):
+            missing.pop(pair, None)
+        rows.append(best)
+    return [tuple(each[index] for each, index in zip(values, row, strict=True)) for row in rows]
+
+
+def _pairs(choices: Sequence[Sequence[int]]) -> dict[Pair, None]:
+    return {
+        (a, i, b, j): None
+        for a, b in itertools.combinations(range(len(choices)), 2)
+        for i, j in itertools.product(choices[a], choices[b])
+    }
+
+
+def _gain(row: Row, missing: Mapping[Pair, None]) -> int:
+    return sum(pair in missing for pair in _pairs([[index] for index in row]))
+
+
+def _grow(seed: Pair, values: Sequence[Sequence[Any]], missing: Mapping[Pair, None]) -> Row:
+    """The row that begins with a pair; the parameters with the most values are chosen first."""
+    row = {seed[0]: seed[1], seed[2]: seed[3]}
+    for parameter in sorted(range(len(values)), key=lambda number: -len(values[number])):
+        if parameter not in row:
+            row[parameter] = max(
+                range(len(values[parameter])),
+                key=lambda index: sum(
+                    ((parameter, index, other, chosen) if parameter < other else (other, chosen, parameter, index))
+                    in missing
+                    for other, chosen in row.items()
+                ),
+            )
+    return tuple(row[parameter] for parameter in range(len(values)))

@@ -1,0 +1,146 @@
+"""The Python steps of a model repository give what they should, alone and in the ensembles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from triton_support import (
+    HIDDEN,
+    MAX_POSITIONS,
+    TEXTS,
+    FakeError,
+    configs,
+    make_bundle,
+    open_session,
+    python_model,
+    read_config,
+    run_ensemble,
+    strings,
+    vector,
+)
+
+from mra_export.bundle.manifest import Bundle
+from mra_export.checkpoint.pooling import Pooling, pool
+from mra_export.triton.repository import write_model_repository
+from mra_export.triton.settings import TritonSettings
+
+pytest.importorskip(
+    "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"
+)
+
+
+def test_the_tokenizer_step_gives_the_ids_of_transformers(bundle: Bundle) -> None:
+    compare_with_transformers(bundle)
+
+
+def test_the_tokenizer_step_gives_the_ids_of_a_real_tokenizer(
+    minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    compare_with_transformers(make_bundle(minilm_dense, tmp_path_factory.getbasetemp(), pooled=True))
+
+
+def compare_with_transformers(bundle: Bundle) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+    with python_model(bundle.path / "triton" / "mra_tokenizer") as execute:
+        responses = execute([{"text": strings(text)} for text in TEXTS] + [{"text": strings(*TEXTS)}])
+    for response, texts in zip(responses, [*([text] for text in TEXTS), TEXTS], strict=True):
+        expected = tokenizer(texts, truncation=True, max_length=bundle.tokenizer_max_length)
+        longest = max(map(len, expected["input_ids"]))
+        width = min(-(-longest // 32) * 32, MAX_POSITIONS)
+        padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+        assert not response.has_error()
+        assert list(response.tensors) == list(bundle.inputs)
+        for name, array in response.tensors.items():
+            assert array.dtype == np.int64
+            rows = [row + [padding[name]] * (width - len(row)) for row in expected[name]]
+            np.testing.assert_array_equal(array, rows)
+    assert [r.tensors["input_ids"].shape[1] for r in responses] == [32, 32, 32, 96, MAX_POSITIONS, MAX_POSITIONS]
+
+
+def test_text_that_is_no_text_fails_alone(bundle: Bundle) -> None:
+    with python_model(bundle.path / "triton" / "mra_tokenizer") as execute:
+        good, bad, other = execute([{"text": strings(t)} for t in ("one", b"\xff\xfe", "another one")])
+    assert "not UTF-8" in str(bad.error())
+    assert not good.has_error()
+    np.testing.assert_array_equal(good.tensors["attention_mask"].sum(), 3)
+    np.testing.assert_array_equal(other.tensors["attention_mask"].sum(), 4)
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_pooling_step_pools_as_the_export_does(
+    bare_bundle: Bundle, tmp_path: Path, mode: str, normalize: bool
+) -> None:
+    import torch
+
+    settings = TritonSettings(tokenizer=True, pooling=mode, normalize=normalize)
+    write_model_repository(bare_bundle, tmp_path / "r", settings)
+    random = np.random.default_rng(0)
+    states = random.standard_normal((3, 40, HIDDEN)).astype(np.float32)
+    mask = (random.random((3, 40)) < 0.7).astype(np.int64)
+    mask[2] = 0
+    with python_model(tmp_path / "r" / "mra_pooling") as execute:
+        (response,) = execute([{"last_hidden_state": states, "attention_mask": mask}])
+    expected = pool(torch.from_numpy(states), torch.from_numpy(mask), Pooling(mode, normalize)).numpy()
+    assert response.tensors["sentence_embedding"].dtype == np.float32
+    np.testing.assert_allclose(response.tensors["sentence_embedding"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_ensemble_embeds_a_text(bundle: Bundle, text: str) -> None:
+    session = open_session(bundle)
+    outputs = run_ensemble(bundle.path / "triton", "mra_onnx_text", text, session)
+    np.testing.assert_array_equal(outputs["sentence_embedding"], vector(bundle, session, text))
+
+
+def test_an_ensemble_that_pools_gives_the_vectors_of_a_model_that_pools(bundle: Bundle, bare_bundle: Bundle) -> None:
+    repository = bare_bundle.path / "triton"
+    assert list(configs(repository)) == ["mra_onnx", "mra_onnx_text", "mra_onnx_texts", "mra_pooling", "mra_tokenizer"]
+    session, pooled = open_session(bare_bundle), open_session(bundle)
+    for text in TEXTS:
+        outputs = run_ensemble(repository, "mra_onnx_text", text, session)
+        np.testing.assert_allclose(outputs["sentence_embedding"], vector(bundle, pooled, text), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_many_texts_are_grouped_by_length(bundle: Bundle, bare_bundle: Bundle, pooled: bool) -> None:
+    """Over all requests that Triton hands over, in batches within the encoder's limit; each text gets the vector it has alone."""
+    own = bundle if pooled else bare_bundle
+    session = open_session(own)
+    config = read_config(own.path / "triton" / "mra_onnx_texts")
+    assert config.max_batch_size == 8 * 32
+    called: list[tuple[int, ...]] = []
+
+    def encoder(name: str, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        assert name == "mra_onnx"
+        assert outputs == ["sentence_embedding" if pooled else "last_hidden_state"]
+        called.append(inputs["input_ids"].shape)
+        return session.run(outputs, inputs)
+
+    requests = [TEXTS, ["A sentence."] * 31, list(reversed(TEXTS)), ["one"]]
+    with python_model(own.path / "triton" / "mra_onnx_texts", encoder) as execute:
+        responses = execute([{"text": strings(*texts)} for texts in requests])
+    assert called == [(2, MAX_POSITIONS), (2, 96), (32, 32), (6, 32)]
+    reference = open_session(bundle)
+    expected = {text: vector(bundle, reference, text)[0] for texts in requests for text in texts}
+    for response, texts in zip(responses, requests, strict=True):
+        found = response.tensors["sentence_embedding"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, np.stack([expected[text] for text in texts]), atol=1e-6)
+
+
+def test_an_error_of_the_encoder_reaches_whose_texts_it_had(bundle: Bundle) -> None:
+    def encoder(name: str, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        if inputs["input_ids"].shape[1] > 32:
+            raise FakeError("out of memory")
+        return [np.zeros((len(inputs["input_ids"]), HIDDEN), np.float32)]
+
+    with python_model(bundle.path / "triton" / "mra_onnx_texts", encoder) as execute:
+        short, mixed, none = execute([{"text": strings(*texts)} for texts in (["one"], ["one", TEXTS[3]], [b"\xff"])])
+    assert short.tensors["sentence_embedding"].shape == (1, HIDDEN)
+    assert str(mixed.error()) == "out of memory"
+    assert "not UTF-8" in str(none.error())
