@@ -155,8 +155,7 @@ def pytest_summary(output: str) -> str:
 def run_tests(folder: Path, library: Path, report: Report, quick: bool) -> None:
     files = [f"tests/kernels/cuda_host/test_{name}_attention.py" for name in ("mra2", "yoso")]
     command = [sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider"]
-    if quick:
-        command += ["-k", "golden or head_dims or ties or split"]
+    command += ["-k", "golden or head_dims or ties or split"] if quick else ["--full-sweep"]
     done = run(command, folder / "tests.log", MRA_CUDA_TEST_LIBRARY=str(library))
     report.add(
         "kernel tests on the device", "passed" if done.returncode == 0 else "FAILED", pytest_summary(done.stdout)

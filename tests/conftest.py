@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from checkpoints import save_checkpoint
 from goldens import GOLDEN_NAMES, Golden, load_golden
+from pairwise import all_pairs, full_product
 from paths import TESTS
 
 if TYPE_CHECKING:
@@ -32,6 +33,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("native")
     for name in {FIXTURE_MARKS[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURE_MARKS}:
         item.add_marker(name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-sweep",
+        action="store_true",
+        help="run the kernels' sweeps over every combination of their parameters; else over rows in which every two values of "
+        "different parameters meet",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for mark in metafunc.definition.iter_markers("sweep"):
+        full = metafunc.config.getoption("--full-sweep")
+        rows = full_product(mark.kwargs, mark.args) if full else all_pairs(mark.kwargs)
+        names = ["-".join(map(str, row)).replace("torch.", "") for row in rows]
+        metafunc.parametrize(list(mark.kwargs), rows, ids=names)
 
 
 @pytest.fixture(params=GOLDEN_NAMES)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairwise import all_pairs
+from pairwise import all_pairs, full_product
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
@@ -42,3 +42,9 @@ def test_values_may_be_equal_and_need_no_hash() -> None:
 def test_the_same_rows_each_time() -> None:
     parameters = {"a": "abc", "b": "de", "c": "fghi"}
     assert all_pairs(parameters) == all_pairs(dict(parameters))
+
+
+def test_all_combinations() -> None:
+    parameters = {"a": "xy", "b": [1, 2, 3], "c": "pq"}
+    assert full_product(parameters) == list(itertools.product("xy", [1, 2, 3], "pq"))
+    assert full_product(parameters, ("b",)) == [("x", 1, "p"), ("x", 2, "q"), ("y", 3, "p"), ("y", 1, "q")]

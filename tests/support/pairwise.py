@@ -1,9 +1,9 @@
-"""Combinations of parameters in which every two values of different parameters meet, in few rows."""
+"""Combinations of parameters: few rows in which every two values of different parameters meet, or all."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 Row = tuple[int, ...]
@@ -28,6 +28,17 @@ def all_pairs(parameters: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
             missing.pop(pair, None)
         rows.append(best)
     return [tuple(each[index] for each, index in zip(values, row, strict=True)) for row in rows]
+
+
+def full_product(parameters: Mapping[str, Sequence[Any]], taking_turns: Collection[str] = ()) -> list[tuple[Any, ...]]:
+    """Every combination; the values of parameters that are `taking_turns` go round instead, one a row."""
+    turns = {name: itertools.cycle(values) for name, values in parameters.items() if name in taking_turns}
+    combined = [name for name in parameters if name not in turns]
+    rows = []
+    for combination in itertools.product(*(parameters[name] for name in combined)):
+        row = dict(zip(combined, combination, strict=True)) | {name: next(values) for name, values in turns.items()}
+        rows.append(tuple(row[name] for name in parameters))
+    return rows
 
 
 def _pairs(choices: Sequence[Sequence[int]]) -> dict[Pair, None]:

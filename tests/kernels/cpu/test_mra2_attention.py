@@ -21,6 +21,7 @@ from mra_export.operators.mra2_attention.reference import mra2_attention, select
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 FLOAT32_TOLERANCE = 2e-5
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PRIORS = ((0, 0), (1, 3))  # first_n, diagonal_n
 
 
@@ -81,12 +82,8 @@ def test_golden_vectors_in_half_precision(golden: Golden, isa: str, dtype: torch
     assert error(context, truth) <= bound
 
 
-@pytest.mark.parametrize("mask_kind", MASKS)
-@pytest.mark.parametrize("mode", [0, 1], ids=["full", "sparse"])
-@pytest.mark.parametrize("head_dim", [8, 16, 32, 64, 80, 128, 256])
-@pytest.mark.parametrize("seq_len", [1, 31, 32, 33, 96, 512])
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
+@pytest.mark.sweep(
+    dtype=DTYPES, seq_len=[1, 31, 32, 33, 96, 512], head_dim=[8, 16, 32, 64, 80, 128, 256], mode=[0, 1], mask_kind=MASKS
 )
 def test_against_the_reference(dtype: torch.dtype, seq_len: int, head_dim: int, mode: int, mask_kind: str) -> None:
     blocks = -(-seq_len // 32)
@@ -133,9 +130,7 @@ def test_long_sequences_agree_with_the_reference(isa: str) -> None:
     assert error(run_kernel(query, key, value, mask, attributes, isa=isa), truth) <= FLOAT32_TOLERANCE
 
 
-@pytest.mark.parametrize("mask_kind", MASKS)
-@pytest.mark.parametrize("head_dim", [8, 64, 80])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.sweep(dtype=[torch.float32, torch.bfloat16], head_dim=[8, 64, 80], mask_kind=MASKS)
 def test_large_heads_whose_keys_and_values_are_copied(
     dtype: torch.dtype, head_dim: int, mask_kind: str, isa: str
 ) -> None:
@@ -169,11 +164,9 @@ def test_heads_that_do_not_fit_at_once() -> None:
         assert torch.equal(together[..., part], alone)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
+@pytest.mark.sweep(
+    dtype=DTYPES, mask_kind=["right", "holes", "empty example"], poison=[float("nan"), float("inf"), float("-inf")]
 )
-@pytest.mark.parametrize("mask_kind", ["right", "holes", "empty example"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_padding_does_not_reach_the_output(poison: float, mask_kind: str, dtype: torch.dtype, isa: str) -> None:
     attributes = attributes_of(16, num_blocks=12)
     generator = torch.Generator().manual_seed(7)
@@ -185,9 +178,11 @@ def test_padding_does_not_reach_the_output(poison: float, mask_kind: str, dtype:
     assert torch.equal(run_kernel(*poisoned, mask, attributes, isa=isa, fill=0x7F), expected)
 
 
-@pytest.mark.parametrize("mode", [0, 1], ids=["full", "sparse"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf"), 3e38])
-@pytest.mark.parametrize("where", ["query", "key", "value", "all"])
+@pytest.mark.sweep(
+    mode=[0, 1],
+    poison=[float("nan"), float("inf"), float("-inf"), 3e38],
+    where=["query", "key", "value", "all"],
+)
 def test_special_values_in_tokens_stay_in_their_example(where: str, poison: float, mode: int, isa: str) -> None:
     attributes = attributes_of(16, num_blocks=12, approx_mode=mode, initial_prior_diagonal_n_blocks=1)
     generator = torch.Generator().manual_seed(8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cpu_kernels import build, kernel, machine_isas
-from kernel_cases import error, make_mask
+from kernel_cases import MASKS, error, make_mask
 from torch import Tensor
 from yoso_cpu_kernels import YosoParams, run_yoso
 
@@ -26,9 +26,8 @@ DTYPES = pytest.mark.parametrize(
 EXPECTATION = YosoAttentionAttributes(2, 0, 9)
 FAST = YosoAttentionAttributes(2, 1, 9, 16, 1)
 PROJECTION = YosoAttentionAttributes(2, 1, 9, 16, 0)
-MODES = pytest.mark.parametrize(
-    "attributes", [EXPECTATION, FAST, PROJECTION], ids=["expectation", "fast", "projection"]
-)
+ALL_MODES = {"expectation": EXPECTATION, "fast": FAST, "projection": PROJECTION}
+MODES = pytest.mark.parametrize("attributes", ALL_MODES.values(), ids=ALL_MODES)
 
 
 def make_inputs(
@@ -52,18 +51,20 @@ def doubled(tensors: list[Tensor]) -> list[Tensor]:
 
 
 # hash_code_len, num_hash, conv_window: the powers and the numbers of tables that the kernel has code of its own for, and others.
-@pytest.mark.parametrize(
-    ("code_len", "num_hash", "conv_window"), [(9, 8, 0), (8, 15, 5), (1, 1, 1), (5, 70, 33), (13, 2, 0)]
+@pytest.mark.sweep(
+    "mask_kind",
+    sizes=[(9, 8, 0), (8, 15, 5), (1, 1, 1), (5, 70, 33), (13, 2, 0)],
+    mode=["expectation", "fast", "projection"],
+    head_dim=[8, 24, 64, 80, 256],
+    seq_len=[1, 31, 33, 96, 300],
+    mask_kind=MASKS,
 )
-@pytest.mark.parametrize("mode", ["expectation", "fast", "projection"])
-@pytest.mark.parametrize("head_dim", [8, 24, 64, 80, 256])
-@pytest.mark.parametrize("seq_len", [1, 31, 33, 96, 300])
 def test_against_the_reference(
-    seq_len: int, head_dim: int, mode: str, code_len: int, num_hash: int, conv_window: int
+    seq_len: int, head_dim: int, mode: str, sizes: tuple[int, int, int], mask_kind: str
 ) -> None:
+    code_len, num_hash, conv_window = sizes
     lsh = int(mode != "expectation")
     attributes = YosoAttentionAttributes(2, lsh, code_len, num_hash * lsh, int(mode == "fast"), conv_window)
-    mask_kind = ("full", "right", "holes", "empty example")[(seq_len + head_dim // 8 + code_len) % 4]
     tensors, constants = make_inputs(attributes, 2, seq_len, head_dim)
     mask = make_mask(mask_kind, 2, seq_len, torch.Generator().manual_seed(seq_len))
     truth = yoso_attention(*doubled(tensors), mask, attributes, *constants)
@@ -73,12 +74,10 @@ def test_against_the_reference(
         assert bool((context[mask == 0] == 0).all()), isa
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("conv_window", [0, 3])
-@MODES
-def test_half_types(attributes: YosoAttentionAttributes, conv_window: int, dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.sweep(dtype=[torch.float16, torch.bfloat16], conv_window=[0, 3], mode=list(ALL_MODES))
+def test_half_types(mode: str, conv_window: int, dtype: torch.dtype, isa: str) -> None:
     """Within twice the error of the reference in that type, which rounds its output alone."""
-    attributes = dataclasses.replace(attributes, conv_window=conv_window)
+    attributes = dataclasses.replace(ALL_MODES[mode], conv_window=conv_window)
     tensors, constants = make_inputs(attributes, 2, 100, 40, dtype)
     mask = make_mask("holes", 2, 100, torch.Generator().manual_seed(1))
     truth = yoso_attention(*doubled(tensors), mask, attributes, *constants)
@@ -144,13 +143,13 @@ def test_heads_that_are_computed_in_groups(attributes: YosoAttentionAttributes) 
         assert torch.equal(together[..., part], alone)
 
 
-@DTYPES
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@MODES
-def test_padding_does_not_reach_the_output(
-    attributes: YosoAttentionAttributes, poison: float, dtype: torch.dtype, isa: str
-) -> None:
-    attributes = dataclasses.replace(attributes, conv_window=5)
+@pytest.mark.sweep(
+    dtype=[torch.float32, torch.float16, torch.bfloat16],
+    poison=[float("nan"), float("inf"), float("-inf")],
+    mode=list(ALL_MODES),
+)
+def test_padding_does_not_reach_the_output(mode: str, poison: float, dtype: torch.dtype, isa: str) -> None:
+    attributes = dataclasses.replace(ALL_MODES[mode], conv_window=5)
     clean, constants = make_inputs(attributes, 2, 130, 16, dtype)
     for mask_kind in ("right", "holes", "empty example"):
         mask = make_mask(mask_kind, 2, 130, torch.Generator().manual_seed(4))
@@ -160,12 +159,13 @@ def test_padding_does_not_reach_the_output(
         assert torch.equal(run_yoso(*poisoned, mask, attributes, *constants, isa=isa, fill=0x7F), expected)
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf"), 3e38])
-@pytest.mark.parametrize("where", ["query", "key", "value", "all"])
-@MODES
-def test_special_values_in_tokens_stay_in_their_example(
-    attributes: YosoAttentionAttributes, where: str, poison: float, isa: str
-) -> None:
+@pytest.mark.sweep(
+    poison=[float("nan"), float("inf"), float("-inf"), 3e38],
+    where=["query", "key", "value", "all"],
+    mode=list(ALL_MODES),
+)
+def test_special_values_in_tokens_stay_in_their_example(mode: str, where: str, poison: float, isa: str) -> None:
+    attributes = ALL_MODES[mode]
     tensors, constants = make_inputs(attributes, 2, 100, 16)
     mask = make_mask("right", 2, 100, torch.Generator().manual_seed(5))
     clean = run_yoso(*tensors, mask, attributes, *constants, isa=isa)

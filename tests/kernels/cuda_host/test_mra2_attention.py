@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import re
 from pathlib import Path
@@ -140,18 +139,17 @@ def test_golden(golden: Golden, dtype: torch.dtype) -> None:
     assert relative_error(result.context.double().numpy(), expected) <= 2 * measured
 
 
-HEAD_DIMS = itertools.cycle([8, 32, 64, 80, 128])
-PRIORS = itertools.cycle([(0, 0), (1, 0), (0, 3), (2, 4)])
-SWEEP = [
-    pytest.param(mode, mask, seq_len, budget, next(HEAD_DIMS), next(PRIORS), id=f"{name}-{mask}-{seq_len}-{budget}")
-    for (name, mode), mask, seq_len, budget in itertools.product(
-        [("full", 0), ("sparse", 1)], MASKS, [1, 31, 32, 96, 300], ["one", "some", "all"]
-    )
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "mask", "seq_len", "budget", "head_dim", "priors"), SWEEP)
+@pytest.mark.sweep(
+    "head_dim",
+    "priors",
+    dtype=DTYPES,
+    mode=[0, 1],
+    mask=MASKS,
+    seq_len=[1, 31, 32, 96, 300],
+    budget=["one", "some", "all"],
+    head_dim=[8, 32, 64, 80, 128],
+    priors=[(0, 0), (1, 0), (0, 3), (2, 4)],
+)
 def test_sweep(
     dtype: torch.dtype, mode: int, mask: str, seq_len: int, budget: str, head_dim: int, priors: tuple[int, int]
 ) -> None:
@@ -293,9 +291,7 @@ def test_the_same_bits_every_time(dtype: torch.dtype) -> None:
         assert torch.equal(cuda_host.run(*tensors, mask, attrs, fill=fill).context, first)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.sweep(dtype=DTYPES, bad=[math.nan, math.inf, -math.inf], where=[0, 1, 2])
 def test_bad_numbers_stay_in_their_example(dtype: torch.dtype, bad: float, where: int) -> None:
     """A NaN or infinity at a real token: no hang, nothing out of bounds, and the other example and head do not change."""
     tensors = random_inputs(2, 256, 64, dtype, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import os
 import subprocess
@@ -81,32 +80,29 @@ def check(case: Case, *, fill: int = 0xFF) -> cuda_host.YosoResult:
     return result
 
 
-WINDOWS = itertools.cycle([0, 1, 5, 35])
-EXPECTATION_DIMS = itertools.cycle([8, 32, 64, 80, 128])
-EXPECTATION = [
-    pytest.param(mask, seq_len, next(EXPECTATION_DIMS), next(WINDOWS), id=f"{mask}-{seq_len}")
-    for mask, seq_len in itertools.product(MASKS, SEQ_LENS)
-]
+HEAD_DIMS = [8, 32, 64, 80, 128]
+WINDOWS = [0, 1, 5, 35]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mask", "seq_len", "head_dim", "window"), EXPECTATION)
+@pytest.mark.sweep("head_dim", "window", dtype=DTYPES, mask=MASKS, seq_len=SEQ_LENS, head_dim=HEAD_DIMS, window=WINDOWS)
 def test_expectation(dtype: torch.dtype, mask: str, seq_len: int, head_dim: int, window: int) -> None:
     seed = seq_len + head_dim + window
     case = make_case(expectation(2, conv_window=window), 2, seq_len, head_dim, dtype, mask, seed)
     check(case, fill=0x7F if seed % 2 else 0xFF)
 
 
-LSH_DIMS = itertools.cycle([8, 32, 64, 80, 128])
-HASHES = itertools.cycle([(9, 8), (3, 17), (12, 5), (1, 64)])
-LSH = [
-    pytest.param(fast, mask, seq_len, next(LSH_DIMS), next(HASHES), next(WINDOWS), id=f"{name}-{mask}-{seq_len}")
-    for (name, fast), mask, seq_len in itertools.product([("fast", 1), ("projection", 0)], MASKS, SEQ_LENS)
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("fast", "mask", "seq_len", "head_dim", "hashes", "window"), LSH)
+@pytest.mark.sweep(
+    "head_dim",
+    "hashes",
+    "window",
+    dtype=DTYPES,
+    fast=[1, 0],
+    mask=MASKS,
+    seq_len=SEQ_LENS,
+    head_dim=HEAD_DIMS,
+    hashes=[(9, 8), (3, 17), (12, 5), (1, 64)],
+    window=WINDOWS,
+)
 def test_lsh(
     dtype: torch.dtype, fast: int, mask: str, seq_len: int, head_dim: int, hashes: tuple[int, int], window: int
 ) -> None:
@@ -115,10 +111,13 @@ def test_lsh(
     check(case, fill=0x7F if seed % 2 else 0xFF)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head_dim", [8, 16, 24, 40, 64, 72, 96, 120, 128, 136, 200, 256])
-@pytest.mark.parametrize("attributes", [expectation(3), lsh(3), lsh(3, fast_hash=0)], ids=["e", "fast", "projection"])
-def test_head_dims(dtype: torch.dtype, head_dim: int, attributes: YosoAttentionAttributes) -> None:
+@pytest.mark.sweep(
+    dtype=DTYPES,
+    head_dim=[8, 16, 24, 40, 64, 72, 96, 120, 128, 136, 200, 256],
+    mode=["expectation", "fast", "projection"],
+)
+def test_head_dims(dtype: torch.dtype, head_dim: int, mode: str) -> None:
+    attributes = expectation(3) if mode == "expectation" else lsh(3, fast_hash=int(mode == "fast"))
     check(make_case(attributes, 1, 70, head_dim, dtype, "right", head_dim))
 
 
