@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -100,3 +101,56 @@ def test_an_interruption_between_the_renames_keeps_the_old(tmp_path: Path, monke
         (stage / "new").write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert [p.name for p in target.iterdir()] == ["old"]
+
+
+def test_an_interruption_after_the_renames_keeps_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new output has its name already: what was interrupted is said as it is, and the old one does not come back."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        renamed = rename(path, to)
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_directory(target, force=True) as stage:
+        (stage / "new").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_an_interruption_of_a_first_output_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is brought back where nothing was, and the interruption is not taken for an error of the disk."""
+
+    def interrupted(path: Path, to: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "out") as stage:
+        (stage / "new").write_text("new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_link_to_nowhere_is_an_old_output_too(
+    is_interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    target.symlink_to("nowhere")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if path.name == "new" and is_interrupted:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), staged_directory(target, force=True) as stage:
+        (stage / "new").write_text("new")
+    assert target.is_symlink() is is_interrupted
+    assert target.is_dir() is not is_interrupted
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -171,3 +171,17 @@ def test_an_input_that_changes_meanwhile_is_refused(bundle: Path, tmp_path: Path
                 watcher=Stop(0, lambda save=save: save(["x", *TEXTS[1:]])),
             )
     assert not hidden(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.parquet"])
+def test_a_chunk_has_at_least_one_row(name: str, tmp_path: Path) -> None:
+    texts = ["word1", "word2", "word3"]
+    write_lines(tmp_path / "t.txt", texts)
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    source = scan(tmp_path / name, chunk_rows=1)
+    assert [(chunk.first_row, chunk.rows) for chunk in source.chunks] == [(0, 1), (1, 1), (2, 1)]
+    assert [chunk.rows for chunk in scan(tmp_path / name, chunk_rows=2).chunks] == [2, 1]
+    for rows in (0, -1):
+        with pytest.raises(InputError, match=f"chunk_rows={rows} must be at least 1"):
+            scan(tmp_path / name, chunk_rows=rows)

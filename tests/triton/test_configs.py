@@ -166,3 +166,41 @@ def test_text_without_pooling_or_tokenizer_is_refused(bare_bundle: Bundle, tmp_p
     without = dataclasses.replace(bare_bundle, manifest={**bare_bundle.manifest, "tokenizer": None})
     with pytest.raises(InputError, match=r"needs a tokenizer\.json"):
         write_model_repository(without, tmp_path / "r", TritonSettings(tokenizer=True, pooling="cls"))
+
+
+def test_the_tokenizer_is_warmed_up_with_one_text_and_waits_for_none(bundle: Bundle) -> None:
+    """What costs next to nothing does not wait for company."""
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    folder = bundle.path / "triton" / "mra_tokenizer"
+    config = read_config(folder)
+    (warmup,) = config.model_warmup
+    assert (warmup.batch_size, warmup.count, list(warmup.inputs)) == (1, 1, ["text"])
+    text = warmup.inputs["text"]
+    assert (text.data_type, list(text.dims), text.input_data_file) == (pb.DataType.TYPE_STRING, [1], "text")
+    content = (folder / "warmup" / "text").read_bytes()
+    assert int.from_bytes(content[:4], "little") == len(content) - 4 > 0
+    content[4:].decode()
+    assert config.HasField("dynamic_batching")
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    assert list(config.dynamic_batching.preferred_batch_size) == []
+    texts = read_config(bundle.path / "triton" / "mra_onnx_texts")
+    assert texts.dynamic_batching.max_queue_delay_microseconds == 500
+    assert list(texts.dynamic_batching.preferred_batch_size) == []
+    encoder = read_config(bundle.path / "triton" / "mra_onnx")
+    assert {warmup.count for warmup in encoder.model_warmup} == {1}
+
+
+@pytest.mark.parametrize(
+    ("batch", "preferred"),
+    [(Range(1, 1, 1), None), (Range(1, 1, 2), [2]), (Range(1, 2, 2), [2]), (Range(1, 3, 8), [3, 8])],
+)
+def test_requests_are_batched_from_two_on(
+    batch: Range, preferred: list[int] | None, bundle: Bundle, tmp_path: Path
+) -> None:
+    write_model_repository(bundle, tmp_path / "r", TritonSettings(batch=batch, queue_delay=70))
+    config = read_config(tmp_path / "r" / "mra_onnx")
+    assert config.HasField("dynamic_batching") is (preferred is not None)
+    if preferred is not None:
+        assert list(config.dynamic_batching.preferred_batch_size) == preferred
+        assert config.dynamic_batching.max_queue_delay_microseconds == 70

@@ -118,6 +118,10 @@ def test_an_empty_batch_gives_an_empty_output() -> None:
     [
         ((1, 40, 64), {"num_blocks": 0}, "num_blocks=0 must be at least 1"),
         ((1, 40, 64), {"num_heads": 3}, "num_heads=3 must be at least 1 and divide the hidden size 64"),
+        ((1, 40, 64), {"num_heads": 0}, "num_heads=0 must be at least 1 and divide the hidden size 64"),
+        ((1, 40, 64), {"num_heads": -2}, "num_heads=-2 must be at least 1 and divide the hidden size 64"),
+        ((1, 40, 0), {"num_heads": 1}, "num_heads=1 must be at least 1 and divide the hidden size 0"),
+        ((1, 40, 1), {"num_heads": 1}, "head_dim=1 must be a multiple of 8"),
         ((1, 40, 60), {"num_heads": 5}, "head_dim=12 must be a multiple of 8"),
         ((1, 40, 264), {"num_heads": 1}, "head_dim=264 must be a multiple of 8 and at most 256"),
         ((1, 0, 64), {}, "seq_len=0 must be between 1 and"),
@@ -130,6 +134,14 @@ def test_sizes_outside_the_limits_are_named(shape: tuple[int, ...], changes: dic
     x = torch.zeros(shape)
     with pytest.raises(InputError, match=message):
         mra2_attention(x, x, x, torch.ones(shape[:2]), attributes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 1, 256)])
+def test_the_smallest_sizes_and_the_widest_head_are_allowed(shape: tuple[int, ...]) -> None:
+    """One token attends to itself alone."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = mra2_attention(x, x, x, torch.ones(1, 1), Mra2AttentionAttributes(1, 1, 1, 0, 0, 1.0))
+    assert relative_error(result.numpy(), x.numpy()) <= 2e-6
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

@@ -327,6 +327,10 @@ def test_an_empty_batch_and_an_example_of_padding_alone(attributes: YosoAttentio
         ((1, 40, 64), {"num_hash": 0}, "num_hash=0 must be between 1 and 1024"),
         ((1, 40, 64), {"num_hash": 1025}, "num_hash=1025 must be between 1 and 1024"),
         ((1, 40, 64), {"fast_hash": 2}, "fast_hash=2 must be 0 or 1"),
+        ((1, 40, 64), {"num_heads": 0}, "num_heads=0 must be at least 1 and divide the hidden size 64"),
+        ((1, 40, 64), {"num_heads": -2}, "num_heads=-2 must be at least 1 and divide the hidden size 64"),
+        ((1, 40, 0), {"num_heads": 1}, "num_heads=1 must be at least 1 and divide the hidden size 0"),
+        ((1, 40, 1), {"num_heads": 1}, "head_dim=1 must be a multiple of 8"),
         ((1, 40, 64), {"conv_window": 4}, "conv_window=4 must be odd and between 1 and 1023"),
         ((1, 40, 64), {"conv_window": -3}, "conv_window=-3 must be odd"),
         ((1, 40, 64), {"conv_window": 1025}, "conv_window=1025 must be odd"),
@@ -336,6 +340,14 @@ def test_sizes_outside_the_limits_are_named(shape: tuple[int, ...], changes: dic
     x = torch.zeros(shape)
     with pytest.raises(InputError, match=message):
         yoso_attention(x, x, x, torch.ones(shape[:2]), dataclasses.replace(LSH, **changes))
+
+
+@pytest.mark.parametrize("head_dim", [8, MAX_HEAD_DIM])
+def test_the_smallest_sizes_and_the_widest_head_are_allowed(head_dim: int) -> None:
+    """One token meets itself alone, and its context has length 1."""
+    x = torch.randn(1, 1, head_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = yoso_attention(x, x, x, torch.ones(1, 1), YosoAttentionAttributes(1, 0, 1))
+    torch.testing.assert_close(result, x / x.norm(), rtol=1e-12, atol=0)
 
 
 def test_shapes_and_constants_that_do_not_fit_are_named() -> None:

@@ -1,0 +1,76 @@
+"""How far an attention layer is from its specification: one number for each row and head, of what stands at tokens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mra_export.operators.judge import TOLERANCES, Judge, LayerReport
+from mra_export.trace import LayerTrace, Runner
+
+ROWS, TOKENS, HEADS, HEAD_DIM = 2, 5, 3, 4
+
+
+def judge() -> Judge:
+    return Judge(lambda attributes, tensors, mask: tensors[2], SimpleNamespace(num_heads=HEADS))
+
+
+def contexts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ones, and a mask that leaves the last token of the last row out."""
+    mask = torch.ones(ROWS, TOKENS, dtype=torch.int32)
+    mask[1, 4] = 0
+    return torch.ones(ROWS, TOKENS, HEADS * HEAD_DIM), mask
+
+
+def test_an_error_is_that_of_its_row_and_head() -> None:
+    """Each row and head is off by another amount, over all its tokens and all its elements."""
+    expected, mask = contexts()
+    wanted = torch.tensor([[0.5, 0.0, 0.25], [0.125, 2.0, 1.0]], dtype=torch.float64)
+    factors = (1 + wanted).repeat_interleave(HEAD_DIM, dim=1)[:, None]
+    errors = judge().head_errors((expected * factors).float(), expected, mask)
+    assert torch.equal(errors, wanted)
+
+
+@pytest.mark.parametrize(("token", "element"), [(0, 0), (0, 3), (4, 0), (2, 2)])
+def test_one_wrong_number_counts_wherever_it_stands(token: int, element: int) -> None:
+    expected, mask = contexts()
+    actual = expected.clone()
+    actual[0, token, HEAD_DIM + element] += 1
+    wanted = torch.zeros(ROWS, HEADS, dtype=torch.float64)
+    wanted[0, 1] = 1 / (TOKENS * HEAD_DIM) ** 0.5
+    torch.testing.assert_close(judge().head_errors(actual, expected, mask), wanted, rtol=1e-12, atol=0)
+
+
+def test_what_stands_at_padding_does_not_count() -> None:
+    expected, mask = contexts()
+    actual = expected.clone()
+    actual[1, 4] = float("nan")
+    assert torch.equal(judge().head_errors(actual, expected, mask), torch.zeros(ROWS, HEADS, dtype=torch.float64))
+
+
+def test_nothing_against_nothing_is_no_error_and_something_is_one() -> None:
+    expected, mask = contexts()
+    nothing = torch.zeros_like(expected)
+    assert torch.equal(judge().head_errors(nothing, nothing, mask), torch.zeros(ROWS, HEADS, dtype=torch.float64))
+    assert bool((judge().head_errors(expected, nothing, mask) > 1e20).all())
+    assert bool(judge().head_errors(expected * float("nan"), expected, mask).isnan().all())
+
+
+@pytest.mark.parametrize(("factor", "is_wrong"), [(1.0, False), (1.001, True), (float("nan"), True)])
+def test_the_head_that_is_wrong_is_named(factor: float, is_wrong: bool) -> None:
+    expected, mask = contexts()
+    context = expected.clone()
+    context[1, :, 2 * HEAD_DIM :] *= factor
+    layer = LayerTrace(*(x.numpy() for x in (expected, expected, expected, context)))
+    report = LayerReport("layer.0")
+    candidate: Runner = None  # type: ignore[assignment]  # attention without a choice is not experimented with
+    assert judge().operator(0, layer, mask, candidate, TOLERANCES["fp32"], report) is None
+    assert (report.problem is not None) is is_wrong
+    if report.problem is not None:
+        assert report.problem.startswith("arithmetic of the attention (head 2: relative error ")
+        assert f"tolerance {TOLERANCES['fp32'].operator:.1e}" in report.problem
+    expected_error = {1.0: 0.0, 1.001: 1e-3}.get(factor, np.nan)
+    np.testing.assert_allclose(report.operator_error, expected_error, rtol=1e-3)
