@@ -60,6 +60,7 @@ def test_the_task_names_are_those_of_the_package() -> None:
     pass
 
 
+@pytest.mark.slow
 def test_onnx_and_check(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, result = run_json(capsys, "onnx", tiny_checkpoint, "-o", tmp_path / "o", "--pooling", "mean", "--normalize")
     assert code == 0
@@ -80,6 +81,7 @@ def test_onnx_and_check(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert "one token" not in captured.out
 
 
+@pytest.mark.slow
 def test_check_without_artifacts_takes_what_the_source_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +96,7 @@ def test_check_without_artifacts_takes_what_the_source_holds(
     assert (code, result["ok"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_failed_check_ends_with_3(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = save_checkpoint(tmp_path / "other", seed=1)
     assert run("onnx", other, "-o", tmp_path / "o", "--no-check", "-q") == 0
@@ -109,6 +112,7 @@ def test_a_failed_check_ends_with_3(tiny_checkpoint: Path, tmp_path: Path, capsy
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 def test_random_init_needs_only_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_checkpoint(tmp_path / "c")
     (source / "model.safetensors").unlink()
@@ -294,6 +298,7 @@ def test_a_closed_standard_output_is_no_bug(tiny_checkpoint: Path, tmp_path: Pat
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mra_export", "onnx", str(tmp_path / "absent"), "-o", str(tmp_path / "o"), "-v"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -302,6 +307,7 @@ def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     assert "does not exist" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mra_export", "onnx", str(tiny_checkpoint), "-o", str(tmp_path / "o")]

@@ -22,6 +22,8 @@ from mra_export.errors import DependencyError
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 
 
+@pytest.mark.native
+@pytest.mark.slow
 def test_the_commands(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library = native(parts)
     output = tmp_path / "b"
@@ -91,6 +93,8 @@ def test_the_check_uses_the_bundles_own_library(
         assert f"{made.library} is not the operator library" in failed["error"]
 
 
+@pytest.mark.native
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [0.0, 0.1])
 def test_engines_are_run_where_there_is_a_gpu(
     damage: float, parts: Parts, whole: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -137,6 +141,8 @@ def break_operator(source: Path) -> None:
     onnx.save(model, source / MODEL_FILE)
 
 
+@pytest.mark.native
+@pytest.mark.slow
 def test_an_operator_that_is_not_the_specifications(
     parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +158,7 @@ def test_an_operator_that_is_not_the_specifications(
     assert (code, failed["ok"]) == (3, False)
 
 
+@pytest.mark.native
 def test_weights_of_another_checkpoint(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = save_checkpoint(tmp_path / "other", seed=1)
     made = parts.bundle(tmp_path / "b", engines=())

@@ -96,7 +96,9 @@ def bundle(embed_bundle: Path) -> Path:
     return embed_bundle
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "function body"])
+@pytest.mark.parametrize(
+    "native", [pytest.param(True, marks=pytest.mark.native), False], ids=["native", "function body"]
+)
 def test_a_vector_has_the_same_bits_in_any_company(bundle: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real model, for any other texts, order, batch size and number of threads; rounding only for the function body."""
     from mra_export.bundle.manifest import Bundle, read_bundle

@@ -33,6 +33,7 @@ from mra_export.embedding.run import Interrupted, embed
 from mra_export.errors import InputError
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     """kill -9, twice, at different places."""
     source = write_lines(tmp_path / "t.txt", make_texts(6000, seed=5))
@@ -60,6 +61,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(bundle: Path, tmp_path: P
     assert not hidden(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_command_says_what_is_kept(how: str, bundle: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "t.txt", make_texts(30_000, seed=6))
@@ -171,14 +173,24 @@ def test_a_run_with_something_else_is_not_continued(bundle: Path, lines: Path, e
     with pytest.raises(InputError, match="the bundle was another one"):
         embed(other, lines, output, chunk_rows=20)
     assert len((partial / "journal.jsonl").read_text().splitlines()) == 5
-    # Threads and engine do not change a vector; and --force goes on with what does fit.
-    assert embed(bundle, lines, output, chunk_rows=20, threads=2, force=True).resumed_rows == 100
+    # --force goes on with what does fit.
+    assert embed(bundle, lines, output, chunk_rows=20, force=True).resumed_rows == 100
     assert output.read_bytes() == expected
     output.unlink()
     begun(bundle, lines, output)
     assert embed(bundle, lines, output, chunk_rows=20, batch_tokens=64, force=True).resumed_rows == 0
     assert output.read_bytes() == expected
     assert not hidden(tmp_path)
+
+
+@pytest.mark.native
+def test_a_run_goes_on_with_another_number_of_threads(
+    bundle: Path, lines: Path, expected: bytes, tmp_path: Path
+) -> None:
+    """They do not change a vector of the native operator."""
+    begun(bundle, lines, tmp_path / "o.npy")
+    assert embed(bundle, lines, tmp_path / "o.npy", chunk_rows=20, threads=2, force=True).resumed_rows == 100
+    assert (tmp_path / "o.npy").read_bytes() == expected
 
 
 def test_two_runs_do_not_write_one_output(bundle: Path, lines: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_no_rows_make_an_empty_parquet_file(bundle: Path, tmp_path: Path) -> Non
     assert (made.num_rows, made.schema.names) == (0, ["row", "id", "embedding"])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path) -> None:
     """30 times the input, 300 MB, may not take 60 MB more."""
     peaks = []
@@ -214,6 +215,7 @@ def test_a_missing_package_ends_with_4_and_the_command_that_installs_it(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_found_before_any_work(bundle: Path, lines: Path, tmp_path: Path) -> None:
     process, answer = start_child(50_000, bundle, lines, tmp_path / "o.npy")
     told, _ = answer.recv()
@@ -222,6 +224,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(bundle: Path, lines: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_rows_speed_and_bytes(bundle: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "t.txt", make_texts(3000, seed=6))
     master, slave = os.openpty()

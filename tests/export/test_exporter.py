@@ -54,7 +54,9 @@ def close(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], mask: 
         assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), name
 
 
-@pytest.mark.parametrize("task", CLASSES)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=[pytest.mark.slow] * (task != "feature-extraction")) for task in CLASSES]
+)
 def test_every_task(task: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", CLASSES[task]))
     assert checkpoint.task.name == task  # chosen from the architecture
@@ -68,6 +70,7 @@ def test_every_task(task: str, tmp_path: Path) -> None:
         close(runner.run(inputs), reference.run(inputs), inputs["attention_mask"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "limit"), [("fp16", 2e-2), ("bf16", 1e-1)])
 def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c"))
@@ -92,6 +95,7 @@ def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Pat
     close(runner.run(inputs), reference.run(inputs), inputs["attention_mask"], limit)
 
 
+@pytest.mark.slow
 def test_the_file_is_deterministic_and_tells_nothing_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
     files = []
     for name in ("a", "b"):
@@ -116,6 +120,7 @@ def test_one_mask_and_one_function_serve_all_layers(tiny_export: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 21, 23, 25])
 def test_the_opset_is_selectable(opset: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
@@ -126,6 +131,7 @@ def test_the_opset_is_selectable(opset: int, tiny_checkpoint: Path, tmp_path: Pa
     close(OnnxRuntimeRunner(read_onnx(result.model)).run(inputs), expected, inputs["attention_mask"], 1e-4)
 
 
+@pytest.mark.slow
 def test_large_weights_go_to_a_file_of_their_own(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +148,7 @@ def test_large_weights_go_to_a_file_of_their_own(
     assert len(runs[1].trace(inputs).layers) == 2
 
 
+@pytest.mark.slow
 def test_a_model_without_token_types_has_no_such_input(tmp_path: Path) -> None:
     result = export_onnx(load_checkpoint(save_checkpoint(tmp_path / "c", type_vocab_size=1)), tmp_path / "o")
     assert result.inputs == ("input_ids", "attention_mask")

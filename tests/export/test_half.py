@@ -31,6 +31,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pooling", "dtype"), CASES, ids=[f"{name}-{dtype}" for name, _, dtype in CASES])
 def test_a_converted_file_is_what_an_export_gives(
     name: str, pooling: Pooling | None, dtype: str, tmp_path: Path

@@ -86,6 +86,7 @@ def test_options_have_defaults_and_types() -> None:
             read_options(toy, given)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_options_are_noted_in_the_file_and_compared(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,10 @@ def pooling_for(task: str) -> Pooling:
     return Pooling("mean", True) if task == "feature-extraction" else Pooling()
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(task, marks=[pytest.mark.slow] * (task != "feature-extraction")) for task in CLASSES],
+)
 def exported(request: pytest.FixtureRequest, export_of: Any) -> tuple[Checkpoint, ExportResult]:
     """Each class."""
     return export_of(request.param)
@@ -166,6 +169,7 @@ def test_the_default_is_the_operator_attention_and_nothing_of_our_own(
     assert (described.nodes, len(described.layers)) == ([], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["Model", "ForCausalLM"])
 def test_older_opsets_get_the_plain_form(suffix: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path / "c", suffix))
@@ -184,6 +188,7 @@ def test_older_opsets_get_the_plain_form(suffix: str, tmp_path: Path) -> None:
     assert all(c.ok for c in check(checkpoint, [result.model]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_types(dtype: str, encoder: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     checkpoint, directory = encoder
@@ -337,6 +342,7 @@ def test_kernel_sources_are_not_for_it(encoder: tuple[Checkpoint, Path], tmp_pat
         check(encoder[0], [encoder[1] / "onnx" / "model.onnx"], kernel_sources=tmp_path)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_engines_have_no_plugin(dtype: str, encoder: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")

@@ -58,14 +58,14 @@ def run(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("class_name", "settings", "dtype"),
     [
-        ("YosoModel", {"conv_window": 5}, "fp32"),
+        pytest.param("YosoModel", {"conv_window": 5}, "fp32", marks=pytest.mark.slow),
         ("YosoModel", {**LSH, "conv_window": 3, "use_fast_hash": False}, "fp32"),
-        ("YosoModel", {**LSH}, "fp16"),
-        ("YosoForMaskedLM", {}, "fp32"),
-        ("YosoForSequenceClassification", {**LSH}, "fp32"),
-        ("YosoForMultipleChoice", {}, "fp32"),
-        ("YosoForTokenClassification", {**LSH, "use_fast_hash": False}, "fp32"),
-        ("YosoForQuestionAnswering", {"conv_window": 3}, "fp16"),
+        pytest.param(*("YosoModel", {**LSH}, "fp16"), marks=pytest.mark.slow),
+        pytest.param(*("YosoForMaskedLM", {}, "fp32"), marks=pytest.mark.slow),
+        pytest.param(*("YosoForSequenceClassification", {**LSH}, "fp32"), marks=pytest.mark.slow),
+        pytest.param(*("YosoForMultipleChoice", {}, "fp32"), marks=pytest.mark.slow),
+        pytest.param(*("YosoForTokenClassification", {**LSH, "use_fast_hash": False}, "fp32"), marks=pytest.mark.slow),
+        pytest.param(*("YosoForQuestionAnswering", {"conv_window": 3}, "fp16"), marks=pytest.mark.slow),
     ],
 )
 def test_every_head_is_the_same_model(class_name: str, settings: dict, dtype: str, tmp_path: Path) -> None:
@@ -106,6 +106,7 @@ def test_the_mask_error_of_transformers_is_measured(tmp_path: Path) -> None:
     assert float(np.linalg.norm(ours - alone.numpy()) / alone.norm()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_seed_makes_the_constants_and_travels_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_the_seed_makes_the_constants_and_travels_in_the_file(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wrong_constants_and_wrong_codes_are_found(tmp_path: Path) -> None:
     """A file with another layer's hash constants computes well, but is not this model."""
     checkpoint = load_checkpoint(save_yoso(tmp_path / "checkpoint", **LSH))

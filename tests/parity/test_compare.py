@@ -133,6 +133,7 @@ def test_nan_never_passes(checkpoint: Checkpoint, tiny_export: Path, tmp_path: P
     assert [c.ok for c in comparisons] == [False, False]
 
 
+@pytest.mark.slow
 def test_an_output_as_wide_as_the_input_is_long_is_not_taken_for_tokens(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", "MraForSequenceClassification", num_labels=64))
     exported = export_onnx(checkpoint, tmp_path / "o")
@@ -141,6 +142,7 @@ def test_an_output_as_wide_as_the_input_is_long_is_not_taken_for_tokens(tmp_path
     assert [c.ok for c in verdicts(checkpoint, exported.model, batch)] == [True, True]
 
 
+@pytest.mark.slow
 def test_ties_are_said_and_not_judged(tmp_path: Path) -> None:
     # Every pair but one is within the prior, so the cut falls among the rows' best blocks, which all score 0.
     source = save_checkpoint(tmp_path / "c", initial_prior_first_n_blocks=1, block_per_row=2, vocab_size=2)
@@ -153,6 +155,7 @@ def test_ties_are_said_and_not_judged(tmp_path: Path) -> None:
     assert comparisons[1].ok is True
 
 
+@pytest.mark.slow
 def test_half_types_pass_by_their_own_tolerances(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c"))
     for dtype in ("fp16", "bf16"):
@@ -174,6 +177,7 @@ def test_files_of_another_model_are_refused(checkpoint: Checkpoint, tiny_export:
         check(head, [tiny_export / MODEL_FILE])
 
 
+@pytest.mark.slow
 def test_missing_weights_beside_a_file_are_named(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: Any) -> None:
     from mra_export.export import onnx_model
 

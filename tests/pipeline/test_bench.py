@@ -18,6 +18,7 @@ from mra_export.export.onnx_model import read_onnx
 from mra_export.pipeline.bench import bench, dense_twin, in_turns
 
 
+@pytest.mark.slow
 def test_the_dense_twin_is_the_model_with_the_full_budget(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", block_per_row=8))
     path = export_onnx(checkpoint, tmp_path / "o").model
@@ -48,12 +49,14 @@ def test_calls_are_timed_in_turns() -> None:
     assert "".join(order) == "ab" + "aabb" * 3
 
 
+@pytest.mark.slow
 def test_half_types_are_refused_on_a_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o", dtype="fp16").model
     with pytest.raises(InputError, match="is of type fp16; on a CPU only fp32 is compared"):
         bench(read_onnx(path), batches=[1], seq_lens=[32])
 
 
+@pytest.mark.slow
 def test_the_command(tiny_checkpoint: Path, tiny_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["bench", str(tiny_checkpoint), "--seq-len", "16:32:32", "--threads", "1", "--json", "-q"])

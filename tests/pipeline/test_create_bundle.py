@@ -79,6 +79,7 @@ def test_a_checkpoint_without_pooling_gets_the_mean(tmp_path: Path, tiny_checkpo
     assert set(made.manifest["versions"]) >= {"torch", "transformers", "onnx"}
 
 
+@pytest.mark.slow
 def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> None:
     made = create_bundle(parts.checkpoint, tmp_path / "a", check=False, request=ExportRequest(normalize=False))
     assert made.pooling == Pooling("cls", normalize=False)
@@ -93,6 +94,7 @@ def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> No
     verify_bundle(made.path)
 
 
+@pytest.mark.slow
 def test_another_task(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "c", "MraForSequenceClassification")
     made = create_bundle(source, tmp_path / "b", check=False)
@@ -159,6 +161,7 @@ def test_a_model_card_that_cannot_be_read(parts: Parts, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_licence_and_name_go_from_the_dense_model_to_the_bundle(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
@@ -213,6 +216,8 @@ def test_the_same_input_gives_the_same_bytes(
     assert {mode for name, mode in modes.items() if name.endswith(".so") or (whole.path / name).is_dir()} == {0o755}
 
 
+@pytest.mark.native
+@pytest.mark.slow
 def test_parity_figures_are_the_same_twice(parts: Parts, tmp_path: Path) -> None:
     for name in ("a", "b"):
         made = create_bundle(
@@ -224,6 +229,7 @@ def test_parity_figures_are_the_same_twice(parts: Parts, tmp_path: Path) -> None
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
+@pytest.mark.native
 def test_it_works_where_it_lands(parts: Parts, tmp_path: Path) -> None:
     """Made in one place, copied to another, the first and all it came from removed, read-only."""
     import onnxruntime

@@ -28,6 +28,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.engine
 def test_an_engine_of_another_type(tiny_export: Path, tmp_path: Path, loads: list[str]) -> None:
     """The source, the source with its weights to convert, the converted file."""
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")

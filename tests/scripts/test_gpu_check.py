@@ -26,6 +26,7 @@ def gpu_check() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_leaves_with_4_where_no_gpu_is() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
@@ -46,6 +47,7 @@ def test_reads_the_summary_of_pytest(gpu_check: ModuleType, output: str, summary
     assert gpu_check.pytest_summary(output) == summary
 
 
+@pytest.mark.slow
 def test_checks_the_exported_model_against_pytorch(
     gpu_check: ModuleType, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -218,6 +218,10 @@ def python_model(folder: Path, encoder: Any = None) -> Iterator[Any]:
     assert not set(names) & set(sys.modules)
     sys.modules[names[0]] = utils
     sys.path.insert(0, str(folder / "1"))  # as the backend does
+    write_no_bytecode, sys.dont_write_bytecode = (
+        sys.dont_write_bytecode,
+        True,
+    )  # the folder is a bundle's, which lists its files
     try:
         spec = importlib.util.spec_from_file_location(f"model_of_{folder.name}", folder / "1" / "model.py")
         assert spec is not None
@@ -233,6 +237,7 @@ def python_model(folder: Path, encoder: Any = None) -> Iterator[Any]:
 
         yield execute
     finally:
+        sys.dont_write_bytecode = write_no_bytecode
         sys.path.remove(str(folder / "1"))
         for name in names:
             sys.modules.pop(name, None)

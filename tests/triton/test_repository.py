@@ -76,6 +76,7 @@ def test_engines_for_different_gpus_are_one_model(bundle: Bundle, tmp_path: Path
         assert all(1 <= rows <= batch and 1 <= length <= longest for rows, length in shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_name", ["MraForMultipleChoice", "MraForSequenceClassification"])
 def test_other_tasks(class_name: str, tokenizer_files: Path, tmp_path: Path) -> None:
     """Three axes for multiple choice; logits for a text in text classification. Weights in a file of their own, too."""
@@ -132,6 +133,7 @@ def test_engines_find_the_plugin(bundle: Bundle, tmp_path: Path) -> None:
     assert made.environment == ()
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_plugin_registers_itself_where_triton_opens_it(asked: bool) -> None:
     """With TensorRT-RTX, which has the registry of TensorRT 11: a library that is only opened, as Triton's backend opens it."""
