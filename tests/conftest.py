@@ -35,6 +35,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(name)
 
 
+@pytest.hookimpl(trylast=True)  # after what -m and -k leave out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins each half with slow tests: with worksteal two processes begin with a half each, and shall end with short tests."""
+    slow: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+    groups = list(slow.values())
+    firsts = [[item for group in groups[half::2] for item in group] for half in (0, 1)]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    middle = min(max((len(items) + 1) // 2 - len(firsts[0]), 0), len(rest))
+    items[:] = [*firsts[0], *rest[:middle], *firsts[1], *rest[middle:]]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-sweep",

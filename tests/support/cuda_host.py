@@ -23,6 +23,7 @@ from paths import REPO, TESTS
 from torch import Tensor
 
 from mra_export.native.build import compile_target, cuda_arguments, find_nvcc, find_tool
+from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 from mra_export.operators.yoso_attention.spec import INPUTS, YosoAttentionAttributes
@@ -108,22 +109,22 @@ def build_root() -> Path:
 
 
 @functools.cache
-def nvcc_library(kind: str, *arguments: str) -> Path:
-    """A native library with the CUDA kernels as nvcc compiles them, for one architecture; skips the test where a tool is missing.
+def nvcc_library(kind: str) -> Path:
+    """A native library ("onnxruntime" or "tensorrt") with the CUDA kernels as nvcc compiles them, for one architecture.
 
-    Args:
-        kind: "onnxruntime" or "tensorrt".
-        arguments: further ones of CMake's configuration.
+    Both are built in one tree, so that nvcc compiles the kernels once. Skips the test where a tool is missing.
     """
     nvcc, cmake = find_nvcc(), find_tool("cmake")
     if nvcc is None or cmake is None:
         pytest.skip(f"{'nvcc' if nvcc is None else 'cmake'} was not found")
-    tree = build_root().parent / f"nvcc-{kind}"
+    tree = build_root().parent / "nvcc"
     tree.mkdir(parents=True, exist_ok=True)
-    arguments = (*cuda_arguments(nvcc), "-DCMAKE_CUDA_ARCHITECTURES=80", *arguments)
+    arguments = [*cuda_arguments(nvcc), "-DCMAKE_CUDA_ARCHITECTURES=80", "-DMRA_CUDA=ON", "-DMRA_TENSORRT=ON"]
+    for name in LIBRARY_FILES:
+        arguments.append(f"-DMRA_{name.upper()}_INCLUDE={(find_headers(name) or fetch_headers(name)).path}")
     with tree.with_name(f"{tree.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        error = compile_target(cmake, REPO, tree, f"mra_{kind}", [*arguments], jobs=2)
+        error = compile_target(cmake, REPO, tree, f"mra_{kind}", arguments, jobs=2)
         assert not error, error
     return tree / "plugins" / kind / LIBRARY_FILES[kind]
 

@@ -27,8 +27,7 @@ def plugin_library() -> Path:
     """libmra_tensorrt.so as CMake builds it, for one architecture; MRA_TENSORRT_PLUGIN names another one."""
     if named := os.environ.get("MRA_TENSORRT_PLUGIN"):
         return Path(named)
-    options = ("-DMRA_ONNXRUNTIME=OFF", "-DMRA_TENSORRT=ON", f"-DMRA_TENSORRT_INCLUDE={tensorrt_include()}")
-    return cuda_host.nvcc_library("tensorrt", *options)
+    return cuda_host.nvcc_library("tensorrt")
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def host_library() -> Path:
 
 def cuda_library() -> Path:
     """libmra_onnxruntime.so with MRA_CUDA."""
-    return cuda_host.nvcc_library("onnxruntime", "-DMRA_CUDA=ON", f"-DMRA_ONNXRUNTIME_INCLUDE={ort_include()}")
+    return cuda_host.nvcc_library("onnxruntime")
 
 
 def make_session(
