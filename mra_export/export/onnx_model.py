@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,20 +211,28 @@ def read_onnx(path: Path) -> OnnxModel:
             "so it was not written by this tool. Export the checkpoint with `mra-export onnx`."
         )
     _check_external_data(path, model)
-    found = next(filter(None, (dtype_of_onnx(i.data_type) for i in graph.initializer)), "fp32")
     return OnnxModel(
         path=path,
         family=family,
         layers=layers,
         inputs=names,
         outputs=tuple(o.name for o in graph.output),
-        dtype=found,
+        dtype=_dtype(graph),
         task=metadata.get("task"),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         functions=list(model.functions),
         metadata=metadata,
         proto=model,
     )
+
+
+def _dtype(graph: Any) -> str:
+    """The type that most of the weights have: a half file keeps constants in float32, for what it computes in that."""
+    sizes: Counter[str | None] = Counter()
+    for initializer in graph.initializer:
+        sizes[dtype_of_onnx(initializer.data_type)] += math.prod(initializer.dims)
+    del sizes[None]
+    return str(sizes.most_common(1)[0][0]) if sizes else "fp32"
 
 
 def layer_constants(model: OnnxModel) -> list[tuple[torch.Tensor, ...]]:

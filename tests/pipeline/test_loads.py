@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import onnx
 import pytest
 
 from mra_export.cli import cli
-
-sys.path.insert(0, str(Path(__file__).parent / "tensorrt"))
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def test_an_engine_of_another_type(tiny_export: Path, tmp_path: Path, loads: lis
     """The source, the source with its weights to convert, the converted file."""
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
     pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
-    from test_plugin import plugin_library
+    from tensorrt_plugin import plugin_library
 
     library = ["--backend", "rtx", "--plugin-lib", str(plugin_library())]
     cli.main(
