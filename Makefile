@@ -1,6 +1,6 @@
 # One-word commands for developers: each runs a script, as CI and the README do. `make` alone says what there is.
 # VENV=DIR takes an environment that is there already; otherwise it is .venv, which `make setup` makes.
-.PHONY: help setup test-fast test lint fix build docs quickstart
+.PHONY: help setup test-fast test lint fix build docs quickstart mutate
 bin = $(or $(VENV),.venv)/bin
 
 help:  ## this list
@@ -26,6 +26,9 @@ build:  ## compiles the native libraries
 
 docs:  ## writes the generated files: kernels/op_spec.h, plugins/serving/engine_manifest.h, docs/cli.md
 	for generator in scripts/generate_*.py; do $(bin)/python $$generator || exit 1; done
+
+mutate:  ## changes the code and counts what the fast tests see; ARGS="outputs --sample 20"; pip install '.[mutation]' first
+	$(bin)/python scripts/mutate.py $(ARGS)
 
 quickstart:  ## converts, exports, checks and searches with all-MiniLM-L6-v2
 	bash scripts/quickstart.sh

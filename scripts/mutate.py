@@ -1,0 +1,131 @@
+"""Shows that the tests can fail: changes one thing at a time in a room of the package and runs that room's fast tests.
+
+    python scripts/mutate.py [ROOM ...] [--sample 40] [--seed 0] [--workers 2]
+
+cosmic-ray makes the changes, in copies of the checkout; a random sample of them is run. Each one that the tests do not see is
+printed as a diff: a person says whether it changes what the code does. Not part of CI: a room takes minutes. It needs the extra
+`mutation` in the environment of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {
+    "operators": (["mra_export/operators"], ["tests/operators", "tests/parity"]),
+    "parity": (["mra_export/parity", "mra_export/numerics.py"], ["tests/parity"]),
+    "export": (["mra_export/export"], ["tests/export"]),
+    "outputs": (["mra_export/outputs.py"], ["tests/test_outputs.py"]),
+    "bundle": (["mra_export/bundle", "mra_export/schema.py"], ["tests/bundle"]),
+    "journal": (["mra_export/embedding/journal.py"], ["tests/embedding"]),
+}
+"""Room -> what is changed, and the tests that are to see it."""
+ANNOTATIONS = "_BitOr"
+"""In the names of cosmic-ray's operators that change annotations for the most part, which nothing runs."""
+SIGNATURE = re.compile(r"\s*(def |\*,)|.*\) -> ")
+"""A line of a function's head: the `*` there is no product."""
+TIMEOUT = 180.0
+"""Seconds for one run of the tests; a change with which they take longer is seen."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}  [default: all]")
+    parser.add_argument("--sample", type=int, default=40, help="changes of a room  [default: 40]")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample  [default: 0]")
+    parser.add_argument("--workers", type=int, default=2, help="copies that run tests at the same time  [default: 2]")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.rooms) - set(ROOMS)):
+        parser.error(f"no such room: {', '.join(unknown)}")
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="mra-export-mutants-") as folder:
+        copies = [make_copy(Path(folder) / str(worker)) for worker in range(options.workers)]
+        for room in options.rooms or ROOMS:
+            changes = sample(room, options.sample, options.seed)
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "--no-header",
+                *ROOMS[room][1],
+            ]
+            text = " ".join(command) + ' -m "not native and not engine and not slow"'
+            subprocess.run(
+                text, shell=True, cwd=copies[0], env=environment(copies[0]), check=True, stdout=subprocess.DEVNULL
+            )
+            parts = [(copy, text, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
+            with ProcessPoolExecutor(len(copies)) as pool:
+                unseen = [diff for found in pool.map(run, parts) for diff in found]
+            for diff in unseen:
+                print(f"\nNOT SEEN\n{diff}")
+            print(f"{room}: {len(changes) - len(unseen)} of {len(changes)} changes seen", flush=True)
+            survivors += len(unseen)
+    return min(survivors, 1)
+
+
+def make_copy(target: Path) -> Path:
+    """The tracked files of the checkout, as they are now."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def environment(copy: Path) -> dict[str, str]:
+    """With the copy's package ahead of an installed one, and one thread for each run."""
+    return {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def sample(room: str, count: int, seed: int) -> list[Any]:
+    """Changes of a room, each a tuple of cosmic-ray's `MutationSpec`; paths are relative to a checkout."""
+    from cosmic_ray.commands import init
+    from cosmic_ray.modules import find_modules
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    here = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        with use_db(":memory:", WorkDB.Mode.create) as database:
+            init(find_modules([Path(name) for name in ROOMS[room][0]]), database, {})
+            every = sorted(database.work_items, key=lambda item: repr(item.mutations))
+    finally:
+        os.chdir(here)
+    fit = [item.mutations for item in every if ANNOTATIONS not in item.mutations[0].operator_name]
+    fit = [change for change in fit if not SIGNATURE.match(line_of(change[0]))]
+    return random.Random(seed).sample(fit, min(count, len(fit)))
+
+
+def line_of(mutation: Any) -> str:
+    """The line that is changed, as it is."""
+    return (ROOT / mutation.module_path).read_text(encoding="utf-8").splitlines()[mutation.start_pos[0] - 1]
+
+
+def run(part: tuple[Path, str, list[Any]]) -> list[str]:
+    """Applies changes in a copy, one after the other, and runs the tests; returns the diffs of those that were not seen."""
+    from cosmic_ray.mutating import mutate_and_test
+
+    copy, command, changes = part
+    os.chdir(copy)
+    os.environ.update(environment(copy))
+    results = [mutate_and_test(change, command, TIMEOUT) for change in changes]
+    return [str(result.diff) for result in results if not result.is_killed]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
