@@ -56,6 +56,7 @@ def test_python_says_what_is_wrong(workplace: Path) -> None:
     assert done.stderr.startswith("examples/manifest.json does not exist")
 
 
+@pytest.mark.native
 def test_onnxruntime_alone(workplace: Path) -> None:
     if find_headers("onnxruntime") is None or find_library("onnxruntime") is None:
         pytest.skip("the native library is not built: run mra-export build onnxruntime")

@@ -229,6 +229,7 @@ def test_positions_are_counted_from_the_tokens(encoder: tuple[Checkpoint, Path])
         np.testing.assert_allclose(value, reference[:, -12:], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_sees_nothing_that_comes_later(export_of: Any) -> None:
     _, result = export_of("text-generation")
     runner = OnnxRuntimeRunner(read_onnx(result.model))

@@ -83,6 +83,7 @@ def test_every_head_is_the_same_model(class_name: str, settings: dict, dtype: st
     assert all((c.metrics["selection_agreement"] is not None) == ("num_hash" in settings) for c in specified)
 
 
+@pytest.mark.slow
 def test_the_mask_error_of_transformers_is_measured(tmp_path: Path) -> None:
     """What `check` says of it is the difference between the model as it is and the row without its padding."""
     directory = save_yoso(tmp_path / "checkpoint")

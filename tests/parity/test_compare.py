@@ -106,6 +106,7 @@ def test_a_wrong_selection_is_told_from_wrong_arithmetic(
     assert "starts in layer.0: arithmetic of the attention" in comparison.notes[0]
 
 
+@pytest.mark.slow
 def test_a_wrong_head_is_named(tmp_path: Path, cases: list[Case]) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", "MraForTokenClassification"))
     exported = export_onnx(checkpoint, tmp_path / "o").directory

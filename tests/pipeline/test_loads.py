@@ -25,14 +25,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.engine
-def test_an_engine_of_another_type(tiny_export: Path, tmp_path: Path, loads: list[str]) -> None:
+def test_an_engine_of_another_type(tiny_export: Path, plugin: Path, rtx: Any, tmp_path: Path, loads: list[str]) -> None:
     """The source, the source with its weights to convert, the converted file."""
-    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
-    pytest.importorskip("polygraphy", reason="the package polygraphy is not installed")
-    from tensorrt_plugin import plugin_library
-
-    library = ["--backend", "rtx", "--plugin-lib", str(plugin_library())]
+    library = ["--backend", "rtx", "--plugin-lib", str(plugin)]
     cli.main(
         ["trt", str(tiny_export), "-o", str(tmp_path / "m.engine"), "--fp16", "-q", *library], standalone_mode=False
     )
