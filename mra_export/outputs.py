@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,8 +107,11 @@ def _holder(target: Path) -> Iterator[Path]:
     with _os_errors(target):
         parent = _parent(target)
         parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    # The name comes first: an interruption right after the directory was made must find it too.
+    holder = parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
+        with _os_errors(target):
+            holder.mkdir(mode=0o700)
         yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)

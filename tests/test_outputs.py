@@ -154,3 +154,27 @@ def test_a_link_to_nowhere_is_an_old_output_too(
     assert target.is_symlink() is is_interrupted
     assert target.is_dir() is not is_interrupted
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interruption_right_after_the_staging_directory_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def interrupted(path: Path, *arguments: object, **named: object) -> None:
+        make(path, *arguments, **named)  # type: ignore[arg-type]
+        if path.name.startswith("."):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    for staged in (staged_directory, staged_file):
+        with pytest.raises(KeyboardInterrupt), staged(tmp_path / "o"):
+            pytest.fail("the block was entered")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_input_itself_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for target, source in (("in", "in"), ("", "in"), ("in", "in/../in")):
+        with pytest.raises(InputError, match="is, holds or belongs to the input"):
+            check_target(tmp_path / target, force=True, sources=[tmp_path / source])
