@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["check_target", "file_sha256", "staged_directory", "staged_file"]
+__all__ = ["INTERRUPTED", "check_target", "file_sha256", "staged_directory", "staged_file"]
+
+INTERRUPTED = threading.Event()
+"""Set by whoever handles a signal that is to end the work: from then on no output gets its name."""
 
 
 def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
@@ -69,6 +73,7 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
         stage.mkdir()
         with _os_errors(target):
             yield stage
+            _refuse_after_interruption()
             try:
                 if target.exists() or target.is_symlink():
                     target.rename(holder / "old")
@@ -98,7 +103,14 @@ def staged_file(target: Path, *, force: bool = False) -> Iterator[Path]:
     check_target(target, force=force)
     with _holder(target) as holder, _os_errors(target):
         yield holder / target.name
+        _refuse_after_interruption()
         (holder / target.name).replace(target)
+
+
+def _refuse_after_interruption() -> None:
+    """An interruption counts although code in between, as of torch's exporter, has swallowed the exception."""
+    if INTERRUPTED.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mra_export.errors import InputError
-from mra_export.outputs import check_target, staged_directory, staged_file
+from mra_export.outputs import INTERRUPTED, check_target, staged_directory, staged_file
 
 
 def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -178,3 +179,14 @@ def test_the_input_itself_is_no_output(tmp_path: Path) -> None:
     for target, source in (("in", "in"), ("", "in"), ("in", "in/../in")):
         with pytest.raises(InputError, match="is, holds or belongs to the input"):
             check_target(tmp_path / target, force=True, sources=[tmp_path / source])
+
+
+@pytest.mark.parametrize("staged", [staged_directory, staged_file])
+def test_an_interruption_that_was_swallowed_counts(staged: Any, tmp_path: Path) -> None:
+    INTERRUPTED.set()
+    try:
+        with pytest.raises(KeyboardInterrupt), staged(tmp_path / "o") as stage:
+            (stage / "x" if stage.is_dir() else stage).write_text("new")
+    finally:
+        INTERRUPTED.clear()
+    assert list(tmp_path.iterdir()) == []

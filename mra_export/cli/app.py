@@ -19,6 +19,7 @@ from mra_export.cli.onnx import onnx_command
 from mra_export.cli.output import print_json
 from mra_export.cli.trt import trt_command
 from mra_export.errors import MraExportError
+from mra_export.outputs import INTERRUPTED
 from mra_export.version import __version__
 
 __all__ = ["cli", "main"]
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = _is_given(arguments, "--json")
     verbose = _is_given(arguments, "-v", "--verbose")
+    INTERRUPTED.clear()
     # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
@@ -122,6 +124,7 @@ class _Interrupted(KeyboardInterrupt):
 
 
 def _interrupt(*_: object) -> None:
+    INTERRUPTED.set()
     raise _Interrupted
 
 
