@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mra_export.errors import InputError
-from mra_export.outputs import INTERRUPTED, check_target, staged_directory, staged_file
+from mra_export.outputs import INTERRUPTED, check_target, file_sha256, staged_directory, staged_file
 
 
 def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -190,3 +191,30 @@ def test_an_interruption_that_was_swallowed_counts(staged: Any, tmp_path: Path) 
     finally:
         INTERRUPTED.clear()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_file_can_have_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x cannot be written: File name too long\."):
+        check_target(tmp_path / ("x" * 300), force=False)
+
+
+def test_a_file_of_the_input_is_no_output_but_a_report_beside_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("model.onnx", "report.html", ".abc", "z.json"):
+        (source / name).write_text("old")
+        if name == "report.html":
+            check_target(source / name, force=True, sources=[source])
+        else:
+            with pytest.raises(InputError, match="belongs to the input"):
+                check_target(source / name, force=True, sources=[source])
+    check_target(source / "new.onnx", force=False, sources=[source])
+
+
+def test_the_hash_of_files_is_that_of_their_bytes_one_after_the_other(tmp_path: Path) -> None:
+    parts = [b"", b"abc", bytes(range(256)) * 5000, b"d"]
+    paths = [tmp_path / str(index) for index in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_bytes(part)
+    assert file_sha256(*paths) == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert file_sha256(paths[1]) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -42,6 +42,7 @@ def run(word: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_python(workplace: Path) -> None:
     printed = run("embed.py", workplace).splitlines()
     assert printed[1] == "3 vectors of 64 numbers, 0 texts were cut"

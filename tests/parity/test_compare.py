@@ -206,6 +206,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         find_artifacts([folder])
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_with_plots(checkpoint: Checkpoint, tiny_export: Path, tmp_path: Path) -> None:
     comparisons = check(checkpoint, [tiny_export / MODEL_FILE], max_seq_len=64)
     comparisons[0].notes.append("<script>alert(1)</script>")

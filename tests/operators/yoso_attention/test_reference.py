@@ -181,6 +181,7 @@ def test_collisions_have_the_probability_that_the_expectation_says(fast_hash: in
 
 
 @pytest.mark.parametrize("fast_hash", [0, 1], ids=["projection", "fast"])
+@pytest.mark.slow
 def test_lsh_converges_to_the_expectation_as_the_root_of_the_number_of_hashes(fast_hash: int) -> None:
     """The mean square error of the sums, over 48 seeds for each number of hashes, falls as 1 / num_hash.
 
@@ -210,6 +211,7 @@ def test_lsh_converges_to_the_expectation_as_the_root_of_the_number_of_hashes(fa
     assert abs(slope + 1) <= 4 * standard_error, (slope, standard_error)
 
 
+@pytest.mark.slow
 def test_the_mean_over_seeds_is_the_expectation() -> None:
     """The mean of 300 draws lies within the distance of the expectation that its own standard error says.
 
