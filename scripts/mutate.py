@@ -13,10 +13,12 @@ import argparse
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,8 @@ ANNOTATIONS = "_BitOr"
 """In the names of cosmic-ray's operators that change annotations for the most part, which nothing runs."""
 SIGNATURE = re.compile(r"\s*(def |\*,)|.*\) -> ")
 """A line of a function's head: the `*` there is no product."""
-TIMEOUT = 180.0
-"""Seconds for one run of the tests; a change with which they take longer is seen."""
+PATIENCE = 10.0
+"""How many times as long as without a change the tests may take; a change with which they take longer is seen."""
 
 
 def main() -> int:
@@ -53,22 +55,16 @@ def main() -> int:
         copies = [make_copy(Path(folder) / str(worker)) for worker in range(options.workers)]
         for room in options.rooms or ROOMS:
             changes = sample(room, options.sample, options.seed)
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                "--no-header",
-                *ROOMS[room][1],
-            ]
-            text = " ".join(command) + ' -m "not native and not engine and not slow"'
+            started = time.monotonic()
             subprocess.run(
-                text, shell=True, cwd=copies[0], env=environment(copies[0]), check=True, stdout=subprocess.DEVNULL
+                command_for(room, None),
+                cwd=copies[0],
+                env=environment(copies[0]),
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
-            parts = [(copy, text, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
+            patience = PATIENCE * (time.monotonic() - started)
+            parts = [(copy, room, patience, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
             with ProcessPoolExecutor(len(copies)) as pool:
                 unseen = [diff for found in pool.map(run, parts) for diff in found]
             for diff in unseen:
@@ -85,6 +81,16 @@ def make_copy(target: Path) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
     return target
+
+
+def command_for(room: str, changed: str | None) -> list[str]:
+    """The command that runs a room's fast tests, those of the changed module first: they end with the first that fails."""
+    folders = ROOMS[room][1]
+    if changed is not None:
+        own = Path("tests", *Path(changed).parts[1:-1], f"test_{Path(changed).stem.lstrip('_')}.py")
+        folders = [str(own), *folders] if (ROOT / own).is_file() else folders
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "-m", "not native and not engine and not slow"]
+    return [sys.executable, "-m", "pytest", *options, *folders]
 
 
 def environment(copy: Path) -> dict[str, str]:
@@ -116,14 +122,15 @@ def line_of(mutation: Any) -> str:
     return (ROOT / mutation.module_path).read_text(encoding="utf-8").splitlines()[mutation.start_pos[0] - 1]
 
 
-def run(part: tuple[Path, str, list[Any]]) -> list[str]:
+def run(part: tuple[Path, str, float, list[Any]]) -> list[str]:
     """Applies changes in a copy, one after the other, and runs the tests; returns the diffs of those that were not seen."""
     from cosmic_ray.mutating import mutate_and_test
 
-    copy, command, changes = part
+    copy, room, patience, changes = part
     os.chdir(copy)
     os.environ.update(environment(copy))
-    results = [mutate_and_test(change, command, TIMEOUT) for change in changes]
+    commands = [shlex.join(command_for(room, str(change[0].module_path))) for change in changes]
+    results = [mutate_and_test(*each, patience) for each in zip(changes, commands, strict=True)]
     return [str(result.diff) for result in results if not result.is_killed]
 
 
