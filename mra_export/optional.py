@@ -54,12 +54,16 @@ def require_tokenizers(install: str = "Install it with `pip install 'mra-export[
     return require("tokenizers", f"The package tokenizers is not installed. {install}")
 
 
-def require_pyarrow() -> Any:
-    """The module pyarrow, with `pyarrow.parquet`.
+def require_pyarrow(what: str = "Parquet files") -> Any:
+    """The module pyarrow, with `pyarrow.compute` and `pyarrow.parquet`.
+
+    Args:
+        what: cannot be read or written without it.
 
     Raises:
         DependencyError: it is not installed.
     """
-    text = "Parquet files need pyarrow, which is not installed. Install it with `pip install 'mra-export[embed]'`."
-    require("pyarrow.parquet", text)
+    text = f"{what} need pyarrow, which is not installed. Install it with `pip install 'mra-export[embed]'`."
+    for module in ("pyarrow.compute", "pyarrow.parquet"):
+        require(module, text)
     return require("pyarrow", text)

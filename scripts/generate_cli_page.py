@@ -68,8 +68,9 @@ KEYS = {
     "`faster_than_dense` (median ratio) and `turns`.",
     "bundle": "`files`, `variants`, `model`, `pooling` and `manifest_sha256`, as the [manifest](bundle.md) has them; "
     "`comparisons`; `triton`, null or `models`, `commands` and `notes` of the [model repository](triton.md).",
-    "embed": "`rows`, `hidden_size`, `truncated` (texts that were cut to `max_length`), `tokens`, `padded_share`, `resumed_rows`, "
-    "`seconds`, `rows_per_second`, `engine`, `workers`, `provider`. What the output holds is in [embed.md](embed.md).",
+    "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
+    "`hidden_size`, `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, `padded_share`, `resumed_rows`, "
+    "`seconds`, `rows_per_second`, `engine`, `workers`, `provider`. What the outputs hold is in [embed.md](embed.md).",
     "build": "`libraries`: `onnxruntime` and `tensorrt` -> `path`, or null, and `detail`.",
     "doctor": "`versions` (name -> version or null), `libraries` (`onnxruntime`, `tensorrt` -> path or null), `plugin` (what the "
     "TensorRT plugin says of itself, or null), `gpus`, `families` (`model_type` -> name, tasks and options), `problems` (each with "

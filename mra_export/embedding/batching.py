@@ -16,9 +16,9 @@ import numpy as np
 from mra_export.errors import InputError, MraExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
-__all__ = ["Batch", "blocks_of", "collate", "padded_width", "plan_batches", "run_batched"]
+__all__ = ["Batch", "batches_run", "blocks_of", "collate", "padded_width", "plan_batches", "run_batched"]
 
 Array = np.ndarray[Any, Any]
 
@@ -128,6 +128,51 @@ def collate(
     return inputs
 
 
+def batches_run(
+    run: Callable[[dict[str, Array]], Array],
+    token_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    *,
+    max_tokens: int,
+    step: int,
+    hidden_size: int,
+    max_length: int | None = None,
+    pad_id: int = 0,
+    done: Container[int] = (),
+) -> Iterator[tuple[Batch, Array]]:
+    """Runs a window of texts batch by batch; the batches are the same whatever is done.
+
+    Args:
+        run: takes int64 inputs [batch, width], returns float32 [batch, hidden_size].
+        token_ids: of each text.
+        type_ids: as for `collate`.
+        max_tokens: as for `plan_batches`.
+        step: as for `plan_batches`.
+        hidden_size: length of a vector.
+        max_length: as for `plan_batches`.
+        pad_id: the padding token.
+        done: texts; a batch of which all are done is left out.
+
+    Yields:
+        Each batch and its vectors, float32 [batch, hidden_size].
+
+    Raises:
+        InputError: as `plan_batches`.
+        MraExportError: `run` returned another shape.
+    """
+    lengths = [len(ids) for ids in token_ids]
+    for batch in plan_batches(lengths, max_tokens=max_tokens, step=step, max_length=max_length):
+        if all(int(row) in done for row in batch.rows):
+            continue
+        out = run(collate(batch, token_ids, type_ids, pad_id=pad_id))
+        if out.shape != (len(batch.rows), hidden_size):
+            raise MraExportError(
+                f"The model returned vectors of shape {list(out.shape)} for {len(batch.rows)} texts; expected is "
+                f"[{len(batch.rows)}, {hidden_size}]."
+            )
+        yield batch, out
+
+
 def run_batched(
     run: Callable[[dict[str, Array]], Array],
     token_ids: Sequence[Sequence[int]],
@@ -163,17 +208,18 @@ def run_batched(
         MraExportError: `run` returned another shape.
     """
     vectors = np.empty((len(token_ids), hidden_size), np.float32)
-    lengths = [len(ids) for ids in token_ids]
     computed = 0
-    for batch in plan_batches(lengths, max_tokens=max_tokens, step=step, max_length=max_length):
-        inputs = collate(batch, token_ids, type_ids, pad_id=pad_id)
-        out = run(inputs)
-        if out.shape != (len(batch.rows), hidden_size):
-            raise MraExportError(
-                f"The model returned vectors of shape {list(out.shape)} for {len(batch.rows)} texts; expected is "
-                f"[{len(batch.rows)}, {hidden_size}]."
-            )
+    for batch, out in batches_run(
+        run,
+        token_ids,
+        type_ids,
+        max_tokens=max_tokens,
+        step=step,
+        hidden_size=hidden_size,
+        max_length=max_length,
+        pad_id=pad_id,
+    ):
         vectors[batch.rows] = out
-        computed += inputs["input_ids"].size
+        computed += len(batch.rows) * batch.width
         done(len(batch.rows))
     return vectors, computed

@@ -1,12 +1,23 @@
-"""Chunks of an input: their limits, and where each begins."""
+"""What an input is once it was read: its files, and the chunks into which its rows are divided."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CHUNK_BYTES", "CHUNK_ROWS", "MAX_TEXT_BYTES", "Chunk", "Chunks", "InputFile", "not_utf8", "too_long"]
+__all__ = [
+    "CHUNK_BYTES",
+    "CHUNK_ROWS",
+    "MAX_TEXT_BYTES",
+    "Chunk",
+    "Chunks",
+    "InputFile",
+    "Source",
+    "checksum",
+    "too_long",
+]
 
 CHUNK_ROWS = 1024
 """Rows of a chunk at most."""
@@ -18,20 +29,24 @@ MAX_TEXT_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of the input.
+    """Consecutive texts of the input; they may go on in the next file.
 
     Attributes:
         index: of the chunk.
-        first_row: counted from 0.
-        rows: how many.
-        offset: where they begin, in the bytes that `size` counts.
-        size: bytes of the lines in the file; of the texts for parquet.
+        first_row: of its texts, counted from 0 over all texts of the input.
+        rows: how many texts.
+        file: index of the file in which it begins.
+        start: number of its first text's row in that file.
+        offset: of that row in bytes, where the file can be read from there, else 0.
+        size: bytes of the lines for .txt and .jsonl, of the texts otherwise.
         crc32: of the same bytes.
     """
 
     index: int
     first_row: int
     rows: int
+    file: int
+    start: int
     offset: int
     size: int
     crc32: int
@@ -39,56 +54,104 @@ class Chunk:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input file that was read and checked from its first to its last byte.
+    """A file of the input.
 
     Attributes:
         path: absolute.
-        kind: "txt", "jsonl" or "parquet".
-        column: of the texts, for jsonl and parquet; None for txt.
-        bytes: size of the file.
-        sha256: of the file.
-        rows: number of texts.
-        chunks: all of them, in order.
+        name: what messages and the column `file` call it.
+        kind: "txt", "jsonl", "json", "csv", "tsv" or "parquet".
+        compression: "gzip", "bz2", "xz", "zstd", or "" for none.
+        delimiter: between the fields of csv and tsv, else "".
+        partition: names and values that the folders of its path give, as in `year=2024/lang=en`; a value may be None.
+        bytes: size on the disk.
+        sha256: of these bytes.
+        rows: how many, those without a text included.
+        first_row: of the file in the whole input.
     """
 
     path: Path
+    name: str
     kind: str
+    compression: str = ""
+    delimiter: str = ""
+    partition: tuple[tuple[str, str | int | None], ...] = ()
+    bytes: int = 0
+    sha256: str = ""
+    rows: int = 0
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input that was read and checked from its first to its last byte.
+
+    Attributes:
+        files: in their order.
+        column: of the texts; None where all files are .txt.
+        null: what is done with a row whose text is null: "error", "skip" or "empty".
+        named: whether the rows of an output say which file they are from: the input was not just one file by its name.
+        rows: number of texts.
+        input_rows: number of rows, those without a text included.
+        nulls: rows whose text is null.
+        chunks: all of them, in order.
+    """
+
+    files: tuple[InputFile, ...]
     column: str | None
-    bytes: int
-    sha256: str
+    null: str
+    named: bool
     rows: int
+    input_rows: int
+    nulls: int
     chunks: tuple[Chunk, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files on the disk."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the input: of its file, or of the kinds and hashes of several; their names do not count."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return hashlib.sha256("".join(f"{file.kind} {file.sha256}\n" for file in self.files).encode()).hexdigest()
 
 
 class Chunks:
-    """Divides rows into chunks, as they come."""
+    """Divides texts into chunks, as they come."""
 
     def __init__(self, chunk_rows: int) -> None:
         self.made: list[Chunk] = []
-        self.row = 0
+        self.row = self.nulls = 0
+        self.seen = False  # whether a null was that of a field and not a field that is missing
         self._limit = chunk_rows
-        self._first = self._offset = self._size = self._crc = self._end = 0
-        self._separator = b""
+        self._first = self._size = self._crc = 0
+        self._begin = (0, 0, 0)
 
-    def add(self, data: bytes, *, separator: bytes = b"") -> None:
-        """A row: its bytes, and what stands between it and the row before in the same chunk."""
+    def add(self, data: bytes, file: int, number: int, offset: int) -> None:
+        """A text: its bytes, and the file, row and offset where it is."""
         rows = self.row - self._first
         if rows and (rows == self._limit or self._size + len(data) > CHUNK_BYTES):
             self.close()
             rows = 0
-        if rows and separator:
-            self._crc = zlib.crc32(separator, self._crc)
-        self._crc = zlib.crc32(data, self._crc)
+        if not rows:
+            self._begin = (file, number, offset)
+        self._crc = checksum(data, self._crc)
         self._size += len(data)
-        self._end += len(data)
         self.row += 1
 
     def close(self) -> None:
         """Ends the current chunk."""
         if self.row > self._first:
             rows = self.row - self._first
-            self.made.append(Chunk(len(self.made), self._first, rows, self._offset, self._size, self._crc))
-        self._first, self._offset, self._size, self._crc = self.row, self._end, 0, 0
+            self.made.append(Chunk(len(self.made), self._first, rows, *self._begin, self._size, self._crc))
+        self._first, self._size, self._crc = self.row, 0, 0
+
+
+def checksum(data: bytes, crc: int) -> int:
+    """The CRC-32 of a chunk with one text more."""
+    return zlib.crc32(b"\0", zlib.crc32(data, crc))
 
 
 def too_long(where: str, size: int) -> str:
@@ -96,12 +159,4 @@ def too_long(where: str, size: int) -> str:
     return (
         f"{where} has a text of {size / 2**20:.0f} MiB; the longest that embed takes has {MAX_TEXT_BYTES >> 20} MiB. Only its "
         "beginning counts: cut it."
-    )
-
-
-def not_utf8(where: str, error: UnicodeDecodeError) -> str:
-    """The message for bytes that are not UTF-8."""
-    return (
-        f"{where} is not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start}. Convert the file, for example "
-        "with `iconv -f WINDOWS-1252 -t UTF-8`."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.embedding.batching import run_batched
+from mra_export.embedding.batching import batches_run
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
 from mra_export.runners.session import open_session, session_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from mra_export.bundle.manifest import Bundle
     from mra_export.checkpoint.pooling import Pooling
 
-__all__ = ["DEFAULT_BATCH_TOKENS", "Encoded", "Encoder", "pool", "provider", "require_embedding_bundle", "versions"]
+__all__ = [
+    "DEFAULT_BATCH_TOKENS",
+    "Encoded",
+    "EncodedBatch",
+    "Encoder",
+    "pool",
+    "provider",
+    "require_embedding_bundle",
+    "versions",
+]
 
 TOKENS = "last_hidden_state"
 EMBEDDING = "sentence_embedding"
@@ -45,6 +55,25 @@ class Encoded:
     truncated: int
     tokens: int
     computed: int
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The vectors of a batch.
+
+    Attributes:
+        rows: places of its texts in the window, int64 [batch].
+        width: tokens to which each was padded.
+        vectors: float32 [batch, hidden_size].
+        lengths: tokens of each text, int64 [batch].
+        cut: whether it was longer than the maximum length, bool [batch].
+    """
+
+    rows: np.ndarray[Any, Any]
+    width: int
+    vectors: np.ndarray[Any, Any]
+    lengths: np.ndarray[Any, Any]
+    cut: np.ndarray[Any, Any]
 
 
 def require_embedding_bundle(path: Path) -> Bundle:
@@ -126,11 +155,11 @@ class Encoder:
                 "libraries, or hide the GPU with CUDA_VISIBLE_DEVICES=-1."
             )
         assert bundle.tokenizer_file is not None
-        self._tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
-        self._tokenizer.no_padding()
-        own = self._tokenizer.truncation or {}
+        self.tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
+        self.tokenizer.no_padding()
+        own = self.tokenizer.truncation or {}
         self.max_length = bundle.tokenizer_max_length
-        self._tokenizer.enable_truncation(self.max_length, direction=own.get("direction", "right"))
+        self.tokenizer.enable_truncation(self.max_length, direction=own.get("direction", "right"))
         assert bundle.pooling is not None
         self._pooling = bundle.pooling
         self._bundle = bundle
@@ -146,15 +175,32 @@ class Encoder:
             texts: a window; they are batched among themselves.
             done: called after each batch with its number of texts.
         """
+        vectors = np.empty((len(texts), self._bundle.hidden_size), np.float32)
+        truncated = tokens = computed = 0
+        for batch in self.batches(texts):
+            vectors[batch.rows] = batch.vectors
+            truncated += int(batch.cut.sum())
+            tokens += int(batch.lengths.sum())
+            computed += len(batch.rows) * batch.width
+            done(len(batch.rows))
+        return Encoded(vectors, truncated, tokens, computed)
+
+    def batches(self, texts: Sequence[str], done: Container[int] = ()) -> Iterator[EncodedBatch]:
+        """As `encode`, one batch after the other; they are the same whatever is done.
+
+        Args:
+            texts: a window.
+            done: places of texts; a batch of which all are done is left out.
+        """
         ids: list[list[int]] = []
         types: list[list[int]] = []
-        truncated = 0
+        cut: list[bool] = []
         for part in _parts(texts):
-            for encoding in self._tokenizer.encode_batch_fast(part):
+            for encoding in self.tokenizer.encode_batch_fast(part):
                 ids.append(encoding.ids)
                 types.append(encoding.type_ids)
-                truncated += bool(encoding.overflowing)
-        vectors, computed = run_batched(
+                cut.append(bool(encoding.overflowing))
+        for batch, vectors in batches_run(
             self._run,
             ids,
             types,
@@ -164,8 +210,19 @@ class Encoder:
             max_length=self._bundle.max_seq_len,
             pad_id=self._bundle.pad_token_id,
             done=done,
-        )
-        return Encoded(vectors, truncated, sum(map(len, ids)), computed)
+        ):
+            lengths = np.array([len(ids[row]) for row in batch.rows])
+            yield EncodedBatch(batch.rows, batch.width, vectors, lengths, np.array([cut[row] for row in batch.rows]))
+
+    @contextlib.contextmanager
+    def whole_texts(self) -> Iterator[None]:
+        """The tokenizer cuts nothing off while the block runs."""
+        truncation = self.tokenizer.truncation
+        self.tokenizer.no_truncation()
+        try:
+            yield
+        finally:
+            self.tokenizer.enable_truncation(**truncation)
 
     def _run(self, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
         hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]

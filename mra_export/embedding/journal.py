@@ -1,58 +1,47 @@
 """The work of `embed` in progress: vectors in a hidden directory beside the output, and a journal of what is in them.
 
-A chunk's vectors are on the disk before the journal says so, and the journal says it with their checksum. What is left after
-a kill or a power cut is therefore either whole or not in the journal.
+Vectors are on the disk before the journal says so, and the journal says it with their checksum. What is left after a kill or a
+power cut is therefore either whole or not in the journal.
+
+Where the number of rows is known before, they lie where the output has them; pieces of texts lie in the order in which their
+chunks were begun.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.embedding.layout import companion, npy_header
+from mra_export.embedding.records import Done, Record, read_journal, runs_of
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from mra_export.embedding.chunks import Chunk, InputFile
-    from mra_export.embedding.encoder import Encoded
+    from mra_export.embedding.chunks import Source
+    from mra_export.embedding.layout import Layout
+    from mra_export.embedding.work import Part
 
-__all__ = ["Partial", "Record", "npy_header", "partial_path", "rows_kept", "sync_directory"]
+__all__ = ["Partial", "partial_path", "rows_kept", "sync_directory"]
 
-FORMAT = 1
+FORMAT = 2
 VECTORS = "vectors.npy"
+FACTS = "rows.npy"
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 LOCK = "lock"
 
-
-@dataclass(frozen=True)
-class Record:
-    """A line of the journal: a chunk whose vectors are on the disk.
-
-    Attributes:
-        chunk: its index.
-        crc32: of its vectors' bytes.
-        truncated: as in `Encoded`.
-        tokens: as in `Encoded`.
-        computed: as in `Encoded`.
-    """
-
-    chunk: int
-    crc32: int
-    truncated: int
-    tokens: int
-    computed: int
+Array = np.ndarray[Any, Any]
 
 
 def partial_path(output: Path) -> Path:
@@ -60,17 +49,13 @@ def partial_path(output: Path) -> Path:
     return output.absolute().with_name(f".{output.name}.partial")
 
 
-def rows_kept(output: Path, source: InputFile) -> int:
+def rows_kept(output: Path, source: Source) -> int:
     """Rows that the journal on the disk says are done. After an interruption it knows better than the process."""
-    records, _ = _read_journal(partial_path(output) / JOURNAL, source)
-    return sum(source.chunks[index].rows for index in {record.chunk for record in records})
-
-
-def npy_header(rows: int, columns: int) -> bytes:
-    """The header of a float32 .npy file of that shape, as NumPy writes it."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
-    return buffer.getvalue()
+    done = Done()
+    for record, _ in read_journal(partial_path(output) / JOURNAL, source):
+        if record is not None and not done.has_any(record):
+            done.add(record)
+    return done.rows
 
 
 class Partial:
@@ -78,50 +63,56 @@ class Partial:
 
     Attributes:
         path: the directory.
-        records: of the chunks that are done, by index.
+        truncated: texts that were cut off, of the rows that are done.
+        tokens: of these rows.
+        computed: tokens that the model ran for them, padding included.
         found: rows that an earlier run left.
         published: whether the output is in its place.
-        fresh: whether this run began it, so that nothing is lost with it while no chunk is done.
+        fresh: whether this run began it, so that nothing is lost with it while no row is done.
     """
 
-    def __init__(self, output: Path, source: InputFile, hidden_size: int) -> None:
+    def __init__(self, output: Path, source: Source, layout: Layout) -> None:
         self.output = output
         self.path = partial_path(output)
-        self.records: dict[int, Record] = {}
+        self.truncated = self.tokens = self.computed = 0
         self.found = 0
         self.published = False
         self.fresh = False
         self._source = source
-        self._hidden_size = hidden_size
-        self._header = npy_header(source.rows, hidden_size)
-        self._vectors = self._journal = -1
+        self._layout = layout
+        self._done = Done()
+        self._slots: dict[int, tuple[int, int]] = {}  # of pieces: chunk -> its first row in the file, its rows
+        self._end = 0  # of the slots, in rows
+        self._headers = self._header(VECTORS, source.rows), self._header(FACTS, source.rows)
+        self._vectors = self._facts = self._journal = -1
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, output: Path, source: InputFile, hidden_size: int, settings: dict[str, Any], *, force: bool
+        cls, output: Path, source: Source, layout: Layout, settings: dict[str, Any], *, force: bool
     ) -> Iterator[Partial]:
         """The partial directory of `output`: the one that an earlier run left, or a new one.
 
         Args:
             output: the file to be made.
-            source: the input.
-            hidden_size: length of a vector.
+            source: the input. It is the same if its files hold the same bytes, whatever their names.
+            layout: of a row.
             settings: what else decides the vectors, as plain JSON values; a run with others is not continued.
             force: whether what does not fit is thrown away.
 
         Yields:
-            It, locked. It is left on the disk if the block raises, unless no chunk is done.
+            It, locked. It is left on the disk if the block raises, unless no row is done.
 
         Raises:
             InputError: another run is at it, what is there is of another job, or the disk is full.
         """
-        partial = cls(output, source, hidden_size)
+        partial = cls(output, source, layout)
         state = {
             "format": FORMAT,
             "input": {"sha256": source.sha256, "bytes": source.bytes, "rows": source.rows},
             "chunks": len(source.chunks),
-            "hidden_size": hidden_size,
+            "hidden_size": layout.hidden_size,
+            "output_type": layout.output_type,
             **settings,
         }
         with contextlib.ExitStack() as stack:
@@ -148,57 +139,162 @@ class Partial:
     @property
     def rows(self) -> int:
         """Rows that are done."""
-        return sum(self._source.chunks[index].rows for index in self.records)
+        return self._done.rows
 
-    @property
-    def vectors(self) -> Path:
-        """The .npy file; rows that are not done are zeros."""
-        return self.path / VECTORS
+    def done(self, chunk: int) -> frozenset[int]:
+        """Places that are done of a chunk that is not done wholly."""
+        return self._done.places(chunk)
 
-    def write(self, chunk: Chunk, encoded: Encoded) -> None:
-        """Puts the vectors of a chunk on the disk, then into the journal.
+    def is_done(self, chunk: int) -> bool:
+        """Whether all rows of a chunk are done."""
+        return self._done.whole(chunk)
+
+    def write(self, part: Part) -> int:
+        """Puts rows of a chunk on the disk, then into the journal; those that are done already are left out.
+
+        Returns:
+            How many were written.
 
         Raises:
-            InputError: a vector is not finite.
+            InputError: a vector is not finite, or not in the output's type.
         """
-        finite = np.isfinite(encoded.vectors).all(axis=1)
-        if not finite.all():
-            row = chunk.first_row + int(np.flatnonzero(~finite)[0])
-            raise InputError(
-                f"The vector of row {row} has values that are not finite. Run `mra-export check` on the bundle's model; "
-                "in fp16 it may overflow where fp32 does not."
-            )
-        data = np.ascontiguousarray(encoded.vectors, dtype="<f4").tobytes()
-        record = Record(chunk.index, zlib.crc32(data), encoded.truncated, encoded.tokens, encoded.computed)
+        if self.is_done(part.chunk) or not len((part := part.without(self.done(part.chunk))).places):
+            return 0
+        vectors, scales = self._layout.stored(part.vectors, part.facts[:, 0])
+        pieces = [np.ascontiguousarray(vectors).view(np.uint8).reshape(len(vectors), -1)]
+        if (facts := self._facts_of(part, scales)) is not None:
+            pieces.append(facts.view(np.uint8).reshape(len(facts), -1))
+        at, _ = self._slot(part.chunk) or (self._end, part.of)
+        crc = 0
+        for data in pieces:
+            crc = zlib.crc32(data.tobytes(), crc)
+        places = None if len(part.places) == part.of else part.places.tolist()
+        counts = (int(part.cut.sum()), int(part.lengths.sum()), int(part.widths.sum()))
+        record = Record(part.chunk, part.of, at, places, crc, *counts)
         with _os_errors(self.output):
-            _write_at(self._vectors, data, self._offset(chunk.first_row))
-            os.fdatasync(self._vectors)
+            for name, data in zip((VECTORS, FACTS), pieces, strict=False):
+                for first, last in runs_of(part.places):
+                    block = data[first:last].tobytes()
+                    _write_at(self._file(name), block, self._offset(name, at + int(part.places[first])))
+                os.fdatasync(self._file(name))
             line = (json.dumps(asdict(record)) + "\n").encode()
             while line:
                 line = line[os.write(self._journal, line) :]
             os.fdatasync(self._journal)
-        self.records[chunk.index] = record
+        self._keep(record)
+        return len(part.places)
 
-    def read(self, row: int, rows: int) -> np.ndarray[Any, Any]:
-        """Vectors of finished rows, float32 [rows, hidden_size]."""
-        data = os.pread(self._vectors, rows * self._hidden_size * 4, self._offset(row))
-        return np.frombuffer(data, "<f4").reshape(rows, self._hidden_size)
+    def blocks(self, rows: int) -> Iterator[tuple[Array, Array | None]]:
+        """The finished rows in their order, so many at a time: vectors in the output's type, and facts."""
+        spans = (self._slot(chunk.index) or (0, 0) for chunk in self._source.chunks)
+        held: list[tuple[int, int]] = []
+        count = 0
+        for at, length in _merged(spans):
+            first = at
+            while first < at + length:
+                take = min(rows - count, at + length - first)
+                held.append((first, take))
+                count, first = count + take, first + take
+                if count == rows:
+                    yield self._rows_of(held)
+                    held, count = [], 0
+        if held:
+            yield self._rows_of(held)
 
-    def publish(self, file: Path) -> None:
-        """Makes a finished file of this directory the output, and removes the rest."""
+    def finish(self, rows: int) -> list[tuple[Path, Path]]:
+        """The .npy files of the output, and where they belong: that of the vectors is the last.
+
+        Args:
+            rows: that are copied at a time, where they have to be brought into order.
+        """
+        files = [(VECTORS, self.output)]
+        if self._layout.facts is not None:
+            files.insert(0, (FACTS, companion(self.output)))
+        if not self._layout.pieces:
+            return [(self.path / name, target) for name, target in files]
+        total = sum(length for _, length in self._slots.values())
+        with _os_errors(self.output), contextlib.ExitStack() as stack:
+            opened = {name: stack.enter_context((self.path / f"out.{name}").open("wb")) for name, _ in files}
+            for name, file in opened.items():
+                file.write(self._header(name, total, fixed=True))
+            for vectors, facts in self.blocks(rows):
+                opened[VECTORS].write(vectors.tobytes())
+                if facts is not None:
+                    opened[FACTS].write(facts.tobytes())
+        return [(self.path / f"out.{name}", target) for name, target in files]
+
+    def publish(self, files: list[tuple[Path, Path]]) -> None:
+        """Makes finished files of this directory the output, the last one last, and removes the rest."""
         with _os_errors(self.output):
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            file.replace(self.output)
+            for file, _ in files:
+                descriptor = os.open(file, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            for file, target in files:
+                file.replace(target)
             self.published = True
             sync_directory(self.path.parent)
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _offset(self, row: int) -> int:
-        return len(self._header) + row * self._hidden_size * 4
+    def _facts_of(self, part: Part, scales: Array | None) -> Array | None:
+        if self._layout.facts is None:
+            return None
+        facts = np.zeros(len(part.places), self._layout.facts)
+        for column, name in enumerate(("row", "chunk", "begin", "end")):
+            if name in (self._layout.facts.names or ()):
+                facts[name] = part.facts[:, column]
+        if scales is not None:
+            facts["scale"] = scales
+        return facts
+
+    def _slot(self, chunk: int) -> tuple[int, int] | None:
+        """Where a chunk begins in the files, in rows, and how many it has; None for pieces that were not begun."""
+        if self._layout.pieces:
+            return self._slots.get(chunk)
+        return self._source.chunks[chunk].first_row, self._source.chunks[chunk].rows
+
+    def _keep(self, record: Record) -> None:
+        self._done.add(record)
+        self.truncated += record.truncated
+        self.tokens += record.tokens
+        self.computed += record.computed
+        if self._layout.pieces:
+            self._slots[record.chunk] = (record.at, record.of)
+            self._end = max(self._end, record.at + record.of)
+
+    def _header(self, name: str, rows: int, *, fixed: bool = False) -> bytes:
+        """Of a file of the partial directory, empty where the number of rows is not known; or of the output itself."""
+        if self._layout.pieces and not fixed:
+            return b""
+        if name == VECTORS:
+            return npy_header(rows, self._layout.hidden_size, self._layout.dtype)
+        return b"" if self._layout.facts is None else npy_header(rows, None, self._layout.facts)
+
+    def _row_bytes(self, name: str) -> int:
+        if name == VECTORS:
+            return self._layout.row_bytes
+        return 0 if self._layout.facts is None else self._layout.facts.itemsize
+
+    def _names(self) -> tuple[str, ...]:
+        return (VECTORS,) if self._layout.facts is None else (VECTORS, FACTS)
+
+    def _file(self, name: str) -> int:
+        return self._vectors if name == VECTORS else self._facts
+
+    def _offset(self, name: str, row: int) -> int:
+        return len(self._headers[name == FACTS]) + row * self._row_bytes(name)
+
+    def _read(self, name: str, row: int, rows: int) -> bytes:
+        return os.pread(self._file(name), rows * self._row_bytes(name), self._offset(name, row))
+
+    def _rows_of(self, spans: list[tuple[int, int]]) -> tuple[Array, Array | None]:
+        vectors = b"".join(self._read(VECTORS, at, rows) for at, rows in spans)
+        matrix = np.frombuffer(vectors, self._layout.dtype).reshape(-1, self._layout.hidden_size)
+        if self._layout.facts is None:
+            return matrix, None
+        return matrix, np.frombuffer(b"".join(self._read(FACTS, *span) for span in spans), self._layout.facts)
 
     def _begin(self, state: dict[str, Any], *, force: bool) -> None:
         old = _read_state(self.path / STATE)
@@ -214,25 +310,36 @@ class Partial:
             (self.path / STATE).unlink(missing_ok=True)
             self._create()
             self._write_state(state)
-        self._vectors = os.open(self.vectors, os.O_RDWR)
+        self._vectors = os.open(self.path / VECTORS, os.O_RDWR)
+        if self._layout.facts is not None:
+            self._facts = os.open(self.path / FACTS, os.O_RDWR)
         self._journal = os.open(self.path / JOURNAL, os.O_RDWR | os.O_APPEND)
         self._recover()
 
     def _is_whole(self) -> bool:
         """Whether the files have the shape that this job gives them."""
-        if not (self.path / JOURNAL).is_file() or not self.vectors.is_file():
+        if not (self.path / JOURNAL).is_file():
             return False
-        with self.vectors.open("rb") as file:
-            right = file.read(len(self._header)) == self._header
-        return right and self.vectors.stat().st_size == self._offset(self._source.rows)
+        for name in self._names():
+            path, header = self.path / name, self._headers[name == FACTS]
+            if not path.is_file():
+                return False
+            with path.open("rb") as file:
+                right = file.read(len(header)) == header
+            size = path.stat().st_size
+            if not right or (size != self._offset(name, self._source.rows) and not self._layout.pieces):
+                return False
+        return True
 
     def _create(self) -> None:
-        with self.vectors.open("wb") as file:
-            # The space is taken at once: a disk that is too small says so now and not after hours.
-            os.posix_fallocate(file.fileno(), 0, self._offset(self._source.rows))
-            file.write(self._header)
-            file.flush()
-            os.fsync(file.fileno())
+        for name in self._names():
+            with (self.path / name).open("wb") as file:
+                if not self._layout.pieces:
+                    # The space is taken at once: a disk that is too small says so now and not after hours.
+                    os.posix_fallocate(file.fileno(), 0, self._offset(name, self._source.rows))
+                file.write(self._headers[name == FACTS])
+                file.flush()
+                os.fsync(file.fileno())
         with (self.path / JOURNAL).open("wb") as file:
             os.fsync(file.fileno())
 
@@ -248,20 +355,40 @@ class Partial:
 
     def _recover(self) -> None:
         """Reads the journal and keeps what the vectors' checksums confirm; its last line may be torn."""
-        records, whole = _read_journal(self.path / JOURNAL, self._source)
+        whole = 0
+        for record, end in read_journal(self.path / JOURNAL, self._source):
+            whole = end
+            if record is None or not self._fits(record):
+                continue
+            crc = 0
+            for name in self._names():
+                for first, last in runs_of(np.array(record.rows)):
+                    crc = zlib.crc32(self._read(name, record.at + record.rows[first], last - first), crc)
+            if crc == record.crc32:  # rows without such a record are computed again
+                self._keep(record)
         if whole < os.fstat(self._journal).st_size:
             os.ftruncate(self._journal, whole)
-        for record in records:  # a chunk without a record is computed again
-            chunk = self._source.chunks[record.chunk]
-            kept = os.pread(self._vectors, chunk.rows * self._hidden_size * 4, self._offset(chunk.first_row))
-            if zlib.crc32(kept) == record.crc32:
-                self.records[record.chunk] = record
         self.found = self.rows
 
+    def _fits(self, record: Record) -> bool:
+        """Whether a record says where its rows are as this job has them, and nothing that another has said."""
+        return self._slot(record.chunk) in (None, (record.at, record.of)) and not self._done.has_any(record)
+
     def _close(self) -> None:
-        for descriptor in (self._vectors, self._journal):
+        for descriptor in (self._vectors, self._facts, self._journal):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Spans (at, length) where those that touch are one."""
+    at = length = 0
+    for begin, count in spans:
+        if begin != at + length:
+            yield at, length
+            at, length = begin, 0
+        length += count
+    yield at, length
 
 
 def sync_directory(path: Path) -> None:
@@ -278,24 +405,6 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _read_journal(path: Path, source: InputFile) -> tuple[list[Record], int]:
-    """The records of a journal, and the bytes of its whole lines; what is no record of this input is left out."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    whole = data.rfind(b"\n") + 1
-    records = []
-    for line in data[:whole].splitlines():
-        try:
-            record = Record(**json.loads(line))
-            if 0 <= record.chunk < len(source.chunks):
-                records.append(record)
-        except (ValueError, TypeError):
-            continue
-    return records, whole
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

@@ -1,168 +1,118 @@
-"""Input files of lines: plain text and JSON."""
+"""Input files of lines: plain text, and JSON by lines.
+
+The lines are read here and not by pyarrow.json, which guesses a type for each field of the file, refuses the file where one that
+nobody asked for changes its type, and does not know the line.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.embedding.chunks import MAX_TEXT_BYTES, Chunks, InputFile, not_utf8, too_long
+from mra_export.embedding import chunks
+from mra_export.embedding.compressed import head_of, open_bytes
+from mra_export.embedding.encodings import HEAD_BYTES, not_utf8
+from mra_export.embedding.fields import MISSING, json_kind, lookup, text_in
 from mra_export.errors import InputError
-from mra_export.optional import require_pyarrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from typing import BinaryIO
 
-__all__ = [
-    "MAX_LINE_BYTES",
-    "json_tables",
-    "json_types",
-    "lines_of",
-    "scan_lines",
-    "text_of",
-]
+    from mra_export.embedding.chunks import InputFile
+
+__all__ = ["MAX_LINE_BYTES", "json_text", "json_values", "line_data", "line_text", "lines"]
 
 MAX_LINE_BYTES = 64 << 20
 """Of one line of a .jsonl file: it may hold other fields."""
 
 
-def scan_lines(path: Path, kind: str, column: str, id_columns: tuple[str, ...], chunk_rows: int) -> InputFile:
-    """`input.scan` of a file of lines."""
-    digest = hashlib.sha256()
-    chunks = Chunks(chunk_rows)
-    with path.open("rb") as file:
-        for row, line in lines_of(file, path):
-            digest.update(line)
-            text_of(path, kind, column, id_columns, row, line.removesuffix(b"\n"))
-            chunks.add(line)
-        size = file.tell()
-    chunks.close()
-    own = None if kind == "txt" else column
-    return InputFile(path.absolute(), kind, own, size, digest.hexdigest(), chunks.row, tuple(chunks.made))
+def lines(file: InputFile, start: int, offset: int) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset and bytes of each line, its line feed included.
+
+    Blank lines at the end of a .jsonl file are no rows.
+
+    Args:
+        file: .txt or .jsonl.
+        start: number of the line at `offset`.
+        offset: where to begin; 0 in a compressed file.
+
+    Raises:
+        InputError: a line is too long, or blank in the midst of a .jsonl file.
+    """
+    row = start
+    blank: int | None = None
+    opened: AbstractContextManager[BinaryIO] = open_bytes(file)
+    with opened as stream:
+        if offset:
+            stream.seek(offset)
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{where(file, row)} is longer than {MAX_LINE_BYTES >> 20} MiB. A row is a line; is this the right file?"
+                )
+            if file.kind == "jsonl" and _is_blank(line, row):
+                blank = row if blank is None else blank
+            elif blank is not None:
+                raise InputError(
+                    f"{where(file, blank)} is empty; each line of a .jsonl file is an object. Remove the line."
+                )
+            else:
+                yield row, offset, line
+            row += 1
+            offset += len(line)
 
 
-def lines_of(file: Any, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line, its line feed included; refuses one that is too long."""
-    row = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise InputError(
-                f"{_line(path, row)} is longer than {MAX_LINE_BYTES >> 20} MiB. A row is a line; is this the right file?"
-            )
-        yield row, line
-        row += 1
+def _is_blank(line: bytes, row: int) -> bool:
+    return not (line.removeprefix(b"\xef\xbb\xbf") if row == 0 else line).strip()
 
 
-def _line(path: Path, row: int) -> str:
-    return f"{path}, line {row + 1} (row {row})"
+def where(file: InputFile, row: int) -> str:
+    """How messages name a line."""
+    return f"{file.name}, line {row + 1} (row {row})"
 
 
-def text_of(path: Path, kind: str, column: str | None, others: tuple[str, ...], row: int, line: bytes) -> str:
-    """The text of a line without its line feed."""
-    line = line.removesuffix(b"\r")
+def line_data(line: bytes, text: str) -> bytes:
+    """What the checksum of a chunk is of."""
+    return line
+
+
+def line_text(file: InputFile, column: str, others: tuple[str, ...], row: int, line: bytes, lenient: bool) -> str:
+    """The text of a line of a .txt file, without its end."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
     if row == 0:
         line = line.removeprefix(b"\xef\xbb\xbf")
-    if kind == "txt":
-        if len(line) > MAX_TEXT_BYTES:
-            raise InputError(too_long(_line(path, row), len(line)))
-        try:
-            return line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(not_utf8(_line(path, row), error)) from error
-    fields = _object(path, row, line)
-    for name in (column, *others):
-        if name not in fields:
-            have = ", ".join(fields) or "none"
-            raise InputError(
-                f"{_line(path, row)} has no field {name!r}; it has: {have}. Name the field of the texts with --column."
-            )
-    text = fields[column] if column is not None else None
-    if not isinstance(text, str):
-        raise InputError(
-            f"{_line(path, row)}: {column!r} is {_json_kind(text)}, not a string. Mend or remove the row, or choose another "
-            "field with --column."
-        )
-    if text.isascii():
-        size = len(text)
-    else:
-        try:
-            size = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{_line(path, row)}: {column!r} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no "
-                "character. Mend or remove the row."
-            ) from error
-    if size > MAX_TEXT_BYTES:
-        raise InputError(too_long(_line(path, row), size))
-    return text
+    if len(line) > chunks.MAX_TEXT_BYTES:
+        raise InputError(chunks.too_long(where(file, row), len(line)))
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(not_utf8(where(file, row), error, head_of(file, HEAD_BYTES))) from error
 
 
-def _object(path: Path, row: int, line: bytes) -> dict[str, Any]:
+def json_text(
+    file: InputFile, column: str, others: tuple[str, ...], row: int, line: bytes, lenient: bool
+) -> str | None:
+    """The text of a line of a .jsonl file, None for null."""
+    return text_in(where(file, row), _object(file, row, line), column, others, lenient=lenient)
+
+
+def json_values(file: InputFile, columns: tuple[str, ...], row: int, line: bytes) -> tuple[str, dict[str, Any]]:
+    """Where a line is, and values of some of its fields."""
+    fields = _object(file, row, line)
+    return where(file, row), {name: lookup(fields, name) for name in columns if lookup(fields, name) is not MISSING}
+
+
+def _object(file: InputFile, row: int, line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8-sig" if row == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(not_utf8(_line(path, row), error)) from error
-    if not text.strip():
-        raise InputError(f"{_line(path, row)} is empty; each line of a .jsonl file is an object. Remove the line.")
+        raise InputError(not_utf8(where(file, row), error, head_of(file, HEAD_BYTES))) from error
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{_line(path, row)} is not JSON: {error}.") from error
+        raise InputError(f"{where(file, row)} is not JSON: {error}.") from error
     if not isinstance(fields, dict):
-        raise InputError(f'{_line(path, row)} is {_json_kind(fields)}, not an object such as {{"text": "…"}}.')
+        raise InputError(f'{where(file, row)} is {json_kind(fields)}, not an object such as {{"text": "…"}}.')
     return fields
-
-
-def _json_kind(value: object) -> str:
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "an array",
-        dict: "an object",
-    }
-    return names.get(type(value), "a string")
-
-
-def json_types(path: Path, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Types for id columns of a .jsonl file: int64 where all are integers that fit, string where all are strings."""
-    pa = require_pyarrow()
-    seen: dict[str, set[str]] = {name: set() for name in columns}
-    with path.open("rb") as file:
-        for row, line in lines_of(file, path):
-            fields = _object(path, row, line)
-            for name in columns:
-                value = fields[name]
-                if value is None:
-                    continue
-                if type(value) is int and -(2**63) <= value < 2**63:
-                    seen[name].add("int64")
-                elif isinstance(value, str):
-                    seen[name].add("string")
-                else:
-                    raise InputError(
-                        f"{_line(path, row)}: {name!r} is {_json_kind(value)}; an id is a string or an integer of 64 bits."
-                    )
-                if len(seen[name]) > 1:
-                    raise InputError(
-                        f"{_line(path, row)}: {name!r} is {_json_kind(value)}, but of another type in a line before. Write all "
-                        "of them as strings, or all as integers."
-                    )
-    return {name: pa.int64() if kinds == {"int64"} else pa.string() for name, kinds in seen.items()}
-
-
-def json_tables(path: Path, columns: tuple[str, ...], rows: int, schema: Any) -> Iterator[Any]:
-    """Arrow tables of columns of a .jsonl file, so many rows each."""
-    pa = require_pyarrow()
-    held: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for row, line in lines_of(file, path):
-            fields = _object(path, row, line)
-            held.append({name: fields[name] for name in columns})
-            if len(held) == rows:
-                yield pa.Table.from_pylist(held, schema=schema)
-                held = []
-    if held:
-        yield pa.Table.from_pylist(held, schema=schema)

@@ -1,4 +1,4 @@
-"""`embed --engine ray`: the chunks of a file on the workers of Ray Data, with the bytes that the local engine gives."""
+"""`embed --engine ray`: the chunks of an input on the workers of Ray Data, with the bytes that the local engine gives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.embedding.chunks import Chunk, InputFile
-from mra_export.embedding.encoder import Encoded, Encoder, provider, versions
-from mra_export.embedding.input import ChunkReader
+from mra_export.embedding.chunks import Chunk, Source
+from mra_export.embedding.encoder import Encoder, provider, versions
+from mra_export.embedding.pieces import Cut
+from mra_export.embedding.work import Part, Worker
 from mra_export.errors import DependencyError, InputError, MraExportError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from mra_export.bundle.manifest import Bundle
 
-__all__ = ["ChunkWorker", "ray_chunks", "require_ray"]
+__all__ = ["ChunkWorker", "ray_parts", "require_ray"]
 
 OBJECT_STORE_BYTES = 256 << 20
 """Shared memory of a cluster of our own. Only finished vectors pass through it, a few MiB a chunk."""
@@ -65,7 +67,8 @@ class ChunkWorker:
     Args:
         bundle: the bundle's directory, which this machine has at the same path.
         sha256: of its manifest, as the driver verified it.
-        source: the input, at the same path too.
+        source: the input, at the same paths too.
+        cut: how texts are cut.
         threads: of the session.
         batch_tokens: as in `Encoder`.
         on: the driver's execution provider.
@@ -76,7 +79,8 @@ class ChunkWorker:
         self,
         bundle: Path,
         sha256: str,
-        source: InputFile,
+        source: Source,
+        cut: Cut | None,
         threads: int,
         batch_tokens: int,
         on: str,
@@ -85,28 +89,22 @@ class ChunkWorker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processors are the sessions'
         self._bundle, self._sha256, self._threads = bundle, sha256, threads
         self._batch_tokens, self._on, self._made_by = batch_tokens, on, made_by
-        self._reader = ChunkReader(source)
+        self._source, self._cut = source, cut
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """Chunks, as columns of their fields, to their vectors.
+    def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Chunks, as columns of their fields and of what is done of them, to the parts of their vectors, as they are made.
 
         Raises:
             InputError: the bundle or the input is not the driver's.
             DependencyError: this machine has other versions or another execution provider.
         """
-        done: list[Encoded] = []
-        for values in zip(*(block[field.name].tolist() for field in dataclasses.fields(Chunk)), strict=True):
-            done.append(self._encoder.encode(self._reader.texts(Chunk(*values))))
-        return {
-            "index": block["index"],
-            "vectors": np.array([each.vectors.tobytes() for each in done], dtype=object),
-            "truncated": np.array([each.truncated for each in done]),
-            "tokens": np.array([each.tokens for each in done]),
-            "computed": np.array([each.computed for each in done]),
-        }
+        columns = [block[field.name].tolist() for field in dataclasses.fields(Chunk)]
+        for done, *values in zip(block["done"].tolist(), *columns, strict=True):
+            for part in self._worker.parts(Chunk(*values), frozenset(np.frombuffer(done, np.int64).tolist())):
+                yield {"part": np.array([pickle.dumps(part)], dtype=object)}
 
     @functools.cached_property
-    def _encoder(self) -> Encoder:
+    def _worker(self) -> Worker:
         """Made with the first chunk: Ray has no good word for an error in a constructor."""
         from mra_export.bundle.manifest import read_bundle
         from mra_export.outputs import file_sha256
@@ -129,19 +127,21 @@ class ChunkWorker:
             listed = opened.manifest["files"][file.relative_to(self._bundle).as_posix()]["sha256"]
             if not file.is_file() or file_sha256(file) != listed:
                 raise InputError(f"{file} on {here} is missing or was changed. Copy the bundle again.")
-        return Encoder(opened, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
+        encoder = Encoder(opened, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
+        return Worker(encoder, self._source, self._cut)
 
 
-def ray_chunks(
+def ray_parts(
     model: Bundle,
-    data: InputFile,
-    pending: list[Chunk],
+    data: Source,
+    pending: list[tuple[Chunk, frozenset[int]]],
+    cut: Cut | None,
     *,
     workers: int | None,
     threads: int,
     batch_tokens: int,
     on: str,
-) -> tuple[int, Generator[tuple[int, Encoded]]]:
+) -> tuple[int, Generator[Part]]:
     """Embeds chunks on the workers of a Ray cluster: the one that RAY_ADDRESS names, or one of this machine.
 
     A chunk whose worker dies is computed again by another.
@@ -149,14 +149,16 @@ def ray_chunks(
     Args:
         model: the verified bundle, which all machines have at its path.
         data: the input, which all machines have at its path.
-        pending: the chunks to embed.
+        pending: the chunks to embed, with places of rows that are done.
+        cut: how texts are cut.
         workers: sessions at the same time; None for as many as there are processors for.
         threads: of a session, 0 for one.
         batch_tokens: as in `Encoder`.
         on: the execution provider.
 
     Returns:
-        The number of workers, and the chunks' indices and vectors in the order in which they are done.
+        The number of workers, and the parts of the output in the order in which they are done. Where a worker dies, some may
+        come twice, and some not at all: what is missing has to be asked for again.
 
     Raises:
         InputError: the cluster has fewer processors than that.
@@ -169,7 +171,7 @@ def ray_chunks(
         stack.enter_context(_cluster(ray, workers, threads))
         resources = ray.cluster_resources()
         used, asked = _workers(resources, workers, threads, len(pending), on)
-        return used, _results(ray, stack, model, data, pending, used, threads, batch_tokens, on, asked)
+        return used, _results(ray, stack, model, data, pending, cut, used, threads, batch_tokens, on, asked)
     except BaseException:
         stack.close()
         raise
@@ -265,25 +267,30 @@ def _results(
     ray: Any,
     stack: contextlib.ExitStack,
     model: Bundle,
-    data: InputFile,
-    pending: list[Chunk],
+    data: Source,
+    pending: list[tuple[Chunk, frozenset[int]]],
+    cut: Cut | None,
     workers: int,
     threads: int,
     batch_tokens: int,
     on: str,
     asked: dict[str, int],
-) -> Generator[tuple[int, Encoded]]:
+) -> Generator[Part]:
     with stack:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
-        # A block a chunk, as long as Ray can keep count of them: each is handed over, and written, as soon as it is done, and no
-        # more than one is lost with a worker.
-        items = [dataclasses.asdict(chunk) for chunk in pending]
+        # A block a chunk, as long as Ray can keep count of them, and each part of it is handed over, and written, as soon as it is
+        # made: Ray would gather them until they have that size.
+        context.target_max_block_size = 1
+        items = [
+            {**dataclasses.asdict(chunk), "done": np.array(sorted(done), np.int64).tobytes()} for chunk, done in pending
+        ]
         arguments = {
             "bundle": model.path.absolute(),
             "sha256": model.manifest["manifest_sha256"],
             "source": dataclasses.replace(data, chunks=()),
+            "cut": cut,
             "threads": threads,
             "batch_tokens": batch_tokens,
             "on": on,
@@ -300,11 +307,7 @@ def _results(
         blocks = iter(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
         try:
             for block in blocks:
-                for index, vectors, *counts in zip(
-                    *(block[name].tolist() for name in ("index", "vectors", "truncated", "tokens", "computed")),
-                    strict=True,
-                ):
-                    yield index, Encoded(np.frombuffer(vectors, np.float32).reshape(-1, model.hidden_size), *counts)
+                yield from map(pickle.loads, block["part"].tolist())
         except ray.exceptions.RayError as error:
             raise _own(error) from error
         finally:

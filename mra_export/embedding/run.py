@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from mra_export.embedding.chunks import CHUNK_ROWS, Chunk, InputFile
-from mra_export.embedding.encoder import (
-    DEFAULT_BATCH_TOKENS,
-    Encoded,
-    Encoder,
-    provider,
-    require_embedding_bundle,
-    versions,
-)
-from mra_export.embedding.input import ChunkReader, scan
+from mra_export.embedding.chunks import CHUNK_ROWS, Source
+from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
+from mra_export.embedding.files import STANDARD_INPUT
+from mra_export.embedding.input import scan
 from mra_export.embedding.journal import Partial, partial_path, rows_kept
+from mra_export.embedding.layout import OUTPUT_TYPES, Layout, companion
+from mra_export.embedding.parquet_output import RESERVED, ROW_GROUP, write_parquet
+from mra_export.embedding.pieces import Cut, check_cut
+from mra_export.embedding.spool import spooled
+from mra_export.embedding.work import Part, Worker
 from mra_export.errors import InputError
-from mra_export.optional import require_pyarrow
-from mra_export.outputs import check_target, file_sha256
+from mra_export.optional import require_pyarrow, require_tokenizers
+from mra_export.outputs import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from mra_export.bundle.manifest import Bundle
+    from mra_export.embedding.chunks import Chunk
 
 __all__ = ["ENGINES", "OUTPUT_KINDS", "EmbedResult", "Interrupted", "Watcher", "embed"]
 
 ENGINES = ("local", "ray")
 OUTPUT_KINDS = (".npy", ".parquet")
-ROW_GROUP = 8192
-"""Rows of a parquet row group, which are in memory at a time."""
 
 
 class Watcher(Protocol):
@@ -72,7 +69,12 @@ class EmbedResult:
 
     Attributes:
         output: the file.
-        rows: vectors in it.
+        outputs: all files that were written: the output, and that beside a .npy which says what its rows are.
+        output_type: one of `OUTPUT_TYPES`.
+        files: of the input.
+        input_rows: of all of them.
+        null_rows: of these, rows without a text, which were left out or taken as empty.
+        rows: vectors in the output.
         hidden_size: numbers in a vector.
         truncated: texts that were longer than `max_length` and were cut.
         max_length: tokens of a text at most, special tokens included.
@@ -86,6 +88,11 @@ class EmbedResult:
     """
 
     output: Path
+    outputs: tuple[Path, ...]
+    output_type: str
+    files: int
+    input_rows: int
+    null_rows: int
     rows: int
     hidden_size: int
     truncated: int
@@ -111,11 +118,17 @@ class EmbedResult:
 
 def embed(
     bundle: Path,
-    source: Path,
+    source: Path | str | Sequence[Path | str],
     output: Path,
     *,
     column: str = "text",
     id_columns: Sequence[str] = (),
+    null: str = "error",
+    input_format: str | None = None,
+    delimiter: str | None = None,
+    chunk: int | None = None,
+    overlap: int = 0,
+    output_type: str = "float32",
     engine: str = "local",
     workers: int | None = None,
     threads: int = 0,
@@ -124,7 +137,7 @@ def embed(
     force: bool = False,
     watcher: Watcher | None = None,
 ) -> EmbedResult:
-    """Embeds each text of a file; the output appears whole or not at all, and its bytes are the same however often the work
+    """Embeds each text of an input; the output appears whole or not at all, and its bytes are the same however often the work
     was interrupted, with any number of threads and workers, and with both engines.
 
     That holds with the native operator in the bundle, on processors of the same kind. A bundle without it runs the function
@@ -135,11 +148,20 @@ def embed(
 
     Args:
         bundle: the bundle's directory.
-        source: a .txt, .jsonl or .parquet file; see `scan`.
-        output: a .npy file, float32 [rows, hidden_size]; or a .parquet file with the columns row (int64), those of
-            `id_columns`, and embedding (fixed-size list of float32).
-        column: where the texts are in jsonl and parquet.
+        source: a file, a pattern, a folder or "-" for standard input, or several of them; see `find_files` and `scan`.
+        output: a .npy file, [rows, hidden_size]; or a .parquet file with the columns row (int64), file with several files,
+            those of `id_columns`, chunk, begin and end with `chunk`, scale with int8, and embedding (fixed-size list). Beside
+            a .npy file, where its rows are not those of the input one by one or are int8, is a .rows.npy file that says what
+            they are.
+        column: where the texts are, in all but .txt.
         id_columns: columns of the input to put into a parquet output.
+        null: what is done with a row without a text: "error", "skip" or "empty".
+        input_format: of all files and of standard input, one of `INPUT_FORMATS`; None for what their names say.
+        delimiter: of csv and tsv; None for comma and tab.
+        chunk: cut texts into pieces of so many tokens at most, special tokens included; None for one vector a text, which
+            leaves out what is beyond the maximum length.
+        overlap: tokens at most that a piece has in common with the one before.
+        output_type: of the vectors' numbers, one of `OUTPUT_TYPES`.
         engine: "local" for this process, "ray" for workers of Ray Data; the cluster that RAY_ADDRESS names, or one of this
             machine that lives as long as the call.
         workers: of Ray; None for as many as there are processors for.
@@ -156,10 +178,25 @@ def embed(
     """
     watcher = watcher or _Nobody()
     ids = tuple(id_columns)
+    sources = [source] if isinstance(source, str | Path) else list(source)
     _check_options(output, ids, engine, workers, threads, batch_tokens)
-    check_target(output, force=force, sources=[bundle, source])
-    if output.is_dir():
-        raise InputError(f"{output} is a directory; the output is a file. Choose another path.")
+    cut = _checked_cut(chunk, overlap)
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
+    targets = [output]
+    if output.suffix == ".npy" and Layout(1, output_type, null == "skip", cut is not None).facts is not None:
+        targets.append(companion(output))
+    piped = [str(each) for each in sources].count(STANDARD_INPUT)
+    if piped and (piped > 1 or input_format is None):
+        raise InputError(
+            "Standard input can be given once."
+            if piped > 1
+            else "Standard input has no name: say what it is with --input-format."
+        )
+    for target in targets:
+        check_target(target, force=force, sources=[bundle, *(Path(each) for each in sources if Path(each).is_file())])
+        if target.is_dir():
+            raise InputError(f"{target} is a directory; the output is a file. Choose another path.")
     if output.suffix == ".parquet":
         require_pyarrow()
     if engine == "ray":
@@ -169,77 +206,186 @@ def embed(
     on = provider()
     watcher.step(f"verifying {bundle}")
     model = require_embedding_bundle(bundle)
-    data = scan(source, column=column, id_columns=ids, chunk_rows=chunk_rows, progress=watcher.step)
-    settings = {
-        "manifest_sha256": model.manifest["manifest_sha256"],
-        "column": data.column,
-        "batch_tokens": batch_tokens,
-        "chunk_rows": chunk_rows,
-        "provider": on,
-        "versions": versions(),
-    }
-    if model.library is None:  # the function body's sums depend on them
-        settings["threads"] = threads or int(engine == "ray")
+    if cut is not None:
+        tokenizer = require_tokenizers().Tokenizer.from_file(str(model.tokenizer_file))
+        check_cut(cut, tokenizer.num_special_tokens_to_add(False), model.tokenizer_max_length)
+    with contextlib.ExitStack() as stack:
+        spool = None
+        if piped:
+            watcher.step("reading standard input")
+            spool = stack.enter_context(spooled(sys.stdin.buffer, output))
+        data = scan(
+            sources,
+            column=column,
+            id_columns=ids,
+            null=null,
+            input_format=input_format,
+            delimiter=delimiter,
+            chunk_rows=chunk_rows,
+            spooled=spool,
+            progress=watcher.step,
+        )
+        _check_names(ids, data, cut, output_type)
+        if {target.resolve() for target in targets} & {file.path.resolve() for file in data.files}:
+            raise InputError(f"{output} is one of the input's files. Choose another output.")
+        settings = {
+            "manifest_sha256": model.manifest["manifest_sha256"],
+            "input_format": sorted({f"{file.kind}{file.delimiter}" for file in data.files}),
+            "column": data.column,
+            "null": null,
+            "chunk": chunk,
+            "overlap": overlap,
+            "batch_tokens": batch_tokens,
+            "chunk_rows": chunk_rows,
+            "provider": on,
+            "versions": versions(),
+        }
+        if model.library is None:  # the function body's sums depend on them
+            settings["threads"] = threads or int(engine == "ray")
+        layout = Layout(model.hidden_size, output_type, null == "skip", cut is not None)
+        job = _Job(model, data, cut, engine, workers, threads, batch_tokens, on)
+        return _embed(job, output, layout, settings, ids, force=force, watcher=watcher)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is embedded, with what and where."""
+
+    model: Bundle
+    data: Source
+    cut: Cut | None
+    engine: str
+    workers: int | None
+    threads: int
+    batch_tokens: int
+    on: str
+
+
+def _embed(
+    job: _Job,
+    output: Path,
+    layout: Layout,
+    settings: dict[str, Any],
+    ids: tuple[str, ...],
+    *,
+    force: bool,
+    watcher: Watcher,
+) -> EmbedResult:
+    data = job.data
     partial: Partial | None = None
     try:
-        with Partial.open(output, data, model.hidden_size, settings, force=force) as partial:
+        with Partial.open(output, data, layout, settings, force=force) as partial:
+            whole = [chunk for chunk in data.chunks if partial.is_done(chunk.index)]
             watcher.start(
                 data.rows,
                 sum(chunk.size for chunk in data.chunks),
-                rows_done=partial.found,
-                size_done=sum(data.chunks[index].size for index in partial.records),
+                rows_done=sum(chunk.rows for chunk in whole) if layout.pieces else partial.found,
+                size_done=sum(chunk.size for chunk in whole),
             )
             begun = time.monotonic()
-            pending = [chunk for chunk in data.chunks if chunk.index not in partial.records]
-            used = 1
-            results: Generator[tuple[int, Encoded]]
-            if pending and engine == "ray":
-                from mra_export.embedding.ray import ray_chunks
-
-                used, results = ray_chunks(
-                    model, data, pending, workers=workers, threads=threads, batch_tokens=batch_tokens, on=on
-                )
-            else:
-                results = _local_chunks(model, data, pending, threads, batch_tokens, on, watcher)
-            with contextlib.closing(results):
-                for index, encoded in results:
-                    chunk = data.chunks[index]
-                    if index not in partial.records:  # Ray may run a chunk again whose worker died after its answer
-                        partial.write(chunk, encoded)
-                        watcher.advance(chunk.rows if engine == "ray" else 0, chunk.size)
+            used = _run(job, partial, watcher)
             seconds = time.monotonic() - begun
-            if missing := [chunk.index for chunk in data.chunks if chunk.index not in partial.records]:
-                raise AssertionError(f"chunks {missing[:5]} were not computed")
             watcher.step(f"writing {output}")
+            rows = partial.rows
             if output.suffix == ".parquet":
-                _write_parquet(partial, data, ids, model)
-                partial.publish(partial.path / "out.parquet")
+                manifest = job.model.manifest["manifest_sha256"]
+                made = write_parquet(partial, partial.path / "out.parquet", data, layout, ids, manifest)
+                files = [(made, output)]
             else:
-                partial.publish(partial.vectors)
+                files = partial.finish(ROW_GROUP)
+            partial.publish(files)
     except KeyboardInterrupt as error:
         if partial is not None and partial.published:
             raise Interrupted(f"Interrupted at the very end; {output} is complete.") from error
         if kept := rows_kept(output, data):
+            share = f"{kept} vectors" if layout.pieces else f"{kept} of {data.rows} rows"
             raise Interrupted(
-                f"Interrupted; {kept} of {data.rows} rows are kept in {partial_path(output)}. "
-                "Run the same command again to go on from there."
+                f"Interrupted; {share} are kept in {partial_path(output)}. Run the same command again to go on from there."
             ) from error
         raise
-    records = partial.records.values()
     return EmbedResult(
         output=output,
-        rows=data.rows,
-        hidden_size=model.hidden_size,
-        truncated=sum(record.truncated for record in records),
-        max_length=model.tokenizer_max_length,
-        tokens=sum(record.tokens for record in records),
-        computed_tokens=sum(record.computed for record in records),
+        outputs=tuple(target for _, target in reversed(files)),
+        output_type=layout.output_type,
+        files=len(data.files),
+        input_rows=data.input_rows,
+        null_rows=data.nulls,
+        rows=rows,
+        hidden_size=layout.hidden_size,
+        truncated=partial.truncated,
+        max_length=job.model.tokenizer_max_length if job.cut is None else job.cut.tokens,
+        tokens=partial.tokens,
+        computed_tokens=partial.computed,
         resumed_rows=partial.found,
         seconds=seconds,
-        engine=engine,
+        engine=job.engine,
         workers=used,
-        provider=on,
+        provider=job.on,
     )
+
+
+def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
+    """Embeds what is not done yet; the number of sessions."""
+    used = 1
+    left: int | None = None
+    while pending := [chunk for chunk in job.data.chunks if not partial.is_done(chunk.index)]:
+        if left is not None and len(pending) >= left:
+            raise AssertionError(f"chunks {[chunk.index for chunk in pending[:5]]} were not computed")
+        left = len(pending)
+        results: Generator[Part]
+        if job.engine == "ray":
+            from mra_export.embedding.ray import ray_parts
+
+            used, results = ray_parts(
+                job.model, job.data, [(chunk, partial.done(chunk.index)) for chunk in pending], job.cut,
+                workers=job.workers, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on,
+            )  # fmt: skip
+        else:
+            results = _local_parts(job, partial, pending, watcher)
+        with contextlib.closing(results):
+            for part in results:
+                chunk = job.data.chunks[part.chunk]
+                # Ray may run a chunk again whose worker died after its answer.
+                before = partial.is_done(part.chunk)
+                written = partial.write(part)
+                complete = partial.is_done(part.chunk) and not before
+                if job.cut is not None:
+                    written = chunk.rows if complete else 0
+                elif job.engine == "local":  # it has counted them batch by batch
+                    written = 0
+                watcher.advance(written, chunk.size if complete else 0)
+    return used
+
+
+def _local_parts(job: _Job, partial: Partial, pending: list[Chunk], watcher: Watcher) -> Generator[Part]:
+    """The chunks in order, embedded in this process."""
+    encoder = Encoder(job.model, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on)
+    worker = Worker(encoder, job.data, job.cut)
+    for chunk in pending:
+        advance = (lambda texts: None) if job.cut is not None else (lambda texts: watcher.advance(texts, 0))
+        yield from worker.parts(chunk, partial.done(chunk.index), advance)
+
+
+def _checked_cut(chunk: int | None, overlap: int) -> Cut | None:
+    if overlap < 0:
+        raise InputError(f"overlap={overlap} must not be negative.")
+    if chunk is None:
+        if overlap:
+            raise InputError(f"--overlap {overlap} is for --chunk, which says how many tokens a chunk has.")
+        return None
+    if chunk < 1:
+        raise InputError(f"chunk={chunk} must be at least 1.")
+    return Cut(chunk, overlap)
+
+
+def _check_names(ids: tuple[str, ...], data: Source, cut: Cut | None, output_type: str) -> None:
+    """Refuses an id column that the output has already."""
+    taken = {"file": data.named, "chunk": cut, "begin": cut, "end": cut, "scale": output_type == "int8"}
+    for name in ids:
+        if taken.get(name):
+            raise InputError(
+                f"--id-column {name} would be in the output twice. Leave it out, or rename it in the input."
+            )
 
 
 def _check_options(
@@ -250,7 +396,7 @@ def _check_options(
     if ids and output.suffix != ".parquet":
         raise InputError(f"{output} cannot hold --id-column {ids[0]}; write a .parquet file instead.")
     for name in ids:
-        if name in ("row", "embedding") or ids.count(name) > 1:
+        if name in RESERVED or ids.count(name) > 1:
             raise InputError(
                 f"--id-column {name} would be in the output twice. Leave it out, or rename it in the input."
             )
@@ -264,49 +410,3 @@ def _check_options(
         raise InputError(f"threads={threads} must not be negative; 0 leaves it to ONNX Runtime.")
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} must be at least 1.")
-
-
-def _local_chunks(
-    model: Bundle,
-    data: InputFile,
-    pending: list[Chunk],
-    threads: int,
-    batch_tokens: int,
-    on: str,
-    watcher: Watcher,
-) -> Generator[tuple[int, Encoded]]:
-    """The chunks in order, embedded in this process."""
-    if not pending:
-        return
-    encoder = Encoder(model, threads=threads, batch_tokens=batch_tokens, on=on)
-    reader = ChunkReader(data)
-    for chunk in pending:
-        yield chunk.index, encoder.encode(reader.texts(chunk), lambda texts: watcher.advance(texts, 0))
-
-
-def _write_parquet(partial: Partial, data: InputFile, ids: tuple[str, ...], model: Bundle) -> None:
-    """Writes out.parquet from the vectors and the input's id columns, a row group at a time."""
-    pa = require_pyarrow()
-    fields = [pa.field("row", pa.int64(), nullable=False)]
-    tables: Iterator[Any] = iter(())
-    if ids:
-        schema, tables = ChunkReader(data).ids(ids, ROW_GROUP)
-        fields += list(schema)
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), model.hidden_size)
-    fields.append(pa.field("embedding", vector, nullable=False))
-    schema = pa.schema(fields, {"mra_export.manifest_sha256": model.manifest["manifest_sha256"]})
-    with pa.parquet.ParquetWriter(
-        partial.path / "out.parquet", schema, compression="zstd", use_dictionary=list(ids)
-    ) as writer:
-        row = 0
-        while row < data.rows:
-            others = next(tables) if ids else None
-            count = min(ROW_GROUP, data.rows - row) if others is None else len(others)
-            columns = [pa.array(np.arange(row, row + count), pa.int64())]
-            columns += [] if others is None else [others[name] for name in ids]
-            values = pa.array(partial.read(row, count).reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(values, type=vector))
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
-            row += count
-    if ids and file_sha256(data.path) != data.sha256:
-        raise InputError(f"{data.path} changed while it was being read. Let it alone, and run the command again.")

@@ -21,7 +21,6 @@ from embed_support import (
 
 from mra_export.embedding import chunks as chunks_module
 from mra_export.embedding import lines as lines_module
-from mra_export.embedding import parquet
 from mra_export.embedding.input import ChunkReader, scan
 from mra_export.embedding.run import embed
 from mra_export.errors import InputError
@@ -117,8 +116,7 @@ def test_a_bad_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "not.parquet").write_bytes(b"PAR1" * 9)
     with pytest.raises(InputError, match="is not a readable parquet file"):
         scan(tmp_path / "not.parquet")
-    for module in (chunks_module, lines_module, parquet):
-        monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(chunks_module, "MAX_TEXT_BYTES", 1000)
     monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 2000)
     for name, data in (("t.txt", "ö" * 501), ("t.jsonl", json.dumps({"text": "ö" * 501}, ensure_ascii=False))):
         (tmp_path / name).write_text(f"{'a' if name == 't.txt' else json.dumps({'text': 'a'})}\n{data}\n")

@@ -164,9 +164,11 @@ def test_a_bad_input_or_bundle_is_named(bundle: Path, lines: Path, tmp_path: Pat
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(InputError, match="is not a regular file"):
         embed(bundle, tmp_path / "pipe.txt", tmp_path / "o.npy")
-    (tmp_path / "t.csv").write_text("a")
-    with pytest.raises(InputError, match=r"Give a .txt, .jsonl, .ndjson, .parquet file"):
-        embed(bundle, tmp_path / "t.csv", tmp_path / "o.npy")
+    (tmp_path / "t.docx").write_text("a")
+    with pytest.raises(
+        InputError, match=r"does not read. Give a .txt, .jsonl, .*, or say what it is with --input-format"
+    ):
+        embed(bundle, tmp_path / "t.docx", tmp_path / "o.npy")
     (tmp_path / "exported" / "onnx").mkdir(parents=True)
     with pytest.raises(InputError, match="is an ONNX directory, not a bundle"):
         embed(tmp_path / "exported", lines, tmp_path / "o.npy")
@@ -182,14 +184,14 @@ def test_a_bad_input_or_bundle_is_named(bundle: Path, lines: Path, tmp_path: Pat
 def test_a_vector_that_is_not_finite_is_refused(
     bundle: Path, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = embed_module.Encoder.encode
+    batches = embed_module.Encoder.batches
 
     def spoil(*arguments: Any) -> Any:
-        encoded = encode(*arguments)
-        encoded.vectors[4, 3] = np.inf
-        return encoded
+        for batch in batches(*arguments):
+            batch.vectors[batch.rows == 4, 3] = np.inf
+            yield batch
 
-    monkeypatch.setattr(embed_module.Encoder, "encode", spoil)
+    monkeypatch.setattr(embed_module.Encoder, "batches", spoil)
     with pytest.raises(InputError, match=r"vector of row 4 has values that are not finite"):
         embed(bundle, lines, tmp_path / "o.npy")
     assert not list(tmp_path.iterdir())
