@@ -83,8 +83,9 @@ class _Reader:
             try:
                 fields = next(self._parser, None)
             except csv.Error as error:
+                reason = "a carriage return without a line feed" if "new-line" in str(error) else error
                 raise InputError(
-                    f"{self.where()} cannot be read: {error}. A field that begins with a quotation mark has to end with one, and "
+                    f"{self.where()} cannot be read: {reason}. A field that begins with a quotation mark has to end with one, and "
                     "one within it is doubled."
                 ) from error
             if fields is None:

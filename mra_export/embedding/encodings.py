@@ -21,8 +21,8 @@ _MARKS = (
 def encoding_of(head: bytes) -> str | None:
     """The encoding's name for iconv, where the beginning of a file shows that it is not UTF-8 but UTF-16 or UTF-32.
 
-    Without a byte-order mark the zero bytes tell: in UTF-16 they are the upper halves of spaces, line feeds and ASCII letters,
-    all at odd places (LE) or all at even ones (BE), and what is decoded so are characters, no control codes.
+    Without a byte-order mark there have to be zero bytes, as spaces, line feeds and ASCII letters have them in UTF-16, and what is
+    decoded so must be characters, no control codes.
 
     Args:
         head: the first bytes, unpacked.
@@ -32,44 +32,36 @@ def encoding_of(head: bytes) -> str | None:
             return name
     if b"\0" not in head:
         return None
-    for name, width, zeros, others in (
-        ("UTF-32LE", 4, (3,), (0, 1, 2)),
-        ("UTF-32BE", 4, (0,), (1, 2, 3)),
-        ("UTF-16LE", 2, (1,), (0,)),
-        ("UTF-16BE", 2, (0,), (1,)),
-    ):
+    found: dict[str, int] = {}
+    for name, width, upper in (("UTF-32LE", 4, 3), ("UTF-32BE", 4, 0), ("UTF-16LE", 2, 1), ("UTF-16BE", 2, 0)):
         whole = head[: len(head) // width * width]
-        if not whole or not _fits(whole, width, zeros[0], others):
+        if not whole or not _fits(whole, width, upper):
             continue
-        text = whole.decode(name, errors="ignore" if len(head) >= HEAD_BYTES else "replace")
-        if "\ufffd" not in text and not any(map(_is_odd, text)):
-            return name
-    return None
+        text = whole.decode(name, errors="replace")
+        text = text[:-1] if len(head) >= HEAD_BYTES else text  # which may be half a pair
+        if "\ufffd" not in text and "\ufeff" not in text and not any(map(_is_odd, text)):
+            found[name] = sum(map(str.isascii, text)) * width
+    return max(found, key=lambda name: found[name]) if found else None
 
 
-def _fits(data: bytes, width: int, upper: int, lower: tuple[int, ...]) -> bool:
-    """Whether zero bytes stand where that encoding puts them."""
+def _fits(data: bytes, width: int, upper: int) -> bool:
+    """Whether the upper bytes are such as that encoding has."""
     high = data[upper::width]
     if width == 4:
         return not any(high)
-    if 0 in data[lower[0] :: width]:
-        return False
-    # Of UTF-8 with a zero byte here and there most bytes at these places are letters; of UTF-16 they are zeros, and the pages of
-    # scripts: small numbers for all alphabets. Ideographs have large ones, but their bytes are no UTF-8.
-    return sum(value < 32 for value in high) > 0.6 * len(high) or not _is_utf8(data)
-
-
-def _is_utf8(data: bytes) -> bool:
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(data) - 4 and error.reason == "unexpected end of data"
-    return True
+        data[: len(data) - 3 if len(data) >= HEAD_BYTES else None].decode("utf-8")
+    except UnicodeDecodeError:
+        # Ideographs have any bytes; of a text in another encoding of bytes, with some zeros in it, most pairs are letters.
+        pairs = sum(32 <= one < 127 and 32 <= other < 127 for one, other in zip(data[::2], data[1::2], strict=True))
+        return pairs <= len(high) // 2
+    # Alphabets have small numbers, and of UTF-8 with a zero byte here and there most bytes at these places are letters.
+    return sum(value < 32 for value in high) > 0.6 * len(high)
 
 
 def _is_odd(character: str) -> bool:
     """Control codes, unassigned and private characters: hardly anything that people write."""
-    return character not in "\t\n\r\f\x0b\ufeff" and unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs")
+    return character not in "\t\n\r\f\x0b" and unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs")
 
 
 def other_encoding(name: str, encoding: str) -> str:

@@ -47,8 +47,8 @@ def find_files(
     """The files of an input, in their order, not yet read.
 
     Several are taken as they are named. Those of a pattern or a folder are sorted; a folder is searched with all folders in it,
-    but for names that begin with a dot or an underscore, as those of pyarrow.dataset, Spark and Hive do. Names `key=value` of
-    folders below it are columns: integers where all values are, else strings.
+    but for names that begin with a dot or an underscore, which pyarrow.dataset, Spark and Hive pass over too; so do patterns,
+    unless they name them. Names `key=value` of folders below it are columns: integers where all values are, else strings.
 
     Args:
         sources: files, patterns with `*`, `?` or `[...]`, folders; "-" for standard input.
@@ -94,9 +94,12 @@ def _expand(source: Path) -> list[tuple[Path, Path | None]]:
         return [(path, source) for path in inside]
     if not source.exists() and glob.has_magic(text):
         matched = sorted(Path(name) for name in glob.glob(text, recursive=True))
+        fixed = re.split(r"[*?[]", text, maxsplit=1)[0]
+        fixed = fixed[: fixed.rfind("/") + 1]
+        base = Path(fixed or ".")
+        if not re.search("(^|/)_", text[len(fixed) :]):
+            matched = [path for path in matched if not any(x.startswith("_") for x in path.relative_to(base).parts)]
         if files := [path for path in matched if not path.is_dir()]:
-            fixed = re.split(r"[*?[]", text, maxsplit=1)[0]
-            base = Path(fixed[: fixed.rfind("/") + 1] or ".")
             return [(path, base) for path in files]
         raise InputError(f"No file fits the pattern {text}." + (" It fits folders; end it in /*." if matched else ""))
     return [(source, None)]
@@ -132,7 +135,7 @@ def _file(
     if kind is None:
         raise InputError(
             f"{name} is of a kind that embed does not read. Give a {', '.join(INPUT_KINDS)} file, each but .parquet also with "
-            f"{', '.join(COMPRESSIONS)} at the end, or say what it is with --input-format."
+            f"{', '.join(COMPRESSIONS)} at the end, or say what it is with --input-format; of a folder take some by a pattern."
         )
     if kind == "parquet":
         if said:

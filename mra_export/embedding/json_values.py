@@ -36,13 +36,19 @@ class _Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._parser = json.JSONDecoder()
         self._text, self._at, self._ended = "", 0, False
-        self._lines = 0  # before the text in hand
+        self._line, self._counted = 1, 0  # the line of that place in the text in hand
         self.row = 0
+
+    def line(self) -> int:
+        """The line that is read at present."""
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
 
     def where(self, place: int | None = None) -> str:
         """How messages name a place in the text in hand, or where it is read at present."""
-        line = self._lines + self._text.count("\n", 0, self._at if place is None else place) + 1
-        return f"{self._file.name}, line {line} (row {self.row})"
+        line = self.line() + (0 if place is None else self._text.count("\n", self._at, place))
+        return _where(self._file, self.row, line)
 
     def next_character(self) -> str:
         """The character after white space, which is not taken; "" at the end."""
@@ -77,7 +83,8 @@ class _Stream:
 
     def _fill(self) -> None:
         """Reads as much again as is held, so that a long value is not parsed too often."""
-        self._lines += self._text.count("\n", 0, self._at)
+        self.line()
+        self._counted = 0
         rest = self._text[self._at :]
         data = self._stream.read(max(_BLOCK, len(rest)))
         self._ended = not data
@@ -88,8 +95,12 @@ class _Stream:
             raise InputError(not_utf8(f"{self._file.name}, row {self.row} or after it,", error, head)) from error
 
 
-def elements(file: InputFile, start: int, offset: int) -> Iterator[tuple[int, int, tuple[str, Any]]]:
-    """Number, 0, and place and value of each row, from the first.
+def _where(file: InputFile, row: int, line: int) -> str:
+    return f"{file.name}, line {line} (row {row})"
+
+
+def elements(file: InputFile, start: int, offset: int) -> Iterator[tuple[int, int, tuple[int, Any]]]:
+    """Number, 0, and line and value of each row, from the first.
 
     Raises:
         InputError: the file is not an array, nor values one after the other.
@@ -105,8 +116,8 @@ def elements(file: InputFile, start: int, offset: int) -> Iterator[tuple[int, in
                 break
             if not follows:
                 return
-            where = stream.where()
-            yield stream.row, 0, (where, stream.value())
+            line = stream.line()
+            yield stream.row, 0, (line, stream.value())
             stream.row += 1
             if array and stream.next_character() == ",":
                 stream.take()
@@ -123,16 +134,16 @@ def elements(file: InputFile, start: int, offset: int) -> Iterator[tuple[int, in
             raise InputError(f"{stream.where()} is not JSON: something follows the closing bracket of the array.")
 
 
-def element_data(element: tuple[str, Any], text: str) -> bytes:
+def element_data(element: tuple[int, Any], text: str) -> bytes:
     """What the checksum of a chunk is of."""
     return text.encode("utf-8")
 
 
 def element_text(
-    file: InputFile, column: str, others: tuple[str, ...], row: int, element: tuple[str, Any], lenient: bool
+    file: InputFile, column: str, others: tuple[str, ...], row: int, element: tuple[int, Any], lenient: bool
 ) -> str | None:
     """The text of an element: itself, or a field of it; None for null."""
-    where, value = element
+    where, value = _where(file, row, element[0]), element[1]
     if value is None or isinstance(value, str):
         if others and value is not None:
             raise InputError(f"{where} is a string, which has no fields; leave out --id-column.")
@@ -141,10 +152,10 @@ def element_text(
 
 
 def element_values(
-    file: InputFile, columns: tuple[str, ...], row: int, element: tuple[str, Any]
+    file: InputFile, columns: tuple[str, ...], row: int, element: tuple[int, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Where an element is, and values of some of its fields."""
-    where, value = element
+    where, value = _where(file, row, element[0]), element[1]
     fields = {} if value is None else _fields(where, value)
     return where, {name: lookup(fields, name) for name in columns if lookup(fields, name) is not MISSING}
 

@@ -212,7 +212,7 @@ def embed(
     with contextlib.ExitStack() as stack:
         spool = None
         if piped:
-            watcher.step("reading standard input")
+            watcher.step("saving standard input")
             spool = stack.enter_context(spooled(sys.stdin.buffer, output))
         data = scan(
             sources,
@@ -327,11 +327,11 @@ def _embed(
 def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
     """Embeds what is not done yet; the number of sessions."""
     used = 1
-    left: int | None = None
+    before = -1
     while pending := [chunk for chunk in job.data.chunks if not partial.is_done(chunk.index)]:
-        if left is not None and len(pending) >= left:
+        if partial.rows == before:
             raise AssertionError(f"chunks {[chunk.index for chunk in pending[:5]]} were not computed")
-        left = len(pending)
+        before = partial.rows
         results: Generator[Part]
         if job.engine == "ray":
             from mra_export.embedding.ray import ray_parts
@@ -346,9 +346,9 @@ def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
             for part in results:
                 chunk = job.data.chunks[part.chunk]
                 # Ray may run a chunk again whose worker died after its answer.
-                before = partial.is_done(part.chunk)
+                was_done = partial.is_done(part.chunk)
                 written = partial.write(part)
-                complete = partial.is_done(part.chunk) and not before
+                complete = partial.is_done(part.chunk) and not was_done
                 if job.cut is not None:
                     written = chunk.rows if complete else 0
                 elif job.engine == "local":  # it has counted them batch by batch

@@ -129,8 +129,9 @@ def test_what_is_damaged_is_computed_again(bundle: Path, lines: Path, expected: 
     output = tmp_path / "o.npy"
     partial = begun(bundle, lines, output)
     with (partial / "journal.jsonl").open("a") as file:
-        file.write('{"chunk": 99, "crc32": 1, "truncated": 0, "tokens": 0, "computed": 0}\n')
-        file.write('{"chunk": -1, "crc32": 1, "truncated": 0, "tokens": 0, "computed": 0}\n')
+        record = {"of": 20, "at": 0, "places": None, "crc32": 1, "truncated": 0, "tokens": 0, "computed": 0}
+        for chunk in (99, -1):
+            file.write(json.dumps({"chunk": chunk, **record}) + "\n")
         file.write('nonsense\n{"chunk": 7}\n[]\n{"chunk": 8, "crc32": 0, "trunc')
     with (partial / "vectors.npy").open("r+b") as file:
         file.seek(len(expected) - 300 * HIDDEN * 4 + 25 * HIDDEN * 4)
