@@ -48,7 +48,8 @@ def find_files(
 
     Several are taken as they are named. Those of a pattern or a folder are sorted; a folder is searched with all folders in it,
     but for names that begin with a dot or an underscore, which pyarrow.dataset, Spark and Hive pass over too; so do patterns,
-    unless they name them. Names `key=value` of folders below it are columns: integers where all values are, else strings.
+    unless they name them. Names `key=value` of folders, below a folder that is given or in the path of a file, are columns:
+    integers where all values are, else strings.
 
     Args:
         sources: files, patterns with `*`, `?` or `[...]`, folders; "-" for standard input.
@@ -161,7 +162,7 @@ def suffix_of(path: Path) -> str:
 def _partitions(found: list[tuple[Path, Path | None]]) -> list[tuple[tuple[str, str | int | None], ...]]:
     texts: list[dict[str, str | None]] = []
     for path, base in found:
-        parts = path.relative_to(base).parent.parts if base is not None and path.is_relative_to(base) else ()
+        parts = (path if base is None else path.relative_to(base)).parent.parts
         pairs = [part.split("=", 1) for part in parts if "=" in part]
         texts.append({key: None if value == _NO_VALUE else unquote(value) for key, value in pairs if key})
     given = {key: [each[key] for each in texts if each.get(key) is not None] for each in texts for key in each}

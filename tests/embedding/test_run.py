@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import re
@@ -96,6 +98,81 @@ def test_a_text_file_a_json_file_and_a_parquet_file_give_the_same(
     assert not hidden(tmp_path)
 
 
+def test_several_files_are_one_input_and_the_output_says_which(
+    bundle: Path, expected: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        Path(f"data/part={index}").mkdir(parents=True)
+        rows = [{"n": n, "doc": {"text": TEXTS[n]}} for n in range(100 * index, 100 * index + 100)]
+        pq.write_table(pa.Table.from_pylist(rows), f"data/part={index}/p.parquet")
+    named = [str(path) for path in sorted(Path("data").glob("*/*"))]
+    for sources in (["data"], ["data/*/*.parquet"], named):
+        options = ["--column", "doc.text", "--force"]
+        code, result = run_json(capsys, bundle, *sources, "-o", "o.npy", *options)
+        assert (code, result["files"], result["input_rows"], result["null_rows"]) == (0, 3, 300, 0)
+        assert (result["outputs"], result["output_type"]) == (["o.npy"], "float32")
+        assert Path("o.npy").read_bytes() == expected
+        ids = ["--id-column", "n", "--id-column", "part"]
+        assert run_json(capsys, bundle, *sources, "-o", "o.parquet", *options, *ids)[0] == 0
+        made = pq.read_table("o.parquet")
+        assert made.schema.names == ["row", "file", *ids[1::2], "embedding"]
+        assert made["row"].to_pylist() == list(range(300)) == made["n"].to_pylist()
+        assert made["file"].to_pylist() == [f"data/part={n // 100}/p.parquet" for n in range(300)]
+        assert made["part"].to_pylist() == [n // 100 for n in range(300)]
+    with pytest.raises(InputError, match=r"data/part=1/p.parquet is one of the input's files"):
+        embed(bundle, "data", Path("data/part=1/p.parquet"), column="doc.text", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("file", {}),
+        ("scale", {"output_type": "int8"}),
+        ("chunk", {"chunk": 9}),
+        ("begin", {"chunk": 9}),
+        ("end", {"chunk": 9}),
+    ],
+)
+def test_an_id_column_may_have_the_name_of_what_the_output_lacks(
+    name: str, options: dict[str, Any], bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(f"{name},text\nx,word1\n")
+    source = tmp_path / "t.csv"
+    embed(bundle, source, tmp_path / "o.parquet", id_columns=[name])
+    assert pq.read_table(tmp_path / "o.parquet")[name].to_pylist() == ["x"]
+    sources = [source, source] if name == "file" else [source]
+    with pytest.raises(InputError, match=f"--id-column {name} would be in the output twice"):
+        embed(bundle, sources, tmp_path / "p.parquet", id_columns=[name], **options)
+    assert not (tmp_path / "p.parquet").exists()
+
+
+@pytest.mark.parametrize(("null", "left"), [("skip", [0, 2, 5]), ("empty", [0, 1, 2, 3, 4, 5])])
+def test_rows_without_a_text_are_left_out_or_taken_as_empty(
+    null: str, left: list[int], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["word1", None, "word2", None, None, "word3 word4"]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts)))
+    arguments = ["--null", null, "--id-column", "id", "-o", tmp_path / "o.parquet"]
+    assert run("embed", bundle, tmp_path / "t.jsonl", *arguments) == 0
+    told = {"skip": "3 of 6 rows have no text, left out", "empty": "3 of 6 rows have no text, taken as empty"}
+    assert f"rows of {HIDDEN}; {told[null]}" in capsys.readouterr().out
+    made = pq.read_table(tmp_path / "o.parquet")
+    assert made["row"].to_pylist() == left == made["id"].to_pylist()
+    code, result = run_json(capsys, bundle, tmp_path / "t.jsonl", "--null", null, "-o", tmp_path / "o.npy")
+    assert (code, result["rows"], result["input_rows"], result["null_rows"]) == (0, len(left), 6, 3)
+    write_lines(tmp_path / "t.txt", [texts[row] or "" for row in left])
+    embed(bundle, tmp_path / "t.txt", tmp_path / "t.npy")
+    assert (tmp_path / "o.npy").read_bytes() == (tmp_path / "t.npy").read_bytes()
+    vectors = made["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, HIDDEN)
+    assert np.array_equal(vectors, np.load(tmp_path / "t.npy"))
+    if null == "skip":
+        assert result["outputs"] == [str(tmp_path / "o.npy"), str(tmp_path / "o.rows.npy")]
+        assert np.load(tmp_path / "o.rows.npy")["row"].tolist() == left
+    else:
+        assert result["outputs"] == [str(tmp_path / "o.npy")]
+
+
 def test_no_rows_make_an_empty_parquet_file(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b"")
     assert embed(bundle, tmp_path / "t.jsonl", tmp_path / "o.parquet", id_columns=["id"]).rows == 0
@@ -141,6 +218,12 @@ def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path) -> No
         (["-o", "t.txt"], "must end in .npy"),
         (["-o", "there.npy"], "there.npy already exists.*--force"),
         (["-o", "folder.npy", "--force"], "folder.npy is a directory"),
+        (
+            ["-o", "o.parquet", "--output-type", "int8", "--id-column", "scale"],
+            r"t.txt is a .txt file, which has no columns",
+        ),
+        (["-o", "o.npy", "--delimiter", ";;"], "delimiter=';;' must be one ASCII character"),
+        (["-o", "o.npy", "--overlap", "3"], "--overlap 3 is for --chunk"),
     ],
 )
 def test_a_bad_option_is_named(
@@ -261,12 +344,26 @@ def test_the_commands_of_the_page_run(bundle: Path, tmp_path: Path, monkeypatch:
     write_lines(Path("documents.txt"), texts)
     Path("documents.jsonl").write_text("".join(json.dumps({"id": i, "body": t}) + "\n" for i, t in enumerate(texts)))
     pq.write_table(pa.table({"body": texts}), "documents.parquet")
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line and "ray" not in line]
-    assert len(commands) >= 4
+    table = "".join(f"{line}\n" for line in ["id,body", "x,", *(f"{i},{text}" for i, text in enumerate(texts))])
+    Path("documents.csv.gz").write_bytes(gzip.compress(table.encode()))
+    for year in (2023, 2024):
+        Path(f"lake/year={year}").mkdir(parents=True)
+        pq.write_table(pa.table({"doc": [{"body": text} for text in texts]}), f"lake/year={year}/part-0.parquet")
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line and "--engine ray" not in line]
+    assert len(commands) >= 9
     for command in commands:
-        assert run(*shlex.split(command)[1:]) == 0, command
+        before, _, own = command.rpartition("| ")
+        if before:
+            piped = subprocess.run(["bash", "-c", before], check=True, capture_output=True).stdout
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+        assert run(*shlex.split(own)[1:]) == 0, command
     for code in blocks("python"):
         exec(code, {})
     assert np.array_equal(np.load("vectors.npy"), np.load("from-python.npy"))
     assert np.array_equal(np.load("vectors.npy"), np.load("from-parquet.npy"))
     assert pq.read_table("vectors.parquet")["id"].to_pylist() == list(range(20))
+    assert pq.read_table("lake.parquet")["year"].to_pylist() == [2023] * 20 + [2024] * 20
+    assert np.array_equal(np.load("vectors.npy").astype(np.float16), np.load("from-csv.npy"))
+    assert np.array_equal(np.load("vectors.npy"), np.load("piped.npy"))
+    assert np.array_equal(np.load("vectors.npy"), np.load("chunks.npy"))  # none is so long
+    assert np.load("both.rows.npy")["row"].tolist() == [*range(20), *range(21, 41)]
