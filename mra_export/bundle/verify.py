@@ -10,6 +10,7 @@ from typing import Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
 from mra_export.bundle.schema import refusal
+from mra_export.checkpoint.json_files import is_pointer
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
@@ -18,11 +19,37 @@ from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.outputs import file_sha256
 
-__all__ = ["ENGINES", "LIBRARIES", "TOKENIZER_FILE", "bundle_of", "described", "is_bundle", "verify_bundle"]
+__all__ = [
+    "ENGINES",
+    "LIBRARIES",
+    "TOKENIZER_FILE",
+    "TOLERATED",
+    "bundle_of",
+    "described",
+    "is_bundle",
+    "verify_bundle",
+]
 
 ENGINES = "engines"
 LIBRARIES = "lib"
 TOKENIZER_FILE = "tokenizer.json"
+TOLERATED = (
+    "/.git",  # a clone's folder, or the file that stands for it in a worktree
+    ".gitattributes",  # the hub puts it into every repository
+    ".gitignore",
+    ".gitkeep",
+    "/.cache/huggingface",  # the hub's client, beside what it downloaded to a folder
+    "/.huggingface",  # the same of its release 0.23
+    "/README.md",  # the model card that the hub's pages add
+    "/lost+found",  # the root of a volume; only root may read it
+    ".DS_Store",  # macOS
+    "._*",  # macOS, on volumes of others
+    ".nfs*",  # NFS, of a file that was removed while it was open
+    "Thumbs.db",  # Windows
+    "desktop.ini",
+)
+"""What storage and transport put beside a bundle's files, and nothing of ours reads: a path from the bundle's root where it
+begins with a slash, a file of that name anywhere else. The C++ library has the same list."""
 
 
 def is_bundle(path: Path) -> bool:
@@ -58,6 +85,8 @@ def verify_bundle(path: Path) -> Bundle:
             digest = file_sha256(file) if size == entry["bytes"] else None
         except OSError as error:
             raise refusal(file, f" cannot be read: {error.strerror or error}") from error
+        if size != entry["bytes"] and is_pointer(file):
+            raise refusal(file, " is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
         if size != entry["bytes"]:
             raise refusal(file, f" has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced")
         if digest != entry["sha256"]:
@@ -159,28 +188,47 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
 
 
 def _check_tree(bundle: Bundle) -> None:
-    """Refuses what is missing, unlisted, not a plain file, or lies outside; nothing is opened before that."""
+    """Refuses what is missing, unlisted or not a file; nothing is opened before that.
+
+    A file may be a link, wherever it leads: the hub's cache and other stores keep the files elsewhere, and the SHA-256 is that
+    of what is read. A link to a directory is refused: no store makes one, and what lies below it is not the bundle's alone.
+    """
     listed = set(bundle.manifest["files"])
-    root = os.path.realpath(bundle.path)
     for name in sorted(listed):
         file = bundle.path / name
         if not os.path.lexists(file):
             raise refusal(file, f" is missing, but {MANIFEST_FILE} lists it")
-        if not Path(os.path.realpath(file)).is_relative_to(root):  # Path.resolve raises where links lead in a circle
-            raise InputError(f"{file} is a symbolic link that leads out of the bundle. Put the file itself there.")
+        if not file.exists():  # false where links lead in a circle, too
+            raise refusal(file, f" is a symbolic link to {file.readlink()}, where there is no file")
         if not file.is_file():
             raise refusal(file, f" is no file, but {MANIFEST_FILE} lists it as one")
     for folder, folders, files in os.walk(bundle.path):
         for name in [*folders, *files]:
             path = Path(folder) / name
             inside = path.relative_to(bundle.path).as_posix()
-            if name in folders:
-                if path.is_symlink():
-                    raise InputError(f"{path} is a symbolic link to a directory. Put the directory itself there.")
-                if not any(entry.startswith(f"{inside}/") for entry in listed):
-                    raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
-            elif inside not in listed and inside != MANIFEST_FILE:
+            is_folder = name in folders
+            if inside in listed or inside == MANIFEST_FILE:
+                continue
+            if _is_tolerated(inside, is_folder):
+                if is_folder:
+                    folders.remove(name)  # not looked into
+                continue
+            if is_folder and path.is_symlink():
+                raise InputError(f"{path} is a symbolic link to a directory. Put the directory itself there.")
+            leads = any(entry.startswith(f"{inside}/") for entry in listed)
+            if not is_folder or not (leads or any(entry.startswith(f"/{inside}/") for entry in TOLERATED)):
                 raise InputError(f"{path} is not in {MANIFEST_FILE}. Remove it, or write the bundle again.")
+
+
+def _is_tolerated(inside: str, is_folder: bool) -> bool:
+    name = inside.rpartition("/")[2]
+    for pattern in TOLERATED:
+        if pattern.startswith("/"):
+            if inside == pattern[1:]:
+                return True
+        elif not is_folder and (name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern):
+            return True
+    return False
 
 
 def _compare(stated: Any, found: Any, where: str, file: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.checkpoint.adapter import has_adapter, merge_adapter, require_peft, without_adapter
+from mra_export.checkpoint.config_types import architectures_of, check_config
 from mra_export.checkpoint.files import first_line, locate
+from mra_export.checkpoint.json_files import parse_json
 from mra_export.checkpoint.tasks import Task, resolve_task
+from mra_export.checkpoint.weight_files import weight_files
 from mra_export.errors import InputError
 from mra_export.families._base import Family, read_options
 from mra_export.families._registry import family_of
@@ -34,6 +37,7 @@ class Checkpoint:
         model: the transformers model, float32, in evaluation mode.
         random_init: the seed if the weights are random, else None.
         options: of its family, each with its value.
+        notes: what a person should know of how it was loaded, one sentence each.
     """
 
     directory: Path
@@ -43,6 +47,7 @@ class Checkpoint:
     model: Any
     random_init: int | None
     options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_config(directory: Path) -> Any:
@@ -55,15 +60,17 @@ def load_config(directory: Path) -> Any:
 
     path = directory / "config.json"
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, OSError, AttributeError) as error:
-        raise InputError(f"{path} is not a valid configuration: {first_line(error)}") from error
-    if not model_type:
-        raise InputError(f"{path} names no model_type, so the kind of model is not known.")
+        stated = parse_json(path)
+        if not isinstance(stated, dict):
+            raise ValueError("it must hold an object")
+    except ValueError as error:
+        raise InputError(f"{path} is not a valid configuration: {error}") from error
+    check_config(stated, path)
     try:
-        return AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, architectures=architectures_of(stated, path))
     except Exception as error:
         raise InputError(f"{path} was refused by transformers: {first_line(error)}") from error
+    return config
 
 
 def load_checkpoint(
@@ -96,6 +103,7 @@ def load_checkpoint(
     family = family_of(config)
     family.validate(config)
     values = read_options(family, options or {})
+    notes: tuple[str, ...] = ()
     chosen = resolve_task(config, task)
     family.check_task(config, chosen.name)
     auto_class = getattr(transformers, chosen.auto_class)
@@ -104,7 +112,7 @@ def load_checkpoint(
             torch.manual_seed(random_init)
             model = auto_class.from_config(config, dtype=torch.float32)
         else:
-            model = _load_weights(auto_class, directory, config, chosen)
+            model, notes = _load_weights(auto_class, directory, config, chosen)
     model.eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -114,25 +122,29 @@ def load_checkpoint(
                 "The checkpoint is damaged, or training diverged; take another one."
             )
     family.prepare(model, values)
-    return Checkpoint(directory, family, chosen, config, model, random_init, values)
+    return Checkpoint(directory, family, chosen, config, model, random_init, values, notes)
 
 
-def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> Any:
+def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> tuple[Any, tuple[str, ...]]:
     import torch
 
+    if has_adapter(directory):
+        require_peft(directory)
+    files = weight_files(directory)
     try:
-        model, info = auto_class.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
+        with without_adapter(directory) as plain:
+            model, info = auto_class.from_pretrained(
+                plain,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
     except Exception as error:
-        has_weights = any((*directory.glob("*.safetensors"), *directory.glob("*.bin")))
-        hint = "" if has_weights else " There are no weights; add --random-init SEED to go on with random ones."
-        raise InputError(f"The weights in {directory} could not be loaded: {first_line(error)}{hint}") from error
+        hint = "" if files else " There are no weights; add --random-init SEED to go on with random ones."
+        reason = first_line(error).replace(str(plain), str(directory))
+        raise InputError(f"The weights in {directory} could not be loaded: {reason}{hint}") from error
     mismatched = info.get("mismatched_keys")
     if mismatched:
         first = min(mismatched, key=str)  # (name, shape there, shape asked for); only the name in some releases
@@ -140,14 +152,15 @@ def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> 
         raise InputError(
             f"The weights in {directory} do not fit config.json: {name} is {' there and '.join(shapes)} by the configuration."
         )
-    missing = sorted(info["missing_keys"])
+    merged = merge_adapter(model, directory) if has_adapter(directory) else None
+    missing = sorted(set(info["missing_keys"]) - (merged.replaced if merged else set()))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InputError(
             f"The checkpoint {directory} has no weights for {shown}, which {type(model).__name__} needs. "
             f"They would be random. Choose the --task it was trained for (now {task.name})."
         )
-    return model
+    return model, () if merged is None else (merged.note,)
 
 
 def input_names(config: Any) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mra_export.checkpoint.json_files import parse_json
+from mra_export.checkpoint.layout import MODULES_FILE, module_kind
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
-    "MODULES_FILE",
     "POOLING_MODES",
     "Dense",
     "LayerNorm",
@@ -31,7 +31,6 @@ __all__ = [
     "width_of",
 ]
 
-MODULES_FILE = "modules.json"
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """In the order in which several of them are concatenated where a configuration has one flag for each."""
 _FLAGS = {
@@ -202,16 +201,16 @@ def read_modules(directory: Path) -> tuple[tuple[Module, ...], list[str]]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+        return parse_json(path)
+    except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}. Mend or remove it.") from error
 
 
 def _kind_of(path: Path, entry: dict[str, Any]) -> str:
     """The class of a module, of sentence-transformers' own ones."""
     stated = entry.get("type")
-    package, _, kind = str(stated).rpartition(".")
-    if package.split(".")[0] != "sentence_transformers" or (kind != "Transformer" and kind not in _READERS):
+    kind = module_kind(str(stated))
+    if kind != "Transformer" and kind not in _READERS:
         raise InputError(
             f"{path} asks for the module {stated}, which the export does not offer; "
             f"it knows Transformer, {', '.join(_READERS)}. Export the bare encoder with --pooling none."

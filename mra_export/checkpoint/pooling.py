@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mra_export.checkpoint.json_files import parse_json
+from mra_export.checkpoint.layout import MODULES_FILE, module_kind, sentence_root
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,21 +43,16 @@ def pooling_of(directory: Path) -> Pooling:
     Raises:
         InputError: they ask for a pooling that the export does not offer.
     """
-    modules = directory / "modules.json"
+    root = sentence_root(directory)
+    modules = root / MODULES_FILE
     if not modules.is_file():
         return Pooling()
     try:
-        kinds = [
-            (str(m["type"]).rsplit(".", 1)[-1], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))
-        ]
-        settings = [
-            json.loads((directory / path / "config.json").read_text(encoding="utf-8"))
-            for kind, path in kinds
-            if kind == "Pooling"
-        ]
+        kinds = [(module_kind(str(m["type"])), m["path"]) for m in parse_json(modules)]
+        settings = [parse_json(root / path / "config.json") for kind, path in kinds if kind == "Pooling"]
         if any(not isinstance(each, dict) for each in settings):
             raise TypeError("it is not an object")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{modules} or its 1_Pooling/config.json cannot be read: {error}.") from error
     unknown = sorted({kind for kind, _ in kinds} - {"Transformer", "Pooling", "Normalize"})
     if unknown:

@@ -6,23 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mra_export.checkpoint.files import read_json
+from mra_export.checkpoint.files import LENGTH_FILES, read_json
+from mra_export.checkpoint.layout import sentence_root
 from mra_export.checkpoint.modules import Module, Pooling, Truncate, read_modules
 from mra_export.errors import InputError
 
-__all__ = ["LENGTH_FILES", "SENTENCE_FILE", "SIMILARITIES", "TextContract", "prompt_of", "read_contract"]
+__all__ = ["SENTENCE_FILE", "SIMILARITIES", "TextContract", "prompt_of", "read_contract"]
 
 SENTENCE_FILE = "config_sentence_transformers.json"
-LENGTH_FILES = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
-"""Of sentence-transformers' Transformer module; the first that is there and says anything counts."""
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _HARMLESS = ("__version__", "model_type", "pytorch", "transformers", "sentence_transformers")
 """Keys of `SENTENCE_FILE` that change no vector."""
@@ -95,9 +86,10 @@ def read_contract(directory: Path) -> TextContract:
     Raises:
         InputError: a file cannot be read, or a setting that changes vectors cannot be honoured; the message names it.
     """
-    modules, notes = read_modules(directory)
+    root = sentence_root(directory)
+    modules, notes = read_modules(root)
     max_length, lowercase = _length(directory, notes)
-    path = directory / SENTENCE_FILE
+    path = root / SENTENCE_FILE
     settings = read_json(path)
     prompts = settings.pop("prompts", None) or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):

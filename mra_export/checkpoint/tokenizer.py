@@ -5,21 +5,87 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mra_export.checkpoint.json_files import read_json, refuse_pointer
+from mra_export.errors import DependencyError, InputError
+from mra_export.optional import require
+
 __all__ = ["load_tokenizer"]
+
+_SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE_FILES)
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
 def load_tokenizer(directory: Path) -> Any | None:
-    """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
+    """The tokenizer of a checkpoint, as transformers' AutoTokenizer gives it.
+
+    Args:
+        directory: with the files of the tokenizer.
+
+    Returns:
+        The tokenizer; None where there is no vocabulary, or none in the files of the class that tokenizer_config.json names.
+
+    Raises:
+        InputError: a file cannot be read, or the files do not make a tokenizer.
+        DependencyError: a package that its files need is not installed.
+    """
     from mra_export.quiet import quiet_transformers
 
-    if not any(
-        (directory / n).is_file() for n in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    ):
+    files = [directory / name for name in _VOCABULARIES if (directory / name).is_file()]
+    if not files:
         return None
+    for path in files:
+        refuse_pointer(path)
+    for name in _JSON_FILES:
+        read_json(directory / name)
+    if files[0].name == "tokenizer.json":
+        _check_own_format(files[0])
+    elif files[0].name in _SENTENCEPIECE_FILES:
+        _check_sentencepiece(files[0])
     from transformers import AutoTokenizer
 
+    names = ", ".join(path.name for path in files)
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(directory)
-        except Exception:  # any failure means the same: random ids have to do, and the check says so
-            return None
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+        except Exception as error:
+            first = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(
+                f"The tokenizer in {directory} ({names}) cannot be loaded: {first} Mend its files, or take them away."
+            ) from error
+    # transformers makes do with these where the class finds none of its files: every text would be unknown.
+    is_empty = set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)
+    return None if is_empty else tokenizer
+
+
+def _check_own_format(path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this class itself
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read as a tokenizer: {first}. Mend or remove it.") from error
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """Refuses a vocabulary in sentencepiece's format where the packages that read it are not there, or cannot read it."""
+    install = "Install it with `pip install 'mra-export[sentencepiece]'`."
+    for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+        require(
+            module,
+            f"{path} is a vocabulary of sentencepiece, and {package}, which reads it, is not installed. {install}",
+        )
+    try:
+        import sentencepiece.sentencepiece_model_pb2
+    except Exception as error:  # protobuf's own, where the two are not of one time
+        raise DependencyError(
+            f"{path} is a vocabulary of sentencepiece, which does not go with the protobuf that is installed: {error} {install}"
+        ) from error
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except Exception as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} cannot be read as a vocabulary of sentencepiece: {first}. Mend or remove it."
+        ) from error

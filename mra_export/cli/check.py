@@ -53,6 +53,7 @@ def check_command(
     if report is not None:
         check_target(report, force=force, sources=[Path(source), *artifacts])
     from mra_export.checkpoint.files import locate
+    from mra_export.checkpoint.layout import sentence_root
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.cli.console import progress
     from mra_export.cli.tables import describe_bundle, print_comparisons, print_recorded
@@ -65,7 +66,7 @@ def check_command(
         if bundle is not None:
             verified, comparisons = check_bundle(bundle, max_seq_len=max_seq_len, progress=step)
         else:
-            found = find_artifacts(list(artifacts) or [locate(source)])
+            found = find_artifacts(list(artifacts) or [sentence_root(locate(source))])
             step(f"loading {source}")
             checkpoint = load_checkpoint(
                 source, task=_task_of(task, found), random_init=random_init, options=family_options

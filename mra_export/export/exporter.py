@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.checkpoint.files import SIDE_FILES
+from mra_export.checkpoint.files import side_files
 from mra_export.checkpoint.load import Checkpoint, input_names, share_weights
 from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
@@ -249,10 +249,10 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:
     """Puts beside the model what stock clients look for: configuration, tokenizer, sentence-transformers' files."""
-    for name in ("config.json", "README.md", *SIDE_FILES):
-        if (checkpoint.directory / name).is_file():
-            (stage / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.directory / name, stage / name)
+    files = {"config.json": checkpoint.directory / "config.json", **side_files(checkpoint.directory)}
+    for name, path in files.items():
+        (stage / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, stage / name)
     if pooling.mode == "none":
         for name in ("modules.json", "1_Pooling", "2_Normalize"):
             target = stage / name

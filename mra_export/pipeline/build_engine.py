@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.checkpoint.files import read_json
+from mra_export.checkpoint.layout import transformer_folder
 from mra_export.engine.backend import Backend, open_backend, select_backend
 from mra_export.engine.builder import build, inspect_engine
 from mra_export.engine.gpu import covers, find_gpus
@@ -213,9 +214,9 @@ def build_engine(
 
 def _may_need_plugin(source: Path) -> bool:
     """Whether an engine of a checkpoint needs the plugin; true where that is not known yet."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        path = source if source.suffix == ".json" else source / "config.json"
-        family = families().get(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+    with contextlib.suppress(InputError):
+        path = source if source.suffix == ".json" else transformer_folder(source) / "config.json"
+        family = families().get(str(read_json(path).get("model_type")))
         return family is None or family.plugin is not None
     return True
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle
 from mra_export.bundle.verify import bundle_of, is_bundle, verify_bundle
+from mra_export.checkpoint.layout import transformer_folder
 from mra_export.checkpoint.pooling import Pooling, pooling_of
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
@@ -51,7 +52,8 @@ def bundle_alone(source: str, *, random_init: int | None = None, options: Mappin
                 f"{', '.join(given)} cannot be used with {path} alone: a bundle is checked with what is in it. Leave it out."
             )
         return path
-    has_weights = any((*path.glob("*.safetensors"), *path.glob("*.bin")))
+    inner = transformer_folder(path)
+    has_weights = any((*inner.glob("*.safetensors"), *inner.glob("*.bin")))
     if (path / MODEL_FILE).is_file() and not has_weights:
         raise InputError(
             f"{path / MANIFEST_FILE} is missing, so {path} is no whole bundle, and it has no weights, so it is no checkpoint. "

@@ -17,7 +17,7 @@ from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.pooling import pooling_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
-from mra_export.errors import InputError
+from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
@@ -83,7 +83,7 @@ def create_bundle(
         progress(f"writing {output}")
         with staged_directory(output, force=force) as stage:
             _copy_model(model, stage)
-            _complete_tokenizer(stage)
+            _complete_tokenizer(stage, source)
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
             for path in filter(None, (library, plugin)):
@@ -194,13 +194,16 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
         )
 
 
-def _complete_tokenizer(stage: Path) -> None:
+def _complete_tokenizer(stage: Path, source: str | Path) -> None:
     """Writes tokenizer.json, the one format that servers read, where the checkpoint has its tokenizer in older files only."""
     from mra_export.checkpoint.tokenizer import load_tokenizer
 
     if (stage / TOKENIZER_FILE).is_file() or not _states_class(stage / "tokenizer_config.json"):
         return
-    tokenizer = load_tokenizer(stage)
+    try:
+        tokenizer = load_tokenizer(stage)
+    except MraExportError as error:  # the stage is gone when the message is read
+        raise type(error)(str(error).replace(str(stage), str(source))) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # transformers makes a tokenizer of a few special tokens where it does not find the vocabulary of the class.
     if backend is not None and 2 * len(tokenizer) > load_config(stage).vocab_size:  # type: ignore[arg-type]

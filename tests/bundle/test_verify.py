@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 from bundle_support import (
     FILES,
+    as_hub_cache,
     change,
     flip,
     inside,
     keys,
 )
+from paths import REPO
 
 from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle
-from mra_export.bundle.verify import verify_bundle
+from mra_export.bundle.verify import TOLERATED, verify_bundle
 from mra_export.errors import InputError
 from mra_export.outputs import file_sha256
 
@@ -41,19 +44,32 @@ def replace_by_pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
-def replace_by_link(file: Path) -> None:
-    """To the same bytes, outside the bundle."""
-    bundle = next(folder for folder in file.parents if (folder / MANIFEST_FILE).exists())
-    file.rename(bundle.parent / "outside")
-    file.symlink_to(bundle.parent / "outside")
-
-
 def replace_by_circle(file: Path) -> None:
     file.unlink()
     file.symlink_to(file.name)
 
 
-DAMAGE = [flip, cut, grow, Path.unlink, replace_by_directory, replace_by_pipe, replace_by_link, replace_by_circle]
+def replace_by_dangling_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("../blobs/gone")
+
+
+def replace_by_link_to_a_pipe(file: Path) -> None:
+    pipe = file.with_name("pipe")
+    os.mkfifo(pipe)
+    file.unlink()
+    file.symlink_to(pipe)
+
+
+def replace_by_pointer(file: Path) -> None:
+    """As a clone has it where Git LFS fetched nothing."""
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+
+
+DAMAGE = [
+    flip, cut, grow, Path.unlink, replace_by_directory, replace_by_pipe, replace_by_circle, replace_by_dangling_link,
+    replace_by_link_to_a_pipe, replace_by_pointer,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
@@ -107,6 +123,104 @@ def test_what_does_not_belong_there_is_named(add: Callable[[Path], str], bundle:
     with pytest.raises(InputError) as caught:
         verify_bundle(bundle)
     assert str(bundle / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (replace_by_circle, "is a symbolic link to tokenizer.json, where there is no file"),
+        (replace_by_dangling_link, "is a symbolic link to ../blobs/gone, where there is no file"),
+        (replace_by_pointer, "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_reason_is_said(damage: Callable[[Path], None], reason: str, bundle: Path) -> None:
+    damage(bundle / "tokenizer.json")
+    with pytest.raises(InputError) as caught:
+        verify_bundle(bundle)
+    assert reason in str(caught.value)
+
+
+def test_the_hubs_cache_is_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    snapshot = as_hub_cache(bundle, tmp_path)
+    assert verify_bundle(snapshot).manifest == verify_bundle(bundle).manifest
+    flip((snapshot / "config.json").resolve())
+    with pytest.raises(InputError, match=r"config\.json was changed: its SHA-256"):
+        verify_bundle(snapshot)
+
+
+def put(name: str, content: str = "x") -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+
+    return write
+
+
+def put_locked_folder(root: Path) -> None:
+    (root / "lost+found").mkdir(mode=0o000)
+
+
+PASSED_OVER: dict[str, Callable[[Path], None]] = {
+    "a clone": put(".git/objects/pack/a.idx"),
+    "a worktree": put(".git", "gitdir: elsewhere"),
+    "the hub's attributes": put(".gitattributes"),
+    "attributes further down": put("onnx/.gitattributes"),
+    "what git ignores": put(".gitignore"),
+    "what git keeps": put("engines/.gitkeep"),
+    "the hub's client": put(".cache/huggingface/download/onnx/model.onnx.metadata"),
+    "its release 0.23": put(".huggingface/download/x.lock"),
+    "a volume's root": put_locked_folder,
+    "macOS": put("onnx/.DS_Store"),
+    "macOS on another volume": put("onnx/._model.onnx"),
+    "NFS": put("lib/.nfs0000000001"),
+    "Windows": put("Thumbs.db"),
+    "Windows, too": put("lib/desktop.ini"),
+}
+STRANGE: dict[str, Callable[[Path], None]] = {
+    "onnx/.git": put("onnx/.git/config"),
+    ".cache/other": put(".cache/other/x"),
+    ".cache/huggingface.txt": put(".cache/huggingface.txt"),
+    ".gitattributes": lambda root: (root / ".gitattributes").mkdir(),
+    "lib/lost+found": put("lib/lost+found/x"),
+    ".hidden": put(".hidden"),
+    "gitattributes": put("gitattributes"),
+    "onnx/README.md": put("onnx/README.md"),
+    "LICENSE.md": put("LICENSE.md"),
+    "added_tokens.json": put("added_tokens.json"),
+    "lib/libother.so": put("lib/libother.so"),
+}
+
+
+@pytest.mark.parametrize("case", PASSED_OVER)
+def test_what_storage_puts_there_is_passed_over(case: str, bundle: Path) -> None:
+    PASSED_OVER[case](bundle)
+    verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_anything_else_is_refused(name: str, bundle: Path) -> None:
+    STRANGE[name](bundle)
+    with pytest.raises(InputError, match=r"is not in manifest\.json") as caught:
+        verify_bundle(bundle)
+    assert str(bundle / name) in str(caught.value)
+
+
+def test_a_model_card_that_came_later(bundle: Path) -> None:
+    """Where the checkpoint had none; one that is listed stays as it was."""
+    with (bundle / "README.md").open("a") as card:
+        card.write("more")
+    with pytest.raises(InputError, match=r"README\.md has \d+ bytes"):
+        verify_bundle(bundle)
+    change(bundle, lambda m: m["files"].pop("README.md"))
+    verify_bundle(bundle)
+
+
+def test_cpp_passes_over_the_same() -> None:
+    source = (REPO / "plugins" / "serving" / "src" / "bundle.cc").read_text()
+    listed = re.search(r"kTolerated\[\] = \{(.*?)\};", source, re.DOTALL)
+    assert listed is not None
+    assert tuple(re.findall(r'"(.*?)"', listed[1])) == TOLERATED
 
 
 def test_a_link_inside_the_bundle_is_no_harm(bundle: Path, tmp_path: Path) -> None:

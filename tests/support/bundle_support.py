@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def give_side_files(directory: Path) -> Path:
     (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (directory / "2_Normalize" / "config.json").write_text("{}")
     kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    (directory / "modules.json").write_text(json.dumps([{"path": p, "type": f"s.models.{k}"} for p, k in kinds]))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (directory / "modules.json").write_text(json.dumps(modules))
     (directory / "README.md").write_text(CARD)
     (directory / "LICENSE").write_text("Licence text.\n")
     (directory / "NOTICE").write_text("Notice.\n")
@@ -142,6 +144,20 @@ def native(parts: Parts) -> Path:
     if parts.library.stat().st_size < 1000:
         pytest.skip("the native library is not built")
     return parts.library
+
+
+def as_hub_cache(source: Path, cache: Path) -> Path:
+    """A directory as the hub's client keeps it: links into a folder of files that are named by their content."""
+    snapshot = cache / "models--someone--model" / "snapshots" / "0123abc"
+    blobs = cache / "models--someone--model" / "blobs"
+    blobs.mkdir(parents=True)
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        blob = blobs / file_sha256(file)
+        blob.write_bytes(file.read_bytes())
+        link = snapshot / file.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:

@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.checkpoint.adapter import has_adapter, merged_weights
 from mra_export.checkpoint.files import locate, write_json
 from mra_export.checkpoint.from_dense.files import copy_side_files, write_model_card
 from mra_export.checkpoint.from_dense.source import (
     check_head,
+    check_modules,
     check_options,
     dense_family,
     length_of,
     positions,
     task_of,
 )
-from mra_export.checkpoint.from_dense.weights import Weights, convert, notes_on_weights, read_weights, save_weights
+from mra_export.checkpoint.from_dense.weights import Weights, convert, notes_on_weights, save_weights
+from mra_export.checkpoint.layout import sentence_root
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.provenance import name_or_path
+from mra_export.checkpoint.weight_files import read_weights
 from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
 from mra_export.operators.mra2_attention.spec import APPROX_MODES, BLOCK_SIZE
@@ -129,6 +133,8 @@ def from_dense(
         InputError: the source cannot be read, is none of the three families, has an option or a head that MRA cannot
             compute, lacks weights or has weights that are not finite; or an option or the output path is wrong.
     """
+    import transformers
+
     say = progress or (lambda _: None)
     output = Path(output)
     check_target(output, force=force)
@@ -137,8 +143,10 @@ def from_dense(
     if approx_mode not in APPROX_MODES:
         raise InputError(f"approx_mode={approx_mode!r} must be one of {', '.join(APPROX_MODES)}.")
     directory = locate(source)
-    if output.resolve() == directory.resolve() or output.resolve() in directory.resolve().parents:
-        raise InputError(f"The output {output} would replace the source {directory}. Choose another path.")
+    root = sentence_root(directory).resolve()
+    if output.resolve() in (directory.resolve(), root, *root.parents):
+        raise InputError(f"The output {output} would replace the source {source}. Choose another path.")
+    check_modules(directory)
     config = load_config(directory)
     family = dense_family(config)
     chosen, source_architecture = task_of(config, family, task)
@@ -153,7 +161,11 @@ def from_dense(
 
     say(f"reading the weights of {source_architecture}")
     notes: list[str] = []
-    weights = Weights(read_weights(directory), family.weight_prefix)
+    stored = read_weights(directory)
+    if has_adapter(directory):
+        stored, note = merged_weights(directory, getattr(transformers, source_architecture), config, stored)
+        notes.append(note)
+    weights = Weights(stored, family.weight_prefix)
     converted = convert(weights, config, family, chosen, first_row, length)
     notes += notes_on_weights(weights, config, chosen)
     if length % BLOCK_SIZE:

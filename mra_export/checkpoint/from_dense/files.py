@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mra_export.checkpoint.files import SIDE_FILES, read_json, write_json
-from mra_export.errors import InputError
+from mra_export.checkpoint.files import read_json, side_files, write_json
+from mra_export.checkpoint.layout import MODULES_FILE, flat_listing, read_listing, sentence_root
+from mra_export.checkpoint.provenance import MODEL_CARD
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
@@ -20,16 +21,21 @@ __all__ = ["copy_side_files", "write_model_card"]
 def copy_side_files(directory: Path, stage: Path, config: Any, family: DenseFamily, length: int) -> list[str]:
     """Carries tokenizer, sentence-transformers and licence files along; keeps their length limits within the table."""
     notes = []
-    for name in SIDE_FILES:
-        if (directory / name).is_file():
+    for name, source in side_files(directory).items():
+        if name != MODEL_CARD:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(directory / name, stage / name)
-    for folder in _module_folders(directory):
-        for path in sorted((directory / folder).rglob("*")):
+            shutil.copyfile(source, stage / name)
+    root = sentence_root(directory)
+    for module in read_listing(root):
+        if root / module.folder in (root, directory):
+            continue
+        for path in sorted((root / module.folder).rglob("*")):
             if path.is_file():
-                target = stage / path.relative_to(directory)
+                target = stage / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+    if root != directory:
+        (stage / MODULES_FILE).write_text(json.dumps(flat_listing(root), indent=2) + "\n", encoding="utf-8")
 
     if any((stage / name).is_file() for name in _TOKENIZER_FILES):
         path = stage / "tokenizer_config.json"
@@ -65,21 +71,6 @@ _TOKENIZER_FILES = (
 )
 
 
-def _module_folders(directory: Path) -> list[str]:
-    """Folders of the sentence-transformers modules that follow the encoder."""
-    path = directory / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        folders = [str(module["path"]) for module in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a valid list of modules: {error}") from error
-    for folder in folders:
-        if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
-            raise InputError(f"{path} names the folder {folder!r}, which is outside the checkpoint. Mend it.")
-    return [folder for folder in folders if folder not in ("", ".") and (directory / folder).is_dir()]
-
-
 def write_model_card(directory: Path, stage: Path, summary: str) -> None:
     """A README.md that says what was changed, ahead of the source's, whose front matter (licence, language) stays."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
@@ -88,11 +79,11 @@ def write_model_card(directory: Path, stage: Path, summary: str) -> None:
         f"> Converted by mra-export {__version__} (`from-dense`): the self-attention was replaced by MRA-2 "
         f"(Zeng et al., 2022, arXiv 2207.10284); the weights are the source's. {summary}.\n"
     )
-    source = directory / "README.md"
-    text = source.read_text(encoding="utf-8", errors="replace") if source.is_file() else ""
+    source = side_files(directory).get(MODEL_CARD)
+    text = "" if source is None else source.read_text(encoding="utf-8", errors="replace")
     found = REGEX_YAML_BLOCK.match(text)
     front, body = (text[: found.end()], text[found.end() :]) if found else ("", text)
     front = front if not front or front.endswith("\n") else front + "\n"
     if body.strip():
         notice += ">\n> What follows is the source's own description.\n\n"
-    (stage / "README.md").write_text(f"{front}\n{notice}{body.lstrip()}".lstrip("\n"), encoding="utf-8")
+    (stage / MODEL_CARD).write_text(f"{front}\n{notice}{body.lstrip()}".lstrip("\n"), encoding="utf-8")

@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.checkpoint.files import read_json
+from mra_export.checkpoint.layout import MODULES_FILE, read_listing, sentence_root
 from mra_export.checkpoint.tasks import TASKS, Task, resolve_task
 from mra_export.errors import InputError
 from mra_export.families.mra import FAMILY
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 
-__all__ = ["DENSE_FAMILIES", "check_head", "check_options", "dense_family", "length_of", "positions", "task_of"]
+__all__ = [
+    "DENSE_FAMILIES",
+    "check_head",
+    "check_modules",
+    "check_options",
+    "dense_family",
+    "length_of",
+    "positions",
+    "task_of",
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def dense_family(config: Any) -> DenseFamily:
 
 def task_of(config: Any, family: DenseFamily, name: str) -> tuple[Task, str]:
     """The head to convert, and the class of the dense model that has it."""
-    architecture = (getattr(config, "architectures", None) or [f"{family.class_prefix}Model"])[0]
+    architecture = (config.architectures or [f"{family.class_prefix}Model"])[0]
     if name != "auto":
         chosen = resolve_task(config, name)
         FAMILY.check_task(config, chosen.name)
@@ -75,6 +85,17 @@ def _unknown_architecture(architecture: str, family: DenseFamily) -> str:
     else:
         hint = "It is not transformers' own class, so its layers may compute something else; take another checkpoint."
     return f"The architecture {architecture} has no counterpart in MRA; {known} have. {hint}"
+
+
+def check_modules(directory: Path) -> None:
+    """Refuses modules that are not sentence-transformers' own: their code would not be in the result."""
+    root = sentence_root(directory)
+    for module in read_listing(root):
+        if module.kind and not module.kind.isidentifier():
+            raise InputError(
+                f"{root / MODULES_FILE} names the module {module.kind}, which is not one of sentence-transformers' own, so its "
+                f"code may compute something else. To convert the encoder alone, take {MODULES_FILE} away."
+            )
 
 
 def check_options(config: Any, directory: Path, family: DenseFamily) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
@@ -12,13 +10,14 @@ from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
     from mra_export.checkpoint.from_dense.source import DenseFamily
     from mra_export.checkpoint.tasks import Task
 
-__all__ = ["POSITION_OFFSET", "Weights", "convert", "notes_on_weights", "read_weights", "save_weights"]
+__all__ = ["POSITION_OFFSET", "Weights", "convert", "notes_on_weights", "save_weights"]
 
 POSITION_OFFSET = 2
 """The first row of MRA's position table that is read (`MraEmbeddings`); the rows before it are written as zeros."""
@@ -33,46 +32,6 @@ _LAYER_WEIGHTS = (
     "output.dense",
     "output.LayerNorm",
 )
-
-
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint by name, as transformers would choose among its files."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (directory / name).is_file():
-            return _read_file(directory / name)
-        index = directory / f"{name}.index.json"
-        if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"{index} is not a valid index of weight files: {error}") from error
-            weights: dict[str, Tensor] = {}
-            for shard in shards:
-                if not (directory / shard).is_file():
-                    raise InputError(
-                        f"{index.name} names {shard}, which is not in {directory}. Fetch the checkpoint again."
-                    )
-                weights.update(_read_file(directory / shard))
-            return weights
-    raise InputError(
-        f"{directory} has neither model.safetensors nor pytorch_model.bin. Give a checkpoint with weights."
-    )
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as weights: {reason} Fetch the checkpoint again.") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise InputError(f"{path} holds no table of weights by name. Give a transformers checkpoint.")
-    return loaded
 
 
 class Weights:

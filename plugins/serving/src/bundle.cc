@@ -24,6 +24,12 @@ using Kind = Json::Kind;
 
 constexpr std::int64_t kFormat = 1;
 constexpr std::int64_t kMaxManifestBytes = 1 << 26;
+// What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
+// from the bundle's root where it begins with a slash, a file of that name anywhere else.
+constexpr const char* kTolerated[] = {
+    "/.git",       ".gitattributes", ".gitignore", ".gitkeep", "/.cache/huggingface", "/.huggingface", "/README.md",
+    "/lost+found", ".DS_Store",      "._*",        ".nfs*",    "Thumbs.db",           "desktop.ini",
+};
 constexpr const char* kMend = "Copy the bundle again, or write it again with `mra-export bundle`.";
 
 // The fields of the manifest. A leading '?' allows null, {"*": kind} is an object of any names, "a|b" a choice.
@@ -157,10 +163,6 @@ class ManifestReader {
       std::error_code error;
       if (!fs::is_regular_file(file, error))
         fail(Code::kInput, file + " is missing, or is no file: manifest.json lists it. " + kMend);
-      // Links may lead to a file of the bundle, not out of it.
-      const std::string within = fs::canonical(file).lexically_relative(fs::canonical(directory_)).generic_string();
-      if (within == ".." || within.rfind("../", 0) == 0)
-        fail(Code::kInput, file + " leads out of the bundle, to " + fs::canonical(file).string() + ". " + kMend);
       std::int64_t size = 0;
       std::string sha256;
       const std::int64_t stated = at(files.items[i], "bytes").integer;
@@ -173,7 +175,10 @@ class ManifestReader {
         fail(Code::kInput, file + " was changed: its SHA-256 is not that of manifest.json. " + kMend);
     }
     std::set<std::string> listed(files.names.begin(), files.names.end()), folders;
-    for (const std::string& name : files.names)
+    std::vector<std::string> names = files.names;
+    for (const std::string pattern : kTolerated)
+      if (pattern[0] == '/') names.push_back(pattern.substr(1));
+    for (const std::string& name : names)
       for (std::size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1))
         folders.insert(name.substr(0, slash));
     listed.insert("manifest.json");
@@ -181,12 +186,28 @@ class ManifestReader {
     for (fs::recursive_directory_iterator entry(root), end; entry != end; ++entry) {
       const std::string name = entry->path().lexically_relative(root).generic_string();
       const bool is_folder = entry->is_directory() && !entry->is_symlink();
+      if (listed.count(name) == 0 && is_tolerated(name, entry->is_directory())) {
+        if (is_folder) entry.disable_recursion_pending();  // not looked into: lost+found cannot be
+        continue;
+      }
       if ((is_folder ? folders : listed).count(name) == 0)
         fail(Code::kInput, entry->path().string() + " is not listed in manifest.json. Remove it. " + kMend);
     }
   }
 
  private:
+  static bool is_tolerated(const std::string& name, bool is_folder) {
+    const std::string last = name.substr(name.rfind('/') + 1);  // npos + 1 is 0
+    for (const std::string pattern : kTolerated) {
+      const bool matches = pattern[0] == '/'       ? name == pattern.substr(1)
+                           : is_folder             ? false
+                           : pattern.back() == '*' ? last.rfind(pattern.substr(0, pattern.size() - 1), 0) == 0
+                                                   : last == pattern;
+      if (matches) return true;
+    }
+    return false;
+  }
+
   static Json schema(const char* text) {
     Json parsed;
     const std::string source(text);
