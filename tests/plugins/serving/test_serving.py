@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_support import as_hub_cache
 from measures import relative_error
 from serving_support import (
     SOURCE,
@@ -209,6 +210,41 @@ def damages(bundle: Path) -> Iterator[tuple[str, Path, str]]:
     yield "onnx a link out of the bundle", bundle / "onnx", "onnx"
     (bundle / "onnx").unlink()
     shutil.move(moved, bundle / "onnx")
+
+
+def test_the_hubs_cache_and_what_storage_puts_beside(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Links of files lead anywhere, as the content is what counts; a few names are passed over, and no others."""
+    snapshot = as_hub_cache(tiny_bundle, tmp_path / "cache")
+    for name in (".gitattributes", "onnx/.DS_Store", "onnx/._model.onnx", "lib/.nfs0001", "README.md"):
+        (snapshot / name).write_text("x")
+    for name in (".git/objects", ".cache/huggingface/download"):
+        (snapshot / name).mkdir(parents=True)
+        (snapshot / name / "x").write_text("x")
+    (snapshot / "lost+found").mkdir(mode=0o000)
+    any_driver.ask("open", "m", snapshot)
+    texts = mixed_texts(120, 256, 4)
+    assert relative_error(any_driver.embed("m", texts), python_vectors(tiny_bundle, texts)) <= 1e-5
+    for name in (".cache/other", "onnx/README.md", "onnx/.git", ".hidden"):
+        (snapshot / name).write_text("x")
+        with pytest.raises(Refused, match=re.escape(f"{name} is not listed in manifest.json")) as refused:
+            any_driver.ask("open", "m", snapshot)
+        assert refused.value.code == 2
+        (snapshot / name).unlink()
+    config = snapshot / "config.json"
+    blob = config.resolve()
+    for target in ("config.json", "../gone", "/"):  # in a circle, nowhere, to a directory
+        config.unlink()
+        config.symlink_to(target)
+        with pytest.raises(Refused, match=r"config\.json is missing, or is no file") as refused:
+            any_driver.ask("open", "m", snapshot)
+        assert refused.value.code == 2
+    config.unlink()
+    config.symlink_to(blob)
+    flipped = bytearray(blob.read_bytes())
+    flipped[5] ^= 1
+    blob.write_bytes(bytes(flipped))
+    with pytest.raises(Refused, match=r"config\.json was changed: its SHA-256"):
+        any_driver.ask("open", "m", snapshot)
 
 
 def test_each_damaged_file_is_refused(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
