@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mra_export.checkpoint.load import load_checkpoint  # noqa: E402
-from mra_export.checkpoint.pooling import Pooling  # noqa: E402
 from mra_export.export.exporter import export_onnx  # noqa: E402
 from mra_export.pipeline.bench import bound_run, in_turns  # noqa: E402  (the repository's own package, found through the line above)
 from mra_export.runners.torch import TransformersRunner  # noqa: E402
@@ -90,7 +89,7 @@ def main() -> None:
             form: onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
             for form, file in files.items()
         }
-        reference = TransformersRunner(checkpoint, Pooling())
+        reference = TransformersRunner(checkpoint)
         for seq_len in options.seq_len:
             ids = np.random.default_rng(0).integers(4, 1000, (options.batch, seq_len))
             mask = np.ones_like(ids)

@@ -129,17 +129,17 @@ def expected_vectors(directory: Path, checkpoint: Path, texts: list[str], target
     import numpy as np
 
     from mra_export.checkpoint.load import input_names, load_checkpoint
-    from mra_export.checkpoint.pooling import pooling_of
+    from mra_export.checkpoint.text import read_contract
     from mra_export.errors import InputError
     from mra_export.runners.torch import TransformersRunner
 
     loaded = load_checkpoint(checkpoint)
-    pooling = pooling_of(directory)
-    if pooling.mode == "none":
+    modules = read_contract(directory).modules
+    if not modules:
         raise InputError(f"{directory} has no modules.json, so its pooling is not known. Export it with --pooling.")
     batch = tokenize(loaded.directory, texts, "np")
     inputs = {name: batch[name].astype(np.int64) for name in input_names(loaded.config)}
-    runner = TransformersRunner(loaded, pooling)
+    runner = TransformersRunner(loaded, modules)
     np.savez(target, texts=np.array(texts), vectors=runner.run(inputs)["sentence_embedding"])
 
 

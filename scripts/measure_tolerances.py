@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import pooling_of
+from mra_export.checkpoint.text import read_contract
 from mra_export.export.exporter import export_onnx
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.cases import build_cases
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--max-seq-len", type=int)
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
-    pooling = pooling_of(checkpoint.directory)
+    modules = read_contract(checkpoint.directory).modules
     cases, origin = build_cases(checkpoint, max_seq_len=arguments.max_seq_len)
     table = Table("type", "run by", *(name.replace("_", " ") for name in METRICS))
 
@@ -50,11 +50,11 @@ def main() -> None:
         cast = dataclasses.replace(checkpoint, model=copy.deepcopy(checkpoint.model).to(kind))
         twin = check_candidate(
             checkpoint,
-            TransformersRunner(checkpoint, pooling),
-            SpecificationRunner(cast, pooling),
+            TransformersRunner(checkpoint, modules),
+            SpecificationRunner(cast, modules),
             dtype,
             cases,
-            specification=SpecificationRunner(checkpoint, pooling),
+            specification=SpecificationRunner(checkpoint, modules),
         )
         row(dtype, f"torch {torch.__version__}", twin[1])
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Token vectors to one vector: what follows the encoder, as sentence-transformers' files say it and define it."""
+"""Token vectors to one vector: what follows the encoder, as sentence-transformers' files say it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from torch import Tensor, nn
-
 __all__ = [
     "ACTIVATIONS",
+    "POOLING_FLAGS",
     "POOLING_MODES",
     "Dense",
     "LayerNorm",
@@ -24,16 +23,18 @@ __all__ = [
     "Normalize",
     "Pooling",
     "Truncate",
+    "as_pooling",
     "as_stated",
-    "as_torch",
+    "from_pooling",
     "module_from",
+    "override_normalize",
     "read_modules",
     "width_of",
 ]
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """In the order in which several of them are concatenated where a configuration has one flag for each."""
-_FLAGS = {
+POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -41,6 +42,7 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+"""The same as flags in a module's config.json."""
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 """Of a dense layer: classes of torch.nn, without arguments."""
 _OF_SENTENCES = "sentence_embedding"
@@ -130,6 +132,22 @@ def as_stated(module: Module) -> dict[str, Any]:
     return {"kind": type(module).__name__, **plain}
 
 
+def as_pooling(modules: Iterable[Module]) -> dict[str, Any]:
+    """Modules as the manifest of an engine has them: mode and normalize where that says it all, else each of them."""
+    chain = list(modules)
+    modes = chain[0].modes if chain and isinstance(chain[0], Pooling) else ()
+    if chain[1:] in ([], [Normalize()]) and modes in (("mean",), ("cls",)) and chain[0] == Pooling(modes):
+        return {"mode": modes[0], "normalize": len(chain) == 2}
+    return {"modules": [as_stated(module) for module in chain]}
+
+
+def from_pooling(stated: dict[str, Any]) -> tuple[Module, ...]:
+    """The inverse of `as_pooling`."""
+    if "modules" in stated:
+        return tuple(module_from(each) for each in stated["modules"])
+    return (Pooling((stated["mode"],)), *([Normalize()] if stated["normalize"] else []))
+
+
 def width_of(modules: Iterable[Module], hidden_size: int) -> int:
     """Numbers of the vector that comes out.
 
@@ -152,29 +170,51 @@ def width_of(modules: Iterable[Module], hidden_size: int) -> int:
     return width
 
 
-def read_modules(directory: Path) -> tuple[tuple[Module, ...], list[str]]:
+def override_normalize(modules: tuple[Module, ...], normalize: bool | None) -> tuple[Module, ...]:
+    """The modules with or without a `Normalize` at their end, as `--normalize` and `--no-normalize` have it.
+
+    Args:
+        modules: without a `Truncate`.
+        normalize: None for the modules as they are.
+
+    Raises:
+        InputError: there is no vector to scale.
+    """
+    if normalize and not modules:
+        raise InputError(
+            f"--normalize scales a sentence embedding: it needs --pooling, one of {', '.join(POOLING_MODES)}."
+        )
+    if normalize is None or (normalize and modules[-1] == Normalize()):
+        return modules
+    if normalize:
+        return (*modules, Normalize())
+    while modules and modules[-1] == Normalize():
+        modules = modules[:-1]
+    return modules
+
+
+def read_modules(directory: Path, *, pooling: str | None = None) -> tuple[tuple[Module, ...], list[str]]:
     """What follows the encoder of a checkpoint.
 
     Args:
         directory: with `modules.json`.
+        pooling: of `POOLING_MODES`, in place of the modes that are found; what follows stays.
 
     Returns:
-        The modules in their order, without those that do nothing; empty where there is no such file, or where the encoder is
-        all that it lists. And notes: keys that nobody knows, one sentence each.
+        The modules in their order, without those that do nothing; empty where there is no such file and no `pooling`, or
+        where the encoder is all that it lists. And notes: keys that nobody knows, one sentence each.
 
     Raises:
         InputError: a file cannot be read; a module or a setting of one is not known, or is in a place where it means nothing.
     """
+    if pooling not in (None, *POOLING_MODES):
+        raise InputError(f"pooling={pooling!r} must be one of none, {', '.join(POOLING_MODES)}.")
     path = directory / MODULES_FILE
-    if not path.is_file():
-        return (), []
-    listing = _read(path)
-    if not isinstance(listing, list) or not all(isinstance(each, dict) for each in listing):
-        raise InputError(f"{path} must hold a list of objects. Mend or remove it.")
     modules: list[Module] = []
     notes: list[str] = []
-    for index, entry in enumerate(listing):
+    for index, entry in enumerate(_listing(path)):
         kind, folder = _kind_of(path, entry), _folder_of(path, entry)
+        _note_unknown(path, {key: None for key in entry if key not in _ENTRY_KEYS}, notes)
         if kind == "Transformer":
             if index:
                 raise InputError(
@@ -184,19 +224,34 @@ def read_modules(directory: Path) -> tuple[tuple[Module, ...], list[str]]:
         if not index:
             raise InputError(f"{path} begins with {kind}; the first module has to be a Transformer. Mend it.")
         config = directory / folder / "config.json"
-        settings = _read(config) if config.is_file() else {}
+        settings = _read(config) if config.is_file() or kind == "Pooling" else {}
         if not isinstance(settings, dict):
             raise InputError(f"{config} must hold a JSON object. Mend or remove it.")
+        if kind == "Pooling" and pooling is not None:
+            settings = {**settings, "pooling_mode": pooling}
         found = _READERS[kind](folder, config, dict(settings), notes)
         if found is None:
             continue
         if isinstance(found, Pooling) != (not modules):
-            what = "comes before Pooling" if not modules else "is there twice"
+            what = "is there twice" if isinstance(found, Pooling) else "comes before Pooling"
             raise InputError(
                 f"{path}: {kind} {what}, so it is not clear what the vector of a text is. Mend the order of modules."
             )
         modules.append(found)
+    if pooling is not None and not modules:
+        modules.append(Pooling((pooling,)))
     return tuple(modules), notes
+
+
+_ENTRY_KEYS = ("idx", "name", "path", "type", "kwargs")
+
+
+def _listing(path: Path) -> list[dict[str, Any]]:
+    """The entries of `modules.json`, none where there is no such file."""
+    listing = _read(path) if path.is_file() else []
+    if not isinstance(listing, list) or not all(isinstance(each, dict) for each in listing):
+        raise InputError(f"{path} must hold a list of objects. Mend or remove it.")
+    return listing
 
 
 def _read(path: Path) -> Any:
@@ -213,7 +268,7 @@ def _kind_of(path: Path, entry: dict[str, Any]) -> str:
     if kind != "Transformer" and kind not in _READERS:
         raise InputError(
             f"{path} asks for the module {stated}, which the export does not offer; "
-            f"it knows Transformer, {', '.join(_READERS)}. Export the bare encoder with --pooling none."
+            f"it offers Transformer, {', '.join(_READERS)} of sentence-transformers. Export the bare encoder with --pooling none."
         )
     return kind
 
@@ -226,7 +281,7 @@ def _folder_of(path: Path, entry: dict[str, Any]) -> str:
 
 
 def _pooling(folder: str, config: Path, settings: dict[str, Any], notes: list[str]) -> Pooling:
-    flags = [mode for key, mode in _FLAGS.items() if settings.pop(key, False)]
+    flags = [mode for key, mode in POOLING_FLAGS.items() if settings.pop(key, False)]
     stated = settings.pop("pooling_mode", flags or "mean")
     modes = tuple(stated) if isinstance(stated, list) else (stated,)
     if not modes or any(mode not in POOLING_MODES for mode in modes):
@@ -303,114 +358,3 @@ def _check_names(config: Path, settings: dict[str, Any]) -> None:
 def _note_unknown(config: Path, settings: dict[str, Any], notes: list[str]) -> None:
     if settings:
         notes.append(f"{config} has {', '.join(sorted(settings))}, which is not known here and changes nothing.")
-
-
-def as_torch(modules: Iterable[Module], directory: Path) -> nn.Module:
-    """The modules as one torch module, float32.
-
-    Args:
-        modules: as from `read_modules`, a `Pooling` first.
-        directory: where their folders with weights are.
-
-    Returns:
-        A module that takes token vectors float32 [batch, seq_len, hidden_size] and the attention mask [batch, seq_len],
-        padding on the right, and returns [batch, `width_of`]. Prompts count.
-
-    Raises:
-        InputError: weights are missing, or do not fit.
-    """
-    import torch
-
-    chain = list(modules)
-    layers = torch.nn.ModuleList()
-    for module in chain:
-        if isinstance(module, Dense):
-            layers.append(_torch_dense(module, directory))
-        elif isinstance(module, LayerNorm):
-            norm = torch.nn.LayerNorm(module.dimension)
-            _load(norm, directory / module.folder, "norm.")
-            layers.append(norm)
-        else:
-            layers.append(torch.nn.Identity())
-
-    class Chain(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = layers
-
-        def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-            vector = hidden
-            for module, layer in zip(chain, self.layers, strict=True):
-                if isinstance(module, Pooling):
-                    vector = torch.cat([_pooled(hidden, mask, mode) for mode in module.modes], dim=-1)
-                elif isinstance(module, Normalize):
-                    vector = torch.nn.functional.normalize(vector, dim=-1)
-                elif isinstance(module, Truncate):
-                    vector = vector[..., : module.dimension]
-                else:
-                    vector = layer(vector)
-            return vector
-
-    return Chain().eval().requires_grad_(False)
-
-
-def _pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """Token vectors to one vector a text, as sentence-transformers' `Pooling` does it where padding is on the right."""
-    import torch
-
-    weight = mask.to(hidden.dtype).unsqueeze(-1)
-    if mode == "cls":
-        return hidden[:, 0]
-    if mode == "max":
-        return hidden.masked_fill(weight == 0, float("-inf")).amax(1)
-    if mode == "lasttoken":
-        last = (mask.to(torch.int64).sum(1) - 1).clamp(min=0)
-        return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
-    if mode == "weightedmean":
-        weight = weight * torch.arange(1, hidden.shape[1] + 1, dtype=hidden.dtype, device=hidden.device).view(1, -1, 1)
-    total, count = (hidden * weight).sum(1), weight.sum(1).clamp(min=1e-9)
-    return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
-
-
-def _torch_dense(module: Dense, directory: Path) -> nn.Module:
-    import torch
-
-    linear = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias)
-    _load(linear, directory / module.folder, "linear.")
-    act = getattr(torch.nn, module.activation)()
-    if not module.residual:
-        return torch.nn.Sequential(linear, act)
-    beside: nn.Module = torch.nn.Identity()
-    if module.in_features != module.out_features:
-        beside = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-        _load(beside, directory / module.folder, "residual.")
-
-    class Residual(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.act, self.beside = linear, act, beside
-
-        def forward(self, vector: Tensor) -> Tensor:
-            out: Tensor = self.act(self.linear(vector)) + self.beside(vector)
-            return out
-
-    return Residual()
-
-
-def _load(layer: nn.Module, folder: Path, prefix: str) -> None:
-    """Fills a layer from the weights of a module's folder."""
-    import torch
-    from safetensors.torch import load_file
-
-    file = folder / "model.safetensors"
-    if file.is_file():
-        weights = load_file(file)
-    elif (file := folder / "pytorch_model.bin").is_file():
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    else:
-        raise InputError(f"{folder} has no model.safetensors and no pytorch_model.bin. Take the whole checkpoint.")
-    own = {name.removeprefix(prefix): value.float() for name, value in weights.items() if name.startswith(prefix)}
-    try:
-        layer.load_state_dict(own)
-    except RuntimeError as error:
-        raise InputError(f"{file} does not fit its config.json: {' '.join(str(error).split())[:300]}") from error

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from mra_export.cli.options import dtype_options, force_option, model_options, options, output_option, output_options
+from mra_export.cli.options import (
+    POOLING_NAMES,
+    dtype_options,
+    force_option,
+    model_options,
+    options,
+    output_option,
+    output_options,
+)
 from mra_export.cli.output import fail_parity, plain, print_result
 from mra_export.errors import ParityError
 from mra_export.native.libraries import named_plugin
@@ -60,7 +68,7 @@ def _triton_options(function: Any) -> Any:
 @model_options
 @dtype_options(None, "as SOURCE, fp32 for a checkpoint")
 @click.option(
-    "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Of a checkpoint.  [default: its own, or mean]"
+    "--pooling", type=click.Choice(POOLING_NAMES), metavar="MODE", help="Of a checkpoint.  [default: its own, or mean]"
 )
 @click.option("--normalize/--no-normalize", default=None, help="Of a checkpoint.  [default: as SOURCE]")
 @click.option("--no-check", is_flag=True, help="Skip the parity check.")

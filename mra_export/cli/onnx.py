@@ -7,8 +7,15 @@ from typing import Any
 
 import click
 
-from mra_export.cli.options import dtype_options, force_option, model_options, output_option, output_options
-from mra_export.cli.output import fail_parity, plain, print_result
+from mra_export.cli.options import (
+    POOLING_NAMES,
+    dtype_options,
+    force_option,
+    model_options,
+    output_option,
+    output_options,
+)
+from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
 from mra_export.native.libraries import checking_library
 
@@ -22,7 +29,10 @@ __all__ = ["onnx_command"]
 @dtype_options("fp32", "fp32")
 @click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20, or 23 for standard attention]")
 @click.option(
-    "--pooling", type=click.Choice(["none", "cls", "mean"]), help="Adds sentence_embedding.  [default: as MODEL]"
+    "--pooling",
+    type=click.Choice(POOLING_NAMES),
+    metavar="MODE",
+    help=f"Adds sentence_embedding: {', '.join(POOLING_NAMES)}.  [default: as MODEL]",
 )
 @click.option("--normalize/--no-normalize", default=None, help="Scales it to length 1.  [default: as MODEL]")
 @click.option("--no-check", is_flag=True, help="Skip the parity check.")
@@ -70,6 +80,7 @@ def onnx_command(
             fail_parity("onnx", error, comparisons, shown["as_json"])
     if not shown["as_json"]:
         print_comparisons(comparisons)
+        print_notes(result.notes)
     print_result(
         "onnx",
         f"{result.model}: {result.task}, {result.dtype}, opset {result.opset}, {result.attention_nodes} attention nodes, "
@@ -84,5 +95,6 @@ def onnx_command(
         model_inputs=list(result.inputs),
         model_outputs=list(result.outputs),
         size_bytes=result.size_bytes,
+        notes=list(result.notes),
         comparisons=plain(comparisons),
     )

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mra_export.checkpoint.modules import POOLING_MODES
 from mra_export.checkpoint.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["dtype_options", "force_option", "model_options", "options", "output_option", "output_options"]
+__all__ = [
+    "POOLING_NAMES",
+    "TASK_NAMES",
+    "dtype_options",
+    "force_option",
+    "model_options",
+    "options",
+    "output_option",
+    "output_options",
+]
 
 TASK_NAMES = ("auto", *TASKS)
+POOLING_NAMES = ("none", *POOLING_MODES)
 
 
 def options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mra_export.errors import ParityError
 
-__all__ = ["fail_parity", "failures", "plain", "print_json", "print_result"]
+__all__ = ["fail_parity", "failures", "plain", "print_json", "print_notes", "print_result"]
 
 
 def plain(comparisons: list[Any]) -> list[dict[str, Any]]:
@@ -36,6 +38,12 @@ def fail_parity(
         print_json(ok=False, command=command, outputs=outputs or [], error=str(error), comparisons=plain(comparisons))
         sys.exit(error.exit_code)
     raise error
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Sentences about the input, on standard error."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def print_result(command: str, text: str, as_json: bool, **fields: Any) -> None:

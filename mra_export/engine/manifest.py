@@ -54,7 +54,8 @@ class Manifest:
         onnx_sha256: of the ONNX file, followed by its external data.
         onnx_dtype: type of that file; other than `precision` where it was converted.
         attributes: of the operator, one entry for each attention layer that differs from the one before it.
-        pooling: mode and normalize of the output sentence_embedding, None without it or where that is not known.
+        pooling: of the output sentence_embedding: mode and normalize where they say it all, else modules, each with its kind; None
+            without it or where that is not known.
         parity: comparisons of the ONNX file with the PyTorch model, or None where none was made.
         versions: name -> version of what took part.
     """

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.checkpoint.files import side_files
+from mra_export.checkpoint.layout import MODULES_FILE, sentence_root
 from mra_export.checkpoint.load import Checkpoint, input_names, share_weights
-from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
+from mra_export.checkpoint.module_files import write_modules
+from mra_export.checkpoint.module_torch import as_torch
+from mra_export.checkpoint.modules import width_of
+from mra_export.checkpoint.text import TextContract, read_contract, write_length_file
+from mra_export.checkpoint.text_ids import write_tokenizer
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import MODEL_FILE, save_program
@@ -49,6 +54,7 @@ class ExportResult:
         inputs: names.
         outputs: names.
         size_bytes: of the model file and its external data.
+        notes: what a person should know of the checkpoint's settings, one sentence each.
     """
 
     directory: Path
@@ -60,6 +66,7 @@ class ExportResult:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     size_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -68,7 +75,8 @@ def export_onnx(
     *,
     dtype: str = "fp32",
     opset: int | None = None,
-    pooling: Pooling | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
     force: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> ExportResult:
@@ -79,7 +87,8 @@ def export_onnx(
         output: the directory to write.
         dtype: one of `DTYPES`; inputs are int64 and outputs float32 with each of them.
         opset: of the standard operators, None for the family's default.
-        pooling: None to go by the checkpoint's sentence-transformers files.
+        pooling: "none" or one of `POOLING_MODES` in place of the checkpoint's; what follows it stays. None for its own.
+        normalize: whether the vector is scaled to length 1; None for the checkpoint's own.
         force: whether an existing output is replaced.
         finish: called with the directory before it gets its name; if it raises, nothing is left behind.
 
@@ -87,7 +96,7 @@ def export_onnx(
         What was written.
 
     Raises:
-        InputError: an option or the output path is wrong.
+        InputError: an option or the output path is wrong, or a setting of the checkpoint cannot be honoured.
     """
     import onnx
     import torch
@@ -99,30 +108,32 @@ def export_onnx(
         raise InputError(f"opset={opset} must be between {oldest} and {newest} with the versions installed here.")
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    if pooling is None:
-        pooling = pooling_of(checkpoint.directory) if checkpoint.task.name == "feature-extraction" else Pooling()
-    if pooling.mode not in POOLINGS:
-        raise InputError(f"pooling={pooling.mode!r} must be one of {', '.join(POOLINGS)}.")
-    if pooling.mode != "none" and checkpoint.task.name != "feature-extraction":
-        raise InputError(f"pooling={pooling.mode} needs the task feature-extraction; this is {checkpoint.task.name}.")
-    if pooling.normalize and pooling.mode == "none":
-        raise InputError("--normalize scales a sentence embedding: it needs --pooling cls or mean.")
+    is_encoder = checkpoint.task.name == "feature-extraction"
+    if not is_encoder and (pooling not in (None, "none") or normalize):
+        raise InputError(
+            f"pooling={pooling}, normalize={normalize} needs the task feature-extraction; this is {checkpoint.task.name}."
+        )
+    contract = read_contract(checkpoint.directory, pooling=pooling, normalize=normalize, embedding=is_encoder)
+    width_of(contract.modules, checkpoint.config.hidden_size)
 
     inputs = input_names(checkpoint.config)
-    outputs = checkpoint.task.outputs + (("sentence_embedding",) if pooling.mode != "none" else ())
+    outputs = checkpoint.task.outputs + (("sentence_embedding",) if contract.modules else ())
     torch_dtype = getattr(torch, DTYPES[dtype].torch)
     with staged_directory(output, force=force) as stage:
-        program = _trace(checkpoint, inputs, outputs, torch_dtype, opset, pooling)
-        nodes = _finish_model(program, checkpoint, opset, dtype)
+        program = _trace(checkpoint, inputs, outputs, torch_dtype, opset, contract)
+        nodes = _finish_model(program, checkpoint, opset, dtype, contract)
         (stage / MODEL_FILE).parent.mkdir()
         save_program(program, stage / MODEL_FILE)
         del program
         onnx.checker.check_model(str(stage / MODEL_FILE), full_check=True)
-        _copy_side_files(checkpoint, stage, pooling)
+        notes = _copy_side_files(checkpoint, stage, contract)
         if finish is not None:
             finish(stage)
         size = sum(file.stat().st_size for file in (stage / "onnx").iterdir())
-    return ExportResult(output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size)
+    every = (*contract.notes, *notes)
+    return ExportResult(
+        output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size, every
+    )
 
 
 def _trace(
@@ -131,12 +142,12 @@ def _trace(
     outputs: tuple[str, ...],
     dtype: torch.dtype,
     opset: int,
-    pooling: Pooling,
+    contract: TextContract,
 ) -> onnx_ir.Model:
     """Runs torch's exporter over the model with each attention replaced by a node of its family's operator."""
     import torch
 
-    module = _wrapped(checkpoint, outputs, dtype, pooling)
+    module = _wrapped(checkpoint, outputs, dtype, contract)
     leading = {0: "batch", 1: "choices", 2: "sequence"} if checkpoint.task.name == "multiple-choice" else None
     axes = leading or {0: "batch", 1: "sequence"}
     longest = checkpoint.family.max_seq_len(checkpoint.config)
@@ -164,7 +175,7 @@ def _trace(
     return program.model
 
 
-def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtype, pooling: Pooling) -> nn.Module:
+def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtype, contract: TextContract) -> nn.Module:
     """The model as the exporter sees it: int64 inputs, float32 outputs, the mask cast once for all layers."""
     import torch
 
@@ -192,25 +203,27 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
                 "Export it with --bf16 or in fp32."
             )
     checkpoint.family.replace_attention(model, node)
+    chain = as_torch(contract.modules, sentence_root(checkpoint.directory)) if contract.modules else None
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.chain = chain  # float32, whatever the type of the model
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
             shared["attention_mask"] = attention_mask.to(torch.int32).flatten(0, -2)
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             result = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)
             values = [result[name].float() for name in outputs if name != "sentence_embedding"]
-            if pooling.mode != "none":
-                values.append(pool(values[0], attention_mask, pooling))
+            if self.chain is not None:
+                values.append(self.chain(values[0], attention_mask))
             return tuple(values)
 
     return Wrapped().eval()
 
 
-def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str) -> int:
+def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str, contract: TextContract) -> int:
     """Names the attention nodes, has their family finish them, and drops whatever tells of this machine; counts them."""
     import onnx_ir
 
@@ -240,6 +253,8 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     model.metadata_props.update({"task": checkpoint.task.name, "dtype": dtype, "family": checkpoint.family.model_type})
     model.metadata_props["max_seq_len"] = str(checkpoint.family.max_seq_len(checkpoint.config))
     model.metadata_props.update({f"option.{name}": str(value) for name, value in checkpoint.options.items()})
+    asked = {"pooling": contract.pooling, "normalize": contract.normalize}  # `check` holds the file against the same
+    model.metadata_props.update({name: str(value) for name, value in asked.items() if value is not None})
     checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
     for function in checkpoint.family.functions(opset):
         converted = onnx_ir.serde.deserialize_function(function)
@@ -247,29 +262,20 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     return count
 
 
-def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:
+def _copy_side_files(checkpoint: Checkpoint, stage: Path, contract: TextContract) -> list[str]:
     """Puts beside the model what stock clients look for: configuration, tokenizer, sentence-transformers' files."""
+    root = sentence_root(checkpoint.directory)
     files = {"config.json": checkpoint.directory / "config.json", **side_files(checkpoint.directory)}
     for name, path in files.items():
         (stage / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, stage / name)
-    if pooling.mode == "none":
-        for name in ("modules.json", "1_Pooling", "2_Normalize"):
-            target = stage / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            target.unlink(missing_ok=True)
-        return
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * pooling.normalize
-    listing = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(modules)
-    ]
-    settings: dict[str, Any] = {"word_embedding_dimension": checkpoint.config.hidden_size}
-    for key, mode in (("cls_token", "cls"), ("mean_tokens", "mean"), ("max_tokens", ""), ("mean_sqrt_len_tokens", "")):
-        settings[f"pooling_mode_{key}"] = mode == pooling.mode
-    (stage / "1_Pooling").mkdir(exist_ok=True)
-    (stage / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (stage / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
-    if not pooling.normalize and (stage / "2_Normalize").is_dir():
-        shutil.rmtree(stage / "2_Normalize")
+    (stage / MODULES_FILE).unlink(missing_ok=True)
+    for name in ("1_Pooling", "2_Normalize"):
+        if (stage / name).is_dir():
+            shutil.rmtree(stage / name)
+    write_length_file(checkpoint.directory, stage, sys.maxsize)
+    if contract.modules:
+        write_modules(contract.modules, root, stage, checkpoint.config.hidden_size)
+    positions = checkpoint.family.max_seq_len(checkpoint.config)
+    size = checkpoint.config.vocab_size
+    return write_tokenizer(checkpoint.directory, stage, contract, positions, vocab_size=size)

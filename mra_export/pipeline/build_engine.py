@@ -255,14 +255,14 @@ def _staged_pair(output: Path, *, force: bool) -> Iterator[tuple[Path, Path]]:
 
 def _pooling(model: OnnxModel) -> dict[str, Any] | None:
     """How the file pools, by the sentence-transformers files beside it."""
-    from mra_export.checkpoint.pooling import pooling_of
+    from mra_export.checkpoint.modules import as_pooling
+    from mra_export.checkpoint.text import read_contract
 
     if "sentence_embedding" not in model.outputs:
         return None
     with contextlib.suppress(InputError):
-        pooling = pooling_of(model.directory)
-        if pooling.mode != "none":
-            return asdict(pooling)
+        if modules := read_contract(model.directory).modules:
+            return as_pooling(modules)
     return None
 
 

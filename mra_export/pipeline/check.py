@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle
 from mra_export.bundle.verify import bundle_of, is_bundle, verify_bundle
 from mra_export.checkpoint.layout import transformer_folder
-from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.modules import Module
+from mra_export.checkpoint.text import read_contract
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
@@ -148,10 +149,10 @@ def check(
     comparisons: list[Comparison] = []
     longest = checkpoint.family.max_seq_len(checkpoint.config)
     for model in models:
-        pooling = Pooling()
+        modules: tuple[Module, ...] = ()
         if "sentence_embedding" in model.outputs:
-            pooling = pooling_of(model.directory)
-            if pooling.mode == "none":
+            modules = read_contract(model.directory).modules
+            if not modules:
                 raise InputError(
                     f"{model.path} has the output sentence_embedding, but {model.directory} has no modules.json "
                     "that says how it is pooled. Keep the exported directory together."
@@ -160,8 +161,8 @@ def check(
         if model.dtype == "bf16":
             limit = min(max_seq_len or longest, BF16_MAX_SEQ_LEN)
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
-        reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
-        specification = SpecificationRunner(checkpoint, pooling)
+        reference = TransformersRunner(checkpoint, modules, kernel_sources=kernel_sources)
+        specification = SpecificationRunner(checkpoint, modules)
         for runner in _runners(model, _own_library(model.path, "onnxruntime", library)):
             progress(f"{runner.name}: {len(cases)} cases on {origin}")
             result = check_candidate(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mra_export.checkpoint.pooling import Pooling
+from mra_export.checkpoint.modules import Module, from_pooling
 from mra_export.engine.runner import EngineRunner, layers_of, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.outputs import file_sha256
@@ -61,20 +61,20 @@ def check_engine_runs(
     if reason := missing_for_engine():
         why = f"whole, with a manifest that fits the checkpoint; {reason}."
         return [Comparison.not_judged("PyTorch", runner.name, why)]
-    pooling = Pooling()
+    modules: tuple[Module, ...] = ()
     if "sentence_embedding" in manifest.outputs:
         if manifest.pooling is None:
             raise InputError(
                 f"{runner.engine} has the output sentence_embedding, but its manifest does not say how it is pooled. Build it "
                 "from an exported directory, which has a modules.json."
             )
-        pooling = Pooling(**manifest.pooling)
+        modules = from_pooling(manifest.pooling)
     every, origin = build_cases(checkpoint, max_seq_len=max_seq_len)
     cases = [case for case in every if runner.accepts(case.inputs)]
     if not cases:
         raise InputError(f"{runner.engine}: no case is within its profile {manifest.inputs['input_ids']}.")
     note = f"{len(every) - len(cases)} of {len(every)} cases are outside the engine's profile and were left out."
-    reference = TransformersRunner(checkpoint, pooling, kernel_sources=kernel_sources)
+    reference = TransformersRunner(checkpoint, modules, kernel_sources=kernel_sources)
     progress(f"{runner.name}: {len(cases)} cases on {origin}")
     with runner:
         if layers_of(manifest):
@@ -84,7 +84,7 @@ def check_engine_runs(
                 runner,
                 manifest.precision,
                 [c if all(map(runner.accepts, c.alone)) else replace(c, alone=()) for c in cases],
-                specification=SpecificationRunner(checkpoint, pooling),
+                specification=SpecificationRunner(checkpoint, modules),
                 progress=lambda name: progress(f"{runner.name}: {name}"),
             )
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.text import read_contract
 from mra_export.errors import InputError, ParityError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
 from mra_export.numerics import relative_error, worst
@@ -48,7 +48,7 @@ class ExportRequest:
         options: of the checkpoint's family, as for `load_checkpoint`.
         dtype: "fp32", "fp16" or "bf16"; None for fp32.
         opset: as for `export_onnx`.
-        pooling: "none", "cls" or "mean".
+        pooling: "none" or one of `POOLING_MODES`.
         normalize: whether embeddings are scaled to length 1.
         embeddings: whether an encoder that says nothing of pooling gets the mean, so that embeddings come out.
     """
@@ -73,15 +73,14 @@ class ExportRequest:
         }
         return [name for name, value in values.items() if value is not None]
 
-    def pooling_for(self, checkpoint: Checkpoint) -> Pooling | None:
-        """The pooling of a checkpoint's export; None leaves it to the checkpoint."""
-        default = "mean" if self.embeddings and checkpoint.task.name == "feature-extraction" else None
-        if self.pooling is None and self.normalize is None and default is None:
-            return None
-        is_settled = self.pooling == "none" or (self.pooling is not None and self.normalize is not None)
-        own = Pooling() if is_settled else pooling_of(checkpoint.directory)
-        mode = self.pooling or (own.mode if own.mode != "none" else default or "none")
-        return Pooling(mode, own.normalize and mode != "none" if self.normalize is None else self.normalize)
+    def pooling_for(self, checkpoint: Checkpoint) -> str | None:
+        """The pooling of a checkpoint's export; None leaves it to the checkpoint.
+
+        Raises:
+            InputError: a setting of the checkpoint cannot be honoured.
+        """
+        is_open = self.pooling is None and self.embeddings and checkpoint.task.name == "feature-extraction"
+        return "mean" if is_open and not read_contract(checkpoint.directory).modules else self.pooling
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,7 @@ def export_checkpoint(
         dtype=request.dtype or "fp32",
         opset=request.opset,
         pooling=request.pooling_for(checkpoint),
+        normalize=request.normalize,
         force=force,
         finish=None if proof is None else prove,
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from mra_export.checkpoint.load import Checkpoint
-    from mra_export.checkpoint.pooling import Pooling
+    from mra_export.checkpoint.modules import Module
 
 __all__ = ["SpecificationRunner", "TransformersRunner"]
 
@@ -26,10 +26,13 @@ __all__ = ["SpecificationRunner", "TransformersRunner"]
 class _TorchRunner:
     """What the two PyTorch runners share: outputs as the exported model names them, layers seen through hooks."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Any, pooling: Pooling) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Any, modules: Sequence[Module]) -> None:
+        from mra_export.checkpoint.layout import sentence_root
+        from mra_export.checkpoint.module_torch import as_torch
+
         self.checkpoint = checkpoint
         self.model = model
-        self.pooling = pooling
+        self._chain = as_torch(modules, sentence_root(checkpoint.directory)).to(model.device) if modules else None
 
     def run(self, inputs: Inputs) -> dict[str, Array]:
         return self._run(inputs, None)
@@ -48,35 +51,38 @@ class _TorchRunner:
     def _forward(self, inputs: Inputs, extra: dict[str, Any], layers: list[LayerTrace] | None) -> dict[str, Array]:
         import torch
 
-        from mra_export.checkpoint.pooling import pool
-
         device = self.model.device
         tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
         extra = {name: value.to(device) for name, value in extra.items()}
         with torch.no_grad(), _watch(self.checkpoint.family.attention_modules(self.model), layers):
             result = self.model(**tensors, **extra)
             outputs = {name: result[name].float() for name in self.checkpoint.task.outputs}
-            if self.pooling.mode != "none":
-                outputs["sentence_embedding"] = pool(
-                    outputs["last_hidden_state"], tensors["attention_mask"], self.pooling
-                )
+            if self._chain is not None:
+                outputs["sentence_embedding"] = self._chain(outputs["last_hidden_state"], tensors["attention_mask"])
         return {name: value.cpu().numpy() for name, value in outputs.items()}
 
 
 class TransformersRunner(_TorchRunner):
     """The unmodified transformers model, made to run as its family says; float32, on the GPU if torch has one.
 
+    Args:
+        checkpoint: the model.
+        modules: what follows it, with the checkpoint's weights; none for token vectors alone.
+        kernel_sources: as for the family's `transformers_setup`.
+
     Attributes:
         notes: what was found out about the model while it ran.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pooling: Pooling, *, kernel_sources: Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, modules: Sequence[Module] = (), *, kernel_sources: Path | None = None
+    ) -> None:
         import torch
         import transformers
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = checkpoint.model if device == "cpu" else copy.deepcopy(checkpoint.model).to(device)
-        super().__init__(checkpoint, model, pooling)
+        super().__init__(checkpoint, model, modules)
         self._setup = checkpoint.family.transformers_setup(checkpoint.config, device, kernel_sources)
         self.notes: list[str] = []
         with self._setup.kernels() as kernels:
@@ -141,10 +147,10 @@ class SpecificationRunner(_TorchRunner):
             the selected blocks, bool [batch, num_heads, blocks, blocks]), or None.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pooling: Pooling) -> None:
+    def __init__(self, checkpoint: Checkpoint, modules: Sequence[Module] = ()) -> None:
         from mra_export.checkpoint.load import share_weights
 
-        super().__init__(checkpoint, share_weights(checkpoint.model), pooling)
+        super().__init__(checkpoint, share_weights(checkpoint.model), modules)
         self.name = "specification"
         self.choices: list[Any] | None = None
         self._mask: torch.Tensor | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from checkpoints import save_checkpoint
 
 import mra_export.export.exporter as export_module
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.modules import Normalize, Pooling, read_modules
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.errors import InputError
 from mra_export.export import onnx_model
@@ -63,7 +62,7 @@ def test_every_task(task: str, tmp_path: Path) -> None:
     result = export_onnx(checkpoint, tmp_path / "o")
     assert result.outputs == TASKS[task].outputs
     model = read_onnx(result.model)
-    runner, reference = OnnxRuntimeRunner(model), SpecificationRunner(checkpoint, Pooling())
+    runner, reference = OnnxRuntimeRunner(model), SpecificationRunner(checkpoint)
     for seq_len in (1, 31, 64, 256):
         shape = (3, 2, seq_len) if task == "multiple-choice" else (2, seq_len)
         inputs = random_inputs(shape)
@@ -75,7 +74,7 @@ def test_every_task(task: str, tmp_path: Path) -> None:
 def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c"))
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
-    result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling=Pooling("mean", True))
+    result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling="mean", normalize=True)
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     model = onnx.load(str(result.model))
@@ -91,7 +90,7 @@ def test_half_types_keep_their_interface(dtype: str, limit: float, tmp_path: Pat
     assert described.dtype == dtype
     inputs = random_inputs((2, 40))
     runner = OnnxRuntimeRunner(described) if dtype == "fp16" else OnnxReferenceRunner(described)
-    reference = SpecificationRunner(checkpoint, Pooling("mean", True))
+    reference = SpecificationRunner(checkpoint, (Pooling(("mean",)), Normalize()))
     close(runner.run(inputs), reference.run(inputs), inputs["attention_mask"], limit)
 
 
@@ -127,7 +126,7 @@ def test_the_opset_is_selectable(opset: int, tiny_checkpoint: Path, tmp_path: Pa
     result = export_onnx(checkpoint, tmp_path / "o", opset=opset)
     assert {(o.domain, o.version) for o in onnx.load(str(result.model)).opset_import} == {("", opset), ("mra", 1)}
     inputs = random_inputs((2, 70))
-    expected = SpecificationRunner(checkpoint, Pooling()).run(inputs)
+    expected = SpecificationRunner(checkpoint).run(inputs)
     close(OnnxRuntimeRunner(read_onnx(result.model)).run(inputs), expected, inputs["attention_mask"], 1e-4)
 
 
@@ -186,21 +185,21 @@ def test_the_published_configurations_at_full_width(settings: dict, tmp_path: Pa
     assert result.attention_nodes == settings["num_hidden_layers"]
     inputs = random_inputs((1, settings["max_position_embeddings"]), types=False)
     logits = OnnxRuntimeRunner(read_onnx(result.model)).run(inputs)["logits"]
-    expected = SpecificationRunner(checkpoint, Pooling()).run(inputs)["logits"]
+    expected = SpecificationRunner(checkpoint).run(inputs)["logits"]
     # At full length a tie within rounding may fall differently in some head: the check proper looks into that.
     per_token = np.linalg.norm(logits - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert np.median(per_token) < 1e-4
 
 
 def test_pooling_follows_the_checkpoint_and_can_be_changed(minilm: Path, tmp_path: Path) -> None:
-    assert pooling_of(minilm) == Pooling("mean", True)
+    assert read_modules(minilm)[0] == (Pooling(("mean",)), Normalize())
     checkpoint = load_checkpoint(minilm)
     own = export_onnx(checkpoint, tmp_path / "own")
     assert own.outputs == ("last_hidden_state", "sentence_embedding")
-    assert pooling_of(own.directory) == Pooling("mean", True)
-    changed = export_onnx(checkpoint, tmp_path / "changed", pooling=Pooling("cls", False))
-    assert pooling_of(changed.directory) == Pooling("cls", False)
-    none = export_onnx(checkpoint, tmp_path / "none", pooling=Pooling())
+    assert read_modules(own.directory)[0] == (Pooling(("mean",)), Normalize())
+    changed = export_onnx(checkpoint, tmp_path / "changed", pooling="cls", normalize=False)
+    assert read_modules(changed.directory)[0] == (Pooling(("cls",)),)
+    none = export_onnx(checkpoint, tmp_path / "none", pooling="none")
     assert none.outputs == ("last_hidden_state",)
     assert not (none.directory / "modules.json").exists()
     assert (none.directory / "tokenizer.json").is_file()
@@ -210,28 +209,14 @@ def test_pooling_follows_the_checkpoint_and_can_be_changed(minilm: Path, tmp_pat
     np.testing.assert_array_equal(runs[1]["sentence_embedding"], runs[1]["last_hidden_state"][:, 0])
 
 
-def test_a_module_that_would_be_left_out_is_refused(tmp_path: Path) -> None:
-    kinds = ["Transformer", "Pooling", "Dense"]
-    listing = [{"idx": i, "name": str(i), "path": f"{i}_{k}", "type": f"x.{k}"} for i, k in enumerate(kinds)]
-    (tmp_path / "modules.json").write_text(json.dumps(listing))
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    with pytest.raises(InputError, match="module Dense is not one that the export offers"):
-        pooling_of(tmp_path)
-    (tmp_path / "modules.json").write_text(json.dumps(listing[:2]))
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(InputError, match="pooling max_tokens"):
-        pooling_of(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"opset": 17}, "opset=17 must be between 18 and"),
         ({"opset": 99}, "opset=99 must be between 18 and"),
         ({"dtype": "int8"}, "dtype='int8' must be one of"),
-        ({"pooling": Pooling("max")}, "pooling='max' must be one of"),
-        ({"pooling": Pooling("none", True)}, "needs --pooling cls or mean"),
+        ({"pooling": "first"}, "pooling='first' must be one of none, cls, max"),
+        ({"pooling": "none", "normalize": True}, "needs --pooling, one of cls, max"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:

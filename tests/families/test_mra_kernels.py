@@ -11,7 +11,7 @@ from checkpoints import save_checkpoint
 from transformers.models.mra import modeling_mra
 
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
+from mra_export.checkpoint.modules import Normalize, Pooling
 from mra_export.errors import DependencyError, InputError
 from mra_export.families import _mra_kernels
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
@@ -124,8 +124,8 @@ def test_the_unmodified_model_agrees_with_the_specification(settings: dict, tmp_
     inputs = {"input_ids": rng.integers(0, 120, mask.shape), "attention_mask": mask}
     inputs["token_type_ids"] = inputs["input_ids"] % 2
     keep = mask.astype(bool)
-    original = TransformersRunner(checkpoint, Pooling("mean", True)).trace(inputs)
-    ours = SpecificationRunner(checkpoint, Pooling("mean", True)).trace(inputs)
+    original = TransformersRunner(checkpoint, (Pooling(("mean",)), Normalize())).trace(inputs)
+    ours = SpecificationRunner(checkpoint, (Pooling(("mean",)), Normalize())).trace(inputs)
     for name, value in ours.outputs.items():
         kept = value[keep] if value.ndim == 3 else value
         np.testing.assert_allclose(

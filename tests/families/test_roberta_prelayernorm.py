@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
+from mra_export.checkpoint.modules import Normalize, Pooling
 from mra_export.cli import main
 from mra_export.errors import InputError
 from mra_export.export.exporter import ExportResult, export_onnx
@@ -78,13 +78,13 @@ def export_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     def export(task: str) -> tuple[Checkpoint, ExportResult]:
         folder = tmp_path_factory.mktemp(task)
         checkpoint = load_checkpoint(save(folder / "c", CLASSES[task]))
-        return checkpoint, export_onnx(checkpoint, folder / "o", pooling=pooling_for(task))
+        return checkpoint, export_onnx(checkpoint, folder / "o", **pooling_for(task))
 
     return export
 
 
-def pooling_for(task: str) -> Pooling:
-    return Pooling("mean", True) if task == "feature-extraction" else Pooling()
+def pooling_for(task: str) -> dict[str, Any]:
+    return {"pooling": "mean", "normalize": True} if task == "feature-extraction" else {}
 
 
 @pytest.fixture(
@@ -182,7 +182,7 @@ def test_older_opsets_get_the_plain_form(suffix: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     inputs = {name: generator.integers(0, 2, shape) for name in result.inputs}
     inputs |= {"attention_mask": masks(shape), "input_ids": generator.integers(0, 60, shape)}
-    expected = TransformersRunner(checkpoint, Pooling()).run(inputs)
+    expected = TransformersRunner(checkpoint).run(inputs)
     for name, value in OnnxRuntimeRunner(read_onnx(result.model)).run(inputs).items():
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5)
     assert all(c.ok for c in check(checkpoint, [result.model]))
@@ -192,7 +192,7 @@ def test_older_opsets_get_the_plain_form(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_types(dtype: str, encoder: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     checkpoint, directory = encoder
-    result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling=Pooling("mean", True))
+    result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling="mean", normalize=True)
     comparisons = check(checkpoint, [result.model])
     assert [c.ok for c in comparisons] == [True, True]
     assert comparisons[1].metrics["relative_error"] > 1e-5  # it did run in half precision
@@ -225,7 +225,7 @@ def test_positions_are_counted_from_the_tokens(encoder: tuple[Checkpoint, Path])
     np.testing.assert_allclose(states[1], states[0], rtol=0, atol=2e-5)
     assert np.abs(states[2] - states[0]).max() > 0.01
     for inputs, value in zip((alone, left, moved), states, strict=True):
-        reference = SpecificationRunner(checkpoint, Pooling("mean", True)).run(inputs)["last_hidden_state"]
+        reference = SpecificationRunner(checkpoint, (Pooling(("mean",)), Normalize())).run(inputs)["last_hidden_state"]
         np.testing.assert_allclose(value, reference[:, -12:], rtol=0, atol=2e-5)
 
 

@@ -14,7 +14,6 @@ import pytest
 from checkpoints import save_checkpoint
 
 from mra_export.checkpoint.load import Checkpoint, load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
@@ -35,11 +34,11 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 def verdicts(checkpoint: Checkpoint, path: Path, cases: list[Case]) -> list:
     return check_candidate(
         checkpoint,
-        TransformersRunner(checkpoint, Pooling()),
+        TransformersRunner(checkpoint),
         OnnxRuntimeRunner(read_onnx(path)),
         "fp32",
         cases,
-        specification=SpecificationRunner(checkpoint, Pooling()),
+        specification=SpecificationRunner(checkpoint),
     )
 
 

@@ -22,7 +22,6 @@ from checkpoints import save_checkpoint
 
 from mra_export.bundle.manifest import Bundle, Variant
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
 from mra_export.export.exporter import export_onnx
 from mra_export.pipeline.create_bundle import create_bundle
 from mra_export.triton.repository import RepositoryWriter
@@ -105,8 +104,8 @@ def make_bundle(tokenizer: Path, root: Path, *, pooled: bool) -> Bundle:
     """
     output = root / f"triton-bundle-{tokenizer.name}-{'pooled' if pooled else 'bare'}"
     checkpoint = load_checkpoint(make_checkpoint(tokenizer, root))
-    pooling = Pooling("mean", True) if pooled else Pooling()
-    onnx = export_onnx(checkpoint, output.with_name(f"{output.name}-onnx"), pooling=pooling).directory
+    options = {"pooling": "mean", "normalize": True} if pooled else {"pooling": "none"}
+    onnx = export_onnx(checkpoint, output.with_name(f"{output.name}-onnx"), **options).directory
     settings = TritonSettings(tokenizer=True, pooling=None if pooled else "mean", normalize=not pooled)
     return create_bundle(onnx, output, check=False, triton=RepositoryWriter(settings))
 

@@ -178,8 +178,8 @@ def from_dense(
 
     say(f"writing {output}")
     with staged_directory(output, force=force) as stage:
+        write_json(stage / "config.json", target)  # by which AutoTokenizer goes
         notes += copy_side_files(directory, stage, config, family, length)
-        write_json(stage / "config.json", target)
         summary = (
             f"{source_architecture} -> {target['architectures'][0]}, max_position_embeddings {length}, "
             f"block_per_row {block_per_row}, approx_mode {approx_mode}"

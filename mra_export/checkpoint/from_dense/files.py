@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mra_export.checkpoint.files import read_json, side_files, write_json
 from mra_export.checkpoint.layout import MODULES_FILE, flat_listing, read_listing, sentence_root
 from mra_export.checkpoint.provenance import MODEL_CARD
+from mra_export.checkpoint.text import length_file, read_contract, write_length_file
+from mra_export.checkpoint.text_ids import write_tokenizer
+from mra_export.errors import InputError
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
@@ -45,18 +48,27 @@ def copy_side_files(directory: Path, stage: Path, config: Any, family: DenseFami
             settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None) or family.tokenizer_class
         )
         limit = settings.get("model_max_length")
-        settings["model_max_length"] = length if not isinstance(limit, int) else min(limit, length)
+        settings["model_max_length"] = length if not isinstance(limit, int | float) else int(min(limit, length))
         write_json(path, settings)
     else:
         notes.append("The source has no tokenizer, so the result has none.")
-    path = stage / "sentence_bert_config.json"
-    settings = read_json(path)
-    limit = settings.get("max_seq_length")
-    if isinstance(limit, int) and limit > length:
-        settings["max_seq_length"] = length
-        write_json(path, settings)
-        notes.append(f"max_seq_length in sentence_bert_config.json was lowered from {limit} to {length}.")
-    return notes
+    return notes + _text_files(directory, stage, config, length)
+
+
+def _text_files(directory: Path, stage: Path, config: Any, length: int) -> list[str]:
+    """The limit of sentence-transformers under the present name of its file, and the tokenizer that it uses."""
+    contract = read_contract(directory, embedding=False)
+    notes = list(contract.notes)
+    try:
+        notes = list(read_contract(directory).notes)
+    except InputError as error:  # the result says the same, so that nothing is lost: whoever exports it has to choose
+        notes.append(f"No embeddings can be exported of this: {error}")
+    write_length_file(directory, stage, length)
+    if contract.max_length is not None and contract.max_length > length:
+        notes.append(
+            f"max_seq_length in {length_file(directory).name} was lowered from {contract.max_length} to {length}."
+        )
+    return notes + write_tokenizer(directory, stage, contract, length, vocab_size=config.vocab_size)
 
 
 _TOKENIZER_FILES = (

@@ -12,7 +12,6 @@ from cpu_kernels import build, build_root
 from paths import REPO
 
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE
 from mra_export.native.headers import find_headers
@@ -46,8 +45,8 @@ def example(library: Path) -> Path:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("example")
     checkpoint = load_checkpoint(save_checkpoint(directory / "checkpoint"))
-    pooling = Pooling(request.param, request.param != "none")
-    return export_onnx(checkpoint, directory / "exported", pooling=pooling).model.parents[1]
+    normalize = True if request.param != "none" else None
+    return export_onnx(checkpoint, directory / "exported", pooling=request.param, normalize=normalize).model.parents[1]
 
 
 def run_example(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

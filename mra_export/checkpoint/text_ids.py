@@ -1,0 +1,228 @@
+"""The tokenizer that sentence-transformers uses, as one tokenizer.json that says all of it, and the proof that it does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mra_export.checkpoint.text import TextContract, max_length
+from mra_export.checkpoint.tokenizer import load_tokenizer
+from mra_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["TOKENIZER_FILE", "ids_of", "source_tokenizer", "tokenizer_texts", "write_tokenizer"]
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+_TEXTS = Path(__file__).parents[1] / "data" / "texts.json"
+"""Texts on which settings of a tokenizer show: case, accents, scripts, blanks, control characters, none at all."""
+
+
+def source_tokenizer(directory: Path, contract: TextContract, positions: int) -> Any | None:
+    """The tokenizer of a checkpoint as sentence-transformers sets it up.
+
+    Args:
+        directory: of the tokenizer's files.
+        contract: read from there.
+        positions: tokens that the model has positions for.
+
+    Returns:
+        A transformers tokenizer with the contract's case, limit and arguments; None where there is none.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        return None
+    if contract.tokenizer_options:
+        from transformers import AutoTokenizer
+
+        from mra_export.quiet import quiet_transformers
+
+        with quiet_transformers():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(directory, **contract.tokenizer_options)
+            except Exception as error:
+                shown = ", ".join(f"{key}={value!r}" for key, value in contract.tokenizer_options.items())
+                first = " ".join(str(error).split())[:200]
+                raise InputError(f"{directory} has no tokenizer with {shown}: {first}. Mend its settings.") from error
+    tokenizer = _own_kind(directory, tokenizer)
+    tokenizer.model_max_length = max_length(contract, tokenizer.model_max_length, positions)
+    if contract.lowercase and getattr(tokenizer, "backend_tokenizer", None) is not None:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = _lowered(backend.normalizer)
+    elif contract.lowercase:
+        tokenizer.do_lower_case = True
+    return tokenizer
+
+
+def _own_kind(directory: Path, tokenizer: Any) -> Any:
+    """The tokenizer, or tokenizer.json alone where transformers guessed a class and that has another kind of vocabulary."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = directory / TOKENIZER_FILE
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not path.is_file() or backend is None:
+        return tokenizer
+    from tokenizers import Tokenizer
+
+    stored = Tokenizer.from_file(str(path))
+    if isinstance(backend.model, type(stored.model)):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def _lowered(normalizer: Any) -> Any:
+    """A normalizer with Lowercase before all else, as sentence-transformers puts it there."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    many: Any = normalizer if isinstance(normalizer, Sequence) else [normalizer] if normalizer is not None else []
+    parts = list(many)
+    return normalizer if any(isinstance(part, Lowercase) for part in parts) else Sequence([Lowercase(), *parts])
+
+
+def write_tokenizer(
+    directory: Path, target: Path, contract: TextContract, positions: int, *, vocab_size: int
+) -> list[str]:
+    """Writes the tokenizer.json that does what sentence-transformers does with the source's files, and proves that it does.
+
+    Truncation at the limit and on the tokenizer's side is in it, and no padding. What `AutoTokenizer` makes of the files in
+    `target` is compared too.
+
+    Args:
+        directory: of the source's tokenizer.
+        target: where its other files and a config.json are already.
+        contract: of the source.
+        positions: tokens that the model has positions for.
+        vocab_size: of the model.
+
+    Returns:
+        Notes, one sentence each.
+
+    Raises:
+        InputError: a setting cannot be said in a tokenizer.json; the message names it.
+    """
+    tokenizer = source_tokenizer(directory, contract, positions)
+    if tokenizer is None:
+        return []
+    if not (directory / TOKENIZER_FILE).is_file() and 2 * len(tokenizer) <= vocab_size:
+        return []  # transformers makes one of a few special tokens where it does not find the vocabulary of the class
+    notes = _padding_side(tokenizer, target)
+    text = _as_json(tokenizer)
+    if text is None:
+        kind = type(tokenizer).__name__
+        return [*notes, f"{kind} has no form as tokenizer.json, which servers read: clients have to bring token ids."]
+    (target / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+    texts = tokenizer_texts(tokenizer)
+    expected = ids_of(tokenizer, texts)
+    from tokenizers import Tokenizer
+
+    written = Tokenizer.from_file(str(target / TOKENIZER_FILE))
+    _check(expected, _rust_ids(written, texts), texts, directory, contract, positions, f"the {TOKENIZER_FILE} written")
+    again = source_tokenizer(target, contract, positions)
+    if again is not None:
+        _check(expected, ids_of(again, texts), texts, directory, contract, positions, "the directory written")
+    return notes
+
+
+def _padding_side(tokenizer: Any, target: Path) -> list[str]:
+    """Padding is on the right in what is written: positions count from the left, so that only there it changes no vector."""
+    if tokenizer.padding_side == "right":
+        return []
+    path = target / _CONFIG_FILE
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(
+        json.dumps({**settings, "padding_side": "right"}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    return [
+        "padding_side=left became right: every text gets the vector that it has alone. Padding on the left moves the positions "
+        "of the shorter texts of a batch."
+    ]
+
+
+def _as_json(tokenizer: Any) -> str | None:
+    """A transformers tokenizer in the format of the tokenizers library, None where it has no such form."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+        try:
+            backend = convert_slow_tokenizer(tokenizer)
+        except Exception:  # whatever it is: this one has no such form
+            return None
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.enable_truncation(tokenizer.model_max_length, direction=tokenizer.truncation_side)
+    return copy.to_str(pretty=True)
+
+
+def tokenizer_texts(tokenizer: Any) -> list[str]:
+    """Texts on which settings of a tokenizer show: its own special tokens among words, and one beyond the limit on both sides."""
+    special = [str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())]
+    found = [f"word {token} Word{token}word {token.upper()} {token.lower()}" for token in dict.fromkeys(special)]
+    room = min(int(tokenizer.model_max_length), 1 << 15)
+    changing = [f"first{i % 7} alpha{i}" for i in range(room)] + [f"second{i % 5} Omega{i}" for i in range(room)]
+    return [*json.loads(_TEXTS.read_text(encoding="utf-8")), *found[:60], " ".join(changing)]
+
+
+def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Ids and token types of each text as a transformers tokenizer gives them, cut at its limit."""
+    encoded = [tokenizer(text, truncation="longest_first") for text in texts]
+    return [(list(e["input_ids"]), list(e.get("token_type_ids") or [0] * len(e["input_ids"]))) for e in encoded]
+
+
+def _rust_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    return [(e.ids, e.type_ids) for e in map(tokenizer.encode, texts)]
+
+
+def _check(
+    expected: list[tuple[list[int], list[int]]],
+    actual: list[tuple[list[int], list[int]]],
+    texts: list[str],
+    directory: Path,
+    contract: TextContract,
+    positions: int,
+    what: str,
+) -> None:
+    differing = [text for text, want, got in zip(texts, expected, actual, strict=True) if want != got]
+    if not differing:
+        return
+    settings = _responsible(directory, contract, positions, texts, actual)
+    named = (
+        f"{directory / _CONFIG_FILE} has {settings}, which" if settings else f"The tokenizer in {directory} does what"
+    )
+    text = differing[0] if len(differing[0]) <= 60 else differing[0][:60] + "..."
+    raise InputError(
+        f"{named} cannot be carried over: of {len(texts)} texts {len(differing)} get other ids with {what}, {text!r} among them. "
+        "Take the setting away, or save the tokenizer again with transformers."
+    )
+
+
+def _responsible(
+    directory: Path, contract: TextContract, positions: int, texts: list[str], actual: list[tuple[list[int], list[int]]]
+) -> str:
+    """The setting of tokenizer_config.json without which there is no difference, "" where it is none of them alone."""
+    try:
+        settings = json.loads((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    for name, value in settings.items():
+        with tempfile.TemporaryDirectory(prefix="mra-export-") as folder, contextlib.suppress(Exception):
+            for path in directory.iterdir():
+                if path.is_file() and path.suffix in (".json", ".txt", ".model"):
+                    shutil.copyfile(path, Path(folder) / path.name)
+            rest = {key: other for key, other in settings.items() if key != name}
+            (Path(folder) / _CONFIG_FILE).write_text(json.dumps(rest), encoding="utf-8")
+            without = source_tokenizer(Path(folder), contract, positions)
+            if without is not None and ids_of(without, texts) == actual:
+                return f"{name}={value!r}"
+    return ""
