@@ -59,7 +59,7 @@ A comparison has `reference`, `candidate`, `ok` (null where it was not judged), 
 KEYS = {
     "from-dense": "`notes`: what to know of the conversion.",
     "onnx": "`model` (the file), `task`, `dtype`, `opset`, `attention_nodes`, `model_inputs`, `model_outputs`, `size_bytes`, "
-    "`comparisons`.",
+    "`notes`, `comparisons`.",
     "trt": "`backend`, `backend_version`, `gpu`, `plugin_layers`, `precision`, `precision_proof`, `tensor_types`, "
     "`profiles` (axis -> `min`, `opt`, `max`), `model_inputs`, `model_outputs`, `size_bytes`, `seconds`, `notes`, `comparisons`.",
     "check": "`comparisons`; of a bundle alone also `files`, `variants`, `parity` and `manifest_sha256`, as its "

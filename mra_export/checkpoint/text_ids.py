@@ -16,11 +16,20 @@ from mra_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["TOKENIZER_FILE", "ids_of", "source_tokenizer", "tokenizer_texts", "write_tokenizer"]
+__all__ = [
+    "NASTY_TEXTS",
+    "TOKENIZER_FILE",
+    "as_backend",
+    "ids_of",
+    "settings_between",
+    "source_tokenizer",
+    "tokenizer_texts",
+    "write_tokenizer",
+]
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
-_TEXTS = Path(__file__).parents[1] / "data" / "texts.json"
+NASTY_TEXTS: list[str] = json.loads((Path(__file__).parents[1] / "data" / "texts.json").read_text(encoding="utf-8"))
 """Texts on which settings of a tokenizer show: case, accents, scripts, blanks, control characters, none at all."""
 
 
@@ -115,11 +124,11 @@ def write_tokenizer(
     if not (directory / TOKENIZER_FILE).is_file() and 2 * len(tokenizer) <= vocab_size:
         return []  # transformers makes one of a few special tokens where it does not find the vocabulary of the class
     notes = _padding_side(tokenizer, target)
-    text = _as_json(tokenizer)
-    if text is None:
+    backend = as_backend(tokenizer)
+    if backend is None:
         kind = type(tokenizer).__name__
         return [*notes, f"{kind} has no form as tokenizer.json, which servers read: clients have to bring token ids."]
-    (target / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+    (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
     texts = tokenizer_texts(tokenizer)
     expected = ids_of(tokenizer, texts)
     from tokenizers import Tokenizer
@@ -147,8 +156,15 @@ def _padding_side(tokenizer: Any, target: Path) -> list[str]:
     ]
 
 
-def _as_json(tokenizer: Any) -> str | None:
-    """A transformers tokenizer in the format of the tokenizers library, None where it has no such form."""
+def as_backend(tokenizer: Any) -> Any | None:
+    """A transformers tokenizer as one of the tokenizers library: cut at its limit and on its side, without padding.
+
+    Args:
+        tokenizer: from `source_tokenizer`.
+
+    Returns:
+        None where it has no such form.
+    """
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -162,7 +178,7 @@ def _as_json(tokenizer: Any) -> str | None:
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
     copy.enable_truncation(tokenizer.model_max_length, direction=tokenizer.truncation_side)
-    return copy.to_str(pretty=True)
+    return copy
 
 
 def tokenizer_texts(tokenizer: Any) -> list[str]:
@@ -171,7 +187,7 @@ def tokenizer_texts(tokenizer: Any) -> list[str]:
     found = [f"word {token} Word{token}word {token.upper()} {token.lower()}" for token in dict.fromkeys(special)]
     room = min(int(tokenizer.model_max_length), 1 << 15)
     changing = [f"first{i % 7} alpha{i}" for i in range(room)] + [f"second{i % 5} Omega{i}" for i in range(room)]
-    return [*json.loads(_TEXTS.read_text(encoding="utf-8")), *found[:60], " ".join(changing)]
+    return [*NASTY_TEXTS, *found[:60], " ".join(changing)]
 
 
 def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
@@ -226,3 +242,43 @@ def _responsible(
             if without is not None and ids_of(without, texts) == actual:
                 return f"{name}={value!r}"
     return ""
+
+
+def settings_between(one: Any, other: Any) -> list[str]:
+    """What differs between two tokenizers, by the names that tokenizer_config.json and sentence-transformers have for it.
+
+    Args:
+        one: of the tokenizers library.
+        other: another one.
+    """
+    first, second = (json.loads(each.to_str()) for each in (one, other))
+    readers = {
+        "max_seq_length": lambda t: (t["truncation"] or {}).get("max_length"),
+        "truncation_side": lambda t: (t["truncation"] or {}).get("direction"),
+        "do_lower_case": lambda t: "Lowercase" in _kinds(t["normalizer"]) or any(_all(t["normalizer"], "lowercase")),
+        "strip_accents": lambda t: ("StripAccents" in _kinds(t["normalizer"]), _all(t["normalizer"], "strip_accents")),
+        "tokenize_chinese_chars": lambda t: _all(t["normalizer"], "handle_chinese_chars"),
+        "add_prefix_space": lambda t: _all(t["pre_tokenizer"], "add_prefix_space"),
+        "added_tokens": lambda t: t["added_tokens"],
+    }
+    found = [name for name, read in readers.items() if read(first) != read(second)]
+    is_explained = {"normalizer": _OF_NORMALIZER, "pre_tokenizer": {"add_prefix_space"}}
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "model")
+    return found + [p for p in parts if first[p] != second[p] and not is_explained.get(p, set()) & set(found)]
+
+
+_OF_NORMALIZER = {"do_lower_case", "strip_accents", "tokenize_chinese_chars"}
+
+
+def _parts(stated: Any) -> list[dict[str, Any]]:
+    """The members of a normalizer or pre-tokenizer, itself where it is none of several."""
+    many = (stated or {}).get("normalizers") or (stated or {}).get("pretokenizers")
+    return [stated] * bool(stated) if many is None else [part for each in many for part in _parts(each)]
+
+
+def _kinds(stated: Any) -> list[str]:
+    return [part["type"] for part in _parts(stated)]
+
+
+def _all(stated: Any, key: str) -> list[Any]:
+    return [part[key] for part in _parts(stated) if key in part]

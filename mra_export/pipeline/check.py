@@ -19,6 +19,7 @@ from mra_export.parity.cases import build_cases
 from mra_export.parity.compare import check_candidate, check_operator
 from mra_export.parity.comparison import Comparison
 from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
+from mra_export.pipeline.check_texts import check_texts
 from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
@@ -122,7 +123,8 @@ def check(
         progress: called with a line before each step.
 
     Returns:
-        Two comparisons for each file and way of running it; one for an engine that does not show its layers, and one more
+        Two comparisons for each file and way of running it, and one of texts where the checkpoint is one of
+        sentence-transformers; one for an engine that does not show its layers, and one more
         for an engine beside the ONNX file from which it was built.
 
     Raises:
@@ -180,6 +182,8 @@ def check(
                     "so onnx's slow evaluator ran it; longer lengths need a GPU."
                 )
             comparisons += result
+        if texts := check_texts(checkpoint, model, reference, runner, max_seq_len=max_seq_len, progress=progress):
+            comparisons.append(texts)
     for engine in engines:
         try:
             comparisons += check_engine_runs(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
