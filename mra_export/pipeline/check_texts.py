@@ -170,8 +170,9 @@ def _run_sentence_transformers(
         seen["types"] = [0] * len(seen["ids"]) if types is None else types[0].tolist()
         if seen.get("hidden") is None:
             width = len(seen["ids"])
-            if width > longest:
-                hidden = np.zeros((1, width, reference.checkpoint.config.hidden_size), np.float32)
+            if not 0 < width <= longest:  # a stand-in, of which nothing is taken
+                features["attention_mask"] = torch.ones((1, max(width, 1)), dtype=torch.int64)
+                hidden = np.zeros((1, max(width, 1), reference.checkpoint.config.hidden_size), np.float32)
             else:
                 hidden = _encode(reference, seen["ids"], seen["types"])["last_hidden_state"]
         else:
@@ -184,7 +185,7 @@ def _run_sentence_transformers(
     for sample in samples:
         vector = loaded.encode([sample.text], prompt_name=sample.prompt, show_progress_bar=False)[0]
         sample.ids, sample.types = seen["ids"], seen["types"]
-        sample.vector = vector if len(sample.ids) <= longest else None
+        sample.vector = vector if 0 < len(sample.ids) <= longest else None
 
     def chain(hidden: Array) -> Array:
         seen["hidden"] = hidden
@@ -217,7 +218,7 @@ def _run_definition(
 
     for sample in samples:
         sample.ids, sample.types = ids_of(tokenizer, [_prompted(contract, sample)])[0]
-        if len(sample.ids) <= longest:
+        if 0 < len(sample.ids) <= longest:
             sample.vector = chain(_encode(reference, sample.ids, sample.types)["last_hidden_state"])
     return chain
 

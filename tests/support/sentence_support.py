@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from dense_support import tiny, write_files
 
@@ -49,18 +48,10 @@ def sentence_directory(
         lower: of BERT's tokenizer.
         settings: of the model's configuration.
     """
-    from transformers import AutoTokenizer
-
-    tokens = vocabulary()
-    size = len(tokens) if family == "bert" else 300
+    size = len(vocabulary()) if family == "bert" else 300
     model = tiny(family, "Model", positions=POSITIONS, **{"vocab_size": size, **settings})
     model.save_pretrained(directory)
-    if family == "bert":
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "model_max_length": POSITIONS}
-        write_files(directory, {"vocab.txt": "\n".join(tokens), "tokenizer_config.json": config})
-        AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
-    else:
-        _byte_level(directory)
+    save_tokenizer(directory, family, lower=lower)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
     usual = {
         "modules.json": listing(kinds),
@@ -68,6 +59,21 @@ def sentence_directory(
         "sentence_bert_config.json": {"max_seq_length": POSITIONS, "do_lower_case": False},
     }
     write_files(directory, {name: value for name, value in {**usual, **(files or {})}.items() if value is not None})
+    return directory
+
+
+def save_tokenizer(directory: Path, family: str = "bert", *, lower: bool = False) -> Path:
+    """The files of a tokenizer, and a config.json if there is none."""
+    from transformers import AutoTokenizer
+
+    if not (directory / "config.json").is_file():
+        write_files(directory, {"config.json": {"model_type": family}})
+    if family == "bert":
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "model_max_length": POSITIONS}
+        write_files(directory, {"vocab.txt": "\n".join(vocabulary()), "tokenizer_config.json": config})
+        AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
+    else:
+        _byte_level(directory)
     return directory
 
 
@@ -138,14 +144,38 @@ def save_norm(folder: Path, size: int, *, seed: int = 1) -> None:
     save_file({name: torch.randn(size, generator=generator) for name in names}, folder / "model.safetensors")
 
 
-def dense_vectors(directory: Path, texts: list[str], **tokenizer: Any) -> np.ndarray:
-    """Token vectors of the dense model for each text alone: a list of float32 [tokens, hidden_size]."""
+def chain_directory(directory: Path) -> Path:
+    """Every setting at once: limit under an old name, lower case, a default prompt, and a module of each kind."""
+    kinds = ["Transformer", "Pooling", "Dropout", "Dense", "LayerNorm", "Normalize"]
+    folders = [("" if kind == "Transformer" else f"{index}_{kind}", kind) for index, kind in enumerate(kinds)]
+    prompts = {"query": "query: ", "passage": "Passage "}
+    files = {
+        "modules.json": listing(folders),
+        "sentence_bert_config.json": None,
+        "sentence_xlm-roberta_config.json": {"max_seq_length": 16, "do_lower_case": True},
+        "config_sentence_transformers.json": {"prompts": prompts, "default_prompt_name": "query", "truncate_dim": 30},
+        "2_Dropout/config.json": {"dropout": 0.3},
+    }
+    pooling = {"word_embedding_dimension": 64, "pooling_mode": ["weightedmean", "cls", "lasttoken"]}
+    sentence_directory(directory, files=files, pooling=pooling)
+    save_dense(directory / "3_Dense", 192, 40, use_residual=True, suffix="bin")
+    save_norm(directory / "4_LayerNorm", 40)
+    return directory
+
+
+def by_definition(directory: Path, text: str) -> Any:
+    """The vector of a text in `chain_directory`, step by step as sentence-transformers' documentation has it: float32 [30]."""
+    from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(directory).eval()
     made = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory).eval()
+    dense = torch.load(directory / "3_Dense" / "pytorch_model.bin")
+    norm = load_file(directory / "4_LayerNorm" / "model.safetensors")
     with torch.no_grad():
-        return [
-            model(**made(text, truncation=True, return_tensors="pt", **tokenizer)).last_hidden_state[0].numpy()
-            for text in texts
-        ]
+        hidden = model(**made(text.lower(), truncation=True, max_length=16, return_tensors="pt")).last_hidden_state[0]
+        place = torch.arange(1, len(hidden) + 1.0)[:, None]
+        vector = torch.cat([(hidden * place).sum(0) / place.sum(), hidden[0], hidden[-1]])
+        vector = torch.tanh(dense["linear.weight"] @ vector + dense["linear.bias"]) + dense["residual.weight"] @ vector
+        vector = torch.nn.functional.layer_norm(vector, (40,), norm["norm.weight"], norm["norm.bias"])
+        return (vector / vector.norm())[:30].numpy()
