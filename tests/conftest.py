@@ -102,6 +102,32 @@ def minilm(minilm_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def sentence_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense sentence-transformers directory with every setting; see `sentence_support`."""
+    from sentence_support import chain_directory
+
+    return chain_directory(tmp_path_factory.mktemp("sentences") / "dense")
+
+
+@pytest.fixture(scope="session")
+def sentence_checkpoint(sentence_source: Path) -> Path:
+    """The same with MRA attention that holds every block."""
+    from mra_export.checkpoint.from_dense.convert import from_dense
+
+    from_dense(sentence_source, sentence_source.with_name("mra"), block_per_row=2)
+    return sentence_source.with_name("mra")
+
+
+@pytest.fixture(scope="session")
+def sentence_export(sentence_checkpoint: Path) -> Path:
+    """The same as an ONNX directory."""
+    from mra_export.checkpoint.load import load_checkpoint
+    from mra_export.export.exporter import export_onnx
+
+    return export_onnx(load_checkpoint(sentence_checkpoint), sentence_checkpoint.with_name("onnx")).directory
+
+
+@pytest.fixture(scope="session")
 def embed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle with tokenizer and pooling; see `embed_support`."""
     from embed_support import make_bundle
