@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.checkpoint.layout import MODULES_FILE, sentence_root
+from mra_export.checkpoint.layout import MODULES_FILE, sentence_root, transformer_folder
 from mra_export.checkpoint.text import TextContract, max_length, read_contract, tokenizer_limit
 from mra_export.checkpoint.text_ids import (
     TOKENIZER_FILE,
@@ -276,14 +276,15 @@ def _compare_ids(
         if expected is not None and backend is not None:
             result.settings += [name for name in settings_between(expected, backend) if name not in result.settings]
 
-    file = model.directory / TOKENIZER_FILE
+    folder = transformer_folder(model.directory)
+    file = folder / TOKENIZER_FILE
     if file.is_file():
         stored = Tokenizer.from_file(str(file))
         stored.no_padding()
-        limit = max_length(written, tokenizer_limit(model.directory), positions)
+        limit = max_length(written, tokenizer_limit(folder), positions)
         stored.enable_truncation(limit, direction=(stored.truncation or {}).get("direction", "right"))
         judge([(e.ids, e.type_ids) for e in map(stored.encode, texts)], f"its {TOKENIZER_FILE}", stored)
-    again = source_tokenizer(model.directory, written, positions)
+    again = source_tokenizer(folder, written, positions)
     if again is not None:
         judge(ids_of(again, texts), "AutoTokenizer", as_backend(again))
     elif not file.is_file():

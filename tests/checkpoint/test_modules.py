@@ -27,12 +27,10 @@ from mra_export.checkpoint.modules import (
     Truncate,
     as_pooling,
     as_stated,
-    find_root,
     from_pooling,
     module_from,
     override_normalize,
     read_modules,
-    transformer_of,
     width_of,
 )
 from mra_export.errors import InputError
@@ -339,16 +337,6 @@ def test_an_engine_states_plain_poolings_as_it_always_did() -> None:
     assert as_pooling((Pooling(("max",)),)) == {
         "modules": [{"kind": "Pooling", "modes": ["max"], "include_prompt": True}]
     }
-
-
-def test_the_encoder_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
-    write_files(
-        tmp_path, {"modules.json": listing([("0_Transformer", "Transformer")]), "0_Transformer/x": "", "other/x": ""}
-    )
-    assert transformer_of(tmp_path) == "0_Transformer"
-    assert find_root(tmp_path / "0_Transformer") == tmp_path
-    assert find_root(tmp_path / "other") == tmp_path / "other"
-    assert find_root(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("modules", CHAINS)

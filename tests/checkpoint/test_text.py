@@ -10,9 +10,9 @@ import pytest
 from dense_support import write_files
 from sentence_support import listing
 
+from mra_export.checkpoint.files import LENGTH_FILES
 from mra_export.checkpoint.modules import Normalize, Pooling, Truncate
 from mra_export.checkpoint.text import (
-    LENGTH_FILES,
     TextContract,
     max_length,
     prompt_of,
