@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal
 from mra_export.errors import InputError
-from mra_export.families._registry import family_named
 from mra_export.schema import shown
 
 if TYPE_CHECKING:
@@ -116,8 +115,8 @@ class Bundle:
 
     @property
     def length_step(self) -> int:
-        """Texts whose lengths round up to the same multiple of it may share a batch."""
-        return family_named(self.family).length_step
+        """Tokens of a block: texts whose lengths round up to the same multiple of it may share a batch."""
+        return int(self.manifest["model"]["length_step"])
 
     @property
     def hidden_size(self) -> int:

@@ -10,7 +10,7 @@ from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, Text, check_valu
 
 __all__ = ["ENGINE_VARIANT", "FORMAT", "ONNX_VARIANT", "SCHEMA", "check", "refusal"]
 
-FORMAT = 1
+FORMAT = 2
 """Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
 
 _MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
@@ -48,6 +48,7 @@ SCHEMA: dict[str, Any] = {
         "max_seq_len": Int(1),
         "vocab_size": Int(1),
         "pad_token_id": Int(0),
+        "length_step": Int(1),
         "inputs": [WORD],
         "outputs": [WORD],
         "operator": {

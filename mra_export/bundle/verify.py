@@ -126,6 +126,7 @@ def described(root: Path) -> dict[str, Any]:
             "max_seq_len": longest,
             "vocab_size": config.vocab_size,
             "pad_token_id": config.pad_token_id if isinstance(config.pad_token_id, int) else 0,
+            "length_step": model.family.length_step,
             "inputs": list(model.inputs),
             "outputs": list(model.outputs),
             "operator": {

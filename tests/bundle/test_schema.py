@@ -19,6 +19,7 @@ from bundle_support import (
 from paths import REPO
 
 from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle, seal
+from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import verify_bundle
 from mra_export.errors import InputError
 
@@ -59,7 +60,7 @@ UNLISTED = [*WORD, "../config.json", "nowhere"]
 
 
 WRONG: dict[str, list[Any]] = {
-    "format": [None, "1", 1.0, True, 2, 0, [], {}],
+    "format": [None, "1", 1.0, True, FORMAT + 1, FORMAT - 1, 0, [], {}],
     "mra_export": WORD,
     "model": OBJECT,
     "model.family": WORD,
@@ -70,6 +71,7 @@ WRONG: dict[str, list[Any]] = {
     "model.max_seq_len": [*SIZE, 10],  # below tokenizer.max_length
     "model.vocab_size": SIZE,
     "model.pad_token_id": [value for value in SIZE if value != 0 or value is None],
+    "model.length_step": SIZE,
     "model.inputs": [*LIST, ["input_ids"], [3]],
     "model.outputs": [*LIST, ["last_hidden_state"], [3]],
     "model.operator": OBJECT,
@@ -191,7 +193,7 @@ def test_a_wrong_field_is_named(field: str, full: dict[str, Any], tmp_path: Path
         refused(tmp_path, manifest, "format" if field == "format" else f"{last}. Copy the bundle again")
         manifest = copy.deepcopy(full)
         inside(manifest, path)[f"{last}_"] = 1
-        refused(tmp_path, manifest, f"{last}_ is not a field of format 1")
+        refused(tmp_path, manifest, f"{last}_ is not a field of format {FORMAT}")
 
 
 @pytest.mark.parametrize("value", HASH)

@@ -240,6 +240,7 @@ UNTRUE: dict[str, Any] = {
     "model.max_seq_len": 255,
     "model.vocab_size": 121,
     "model.pad_token_id": 0,
+    "model.length_step": 64,
     "model.inputs": ["input_ids", "attention_mask"],
     "model.outputs": ["last_hidden_state", "sentence_embedding", "logits"],
     "model.operator.domain": "com.microsoft",

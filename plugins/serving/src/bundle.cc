@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 using detail::Json;
 using Kind = Json::Kind;
 
-constexpr std::int64_t kFormat = 1;
+constexpr std::int64_t kFormat = 2;
 constexpr std::int64_t kMaxManifestBytes = 1 << 26;
 // What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
 // from the bundle's root where it begins with a slash, a file of that name anywhere else.
@@ -38,6 +38,7 @@ constexpr const char* kSchema = R"({
   "model": {
     "family": "word", "architecture": "?word", "task": "word", "dtype": "fp32|fp16|bf16",
     "hidden_size": "size", "max_seq_len": "size", "vocab_size": "size", "pad_token_id": "count",
+    "length_step": "size",
     "inputs": ["word"], "outputs": ["word"],
     "operator": {"domain": "word", "type": "word", "version": "size", "nodes": "count", "attributes": [{"*": "number"}]}
   },
@@ -358,6 +359,7 @@ class ManifestReader {
     out.max_seq_len = at(model, "max_seq_len").integer;
     out.vocab_size = at(model, "vocab_size").integer;
     out.pad_token_id = at(model, "pad_token_id").integer;
+    out.length_step = at(model, "length_step").integer;
     out.inputs = texts(at(model, "inputs"));
     out.outputs = texts(at(model, "outputs"));
     if (pooling.kind != Kind::kNull) {

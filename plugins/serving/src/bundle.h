@@ -28,6 +28,7 @@ struct Bundle {
   std::int64_t max_seq_len = 0;
   std::int64_t vocab_size = 0;
   std::int64_t pad_token_id = 0;
+  std::int64_t length_step = 1;  // tokens of a block: how many blocks there are is part of what the model computes
   std::vector<std::string> inputs;
   std::vector<std::string> outputs;
   std::string pooling;  // "mean" or "cls"; empty without

@@ -29,6 +29,7 @@ from serving_support import (
 )
 
 from mra_export.bundle.manifest import read_bundle
+from mra_export.bundle.schema import FORMAT
 from mra_export.errors import InputError
 from mra_export.pipeline.source import ExportRequest
 
@@ -356,9 +357,10 @@ def mutations(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def values(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Manifests with a field whose type is right and whose value is not."""
     cases: list[tuple[str, list[Any], Any]] = [
-        ("format", ["format"], 2),
+        ("format", ["format"], FORMAT + 1),
         ("model.hidden_size", ["model", "hidden_size"], 0),
         ("model.vocab_size", ["model", "vocab_size"], -1),
+        ("model.length_step", ["model", "length_step"], 0),
         ("model.dtype", ["model", "dtype"], "fp64"),
         ("model.inputs", ["model", "inputs"], ["input_ids"]),
         ("pooling", ["pooling"], None),
@@ -418,7 +420,7 @@ def test_a_manifest_that_was_touched_is_refused(any_driver: Driver, tiny_bundle:
         (manifest["manifest_sha256"], "0" * 64),
         ('"mean"', '"cls"'),
         ("\n}\n", "\n}\n\n"),
-        ('"format": 1', '"format": 1, "manifest_sha256": "' + manifest["manifest_sha256"] + '"'),
+        (f'"format": {FORMAT}', f'"format": {FORMAT}, "manifest_sha256": "' + manifest["manifest_sha256"] + '"'),
     ]
     for old, new in changes:
         assert old in text
