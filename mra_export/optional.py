@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from mra_export.errors import DependencyError
+from mra_export.quiet import quiet_onnxruntime
 
 __all__ = ["require", "require_onnxruntime", "require_pyarrow", "require_tokenizers"]
 
@@ -29,7 +30,7 @@ def require(module: str, otherwise: str) -> Any:
 
 
 def require_onnxruntime(why: str = "", otherwise: str = "") -> Any:
-    """The module onnxruntime.
+    """The module onnxruntime, with its telemetry off.
 
     Args:
         why: what cannot be done without it, to follow "is not installed".
@@ -39,6 +40,7 @@ def require_onnxruntime(why: str = "", otherwise: str = "") -> Any:
         DependencyError: it is not installed.
     """
     text = f"ONNX Runtime is not installed{why}. Install it with `pip install onnxruntime`{otherwise}."
+    quiet_onnxruntime()
     return require("onnxruntime", text)
 
 

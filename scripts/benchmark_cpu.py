@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
@@ -33,7 +32,10 @@ from mra_export.native.libraries import onnxruntime_library
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import function_body
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, INPUTS, OP_TYPE
+from mra_export.optional import require_onnxruntime
 from mra_export.pipeline.bench import bound_run, dense_twin, in_turns
+
+ort = require_onnxruntime()
 
 REPO = Path(__file__).resolve().parents[1]
 HEADS, HEAD_DIM = 12, 64

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from mra_export.checkpoint.load import load_checkpoint  # noqa: E402
 from mra_export.export.exporter import export_onnx  # noqa: E402
+from mra_export.optional import require_onnxruntime  # noqa: E402
 from mra_export.pipeline.bench import bound_run, in_turns  # noqa: E402  (the repository's own package, found through the line above)
 from mra_export.runners.torch import TransformersRunner  # noqa: E402
 
@@ -56,7 +57,7 @@ def with_multi_head_attention(path: Path) -> bytes:
 
 def main() -> None:
     """Prints a table in Markdown."""
-    import onnxruntime
+    onnxruntime = require_onnxruntime()
     import transformers
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -10,6 +10,7 @@ dependency of this project.
 # ruff: noqa: RUF001 (characters that look like others are what is tried here)
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +141,7 @@ def candidates(checkpoint: Path) -> Iterator[tuple[str, Encode]]:
     from transformers import AutoTokenizer
 
     own = AutoTokenizer.from_pretrained(checkpoint)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
         from onnx import helper

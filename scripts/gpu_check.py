@@ -242,6 +242,7 @@ def run_onnxruntime(folder: Path, report: Report) -> None:
     if not _importable("onnxruntime"):
         report.add(step, "skipped", "onnxruntime cannot be imported")
         return
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

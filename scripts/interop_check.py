@@ -314,7 +314,12 @@ def check(directory: Path, *, checkpoint: Path | None, expected: Path | None, pl
         before = snapshot(directory)
         report = work / "report.json"
         command = [str(python), "-I", str(Path(__file__).resolve()), str(directory.resolve()), "--report", str(report)]
-        settings = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        settings = {
+            "ORT_DISABLE_TELEMETRY": "1",
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         done = subprocess.run(
             [*command, "--expected", str(expected.resolve())],
             cwd=work,

@@ -13,15 +13,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from transformers import AutoTokenizer
 
 from mra_export.native.libraries import find_library
+from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import SENTENCES
 
 
 def embed(directory: Path, sentences: list[str]) -> np.ndarray:
     """[sentences, hidden_size], as the exported model pools and scales them."""
+    onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     library = find_library("onnxruntime")
     if library is not None:

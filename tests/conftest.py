@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mra_export.bundle.manifest import Bundle
     from mra_export.engine.backend import Backend
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
 # The set-up installs ninja; make, which CMake would take by itself, need not be there.
 if shutil.which("ninja"):
     os.environ.setdefault("CMAKE_GENERATOR", "Ninja")

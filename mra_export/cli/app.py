@@ -20,6 +20,7 @@ from mra_export.cli.output import print_json
 from mra_export.cli.trt import trt_command
 from mra_export.errors import MraExportError
 from mra_export.outputs import INTERRUPTED
+from mra_export.quiet import quiet_onnxruntime
 from mra_export.version import __version__
 
 __all__ = ["cli", "main"]
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = _is_given(arguments, "--json")
     verbose = _is_given(arguments, "-v", "--verbose")
     INTERRUPTED.clear()
+    quiet_onnxruntime()  # whatever imports it
     # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup

@@ -139,8 +139,7 @@ def dense_twin(model: OnnxModel) -> bytes:
 
 def bound_run(session: Any, feed: Inputs) -> Callable[[], Any]:
     """A call that runs a session with its inputs and outputs bound, so that no copy is timed."""
-    import onnxruntime
-
+    onnxruntime = require_onnxruntime()
     binding = session.io_binding()
     for info in session.get_inputs():
         binding.bind_ortvalue_input(info.name, onnxruntime.OrtValue.ortvalue_from_numpy(feed[info.name]))

@@ -50,6 +50,7 @@ void embed(const std::string& model_dir, const std::string& library, const std::
     std::fill_n(attention_mask.begin() + static_cast<std::ptrdiff_t>(row), texts[i].size(), 1);
   }
 
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before ONNX Runtime begins: from 1.29 on it reports to Microsoft otherwise
   Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "mra_embed");
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(threads);
