@@ -202,7 +202,7 @@ def tokenizer_config(
         outputs: the encoder's inputs.
         max_batch: texts in one call of the tokenizer.
         instances: processes.
-        settings: "block_size", "max_length", "max_positions" and "pad_token_id".
+        settings: "block_size", "min_length", "max_length" and "pad_token_id".
 
     Returns:
         `ModelConfig`.

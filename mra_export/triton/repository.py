@@ -19,7 +19,6 @@ from mra_export.triton.configs import (
     Tensor,
     encoder_config,
     ensemble_config,
-    padded_width,
     pooling_config,
     string_tensor,
     text_of,
@@ -41,6 +40,8 @@ MODEL_REPOSITORY = "triton"
 """Its folder in a bundle."""
 TAG = "26.06"
 """Release of NVIDIA's image in the commands; its ONNX Runtime is 1.27."""
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY=1"
+"""The ONNX Runtime in the server reports to Microsoft otherwise, from 1.29 on."""
 TEXT_OUTPUTS = {"feature-extraction": "sentence_embedding", "text-classification": "logits"}
 """Task -> the output that an ensemble gives for a text."""
 
@@ -154,6 +155,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
             names += _write_text_models(bundle, target, settings, encoder, output)
     engines = [variant for variant in bundle.variants if variant.backend == "tensorrt"]
     options, environment = _plugin_options(engines, encoders)
+    environment = (TELEMETRY_OFF, *environment)
     return Repository(
         models=tuple(names),
         notes=tuple(notes),
@@ -197,14 +199,14 @@ def _longest_text(bundle: Bundle, settings: TritonSettings) -> int:
 def _check_tokenizer(bundle: Bundle, encoders: list[tuple[Encoder, dict[str, Path]]], settings: TritonSettings) -> None:
     """Refuses engines that do not take every length that the tokenizer gives."""
     longest = _longest_text(bundle, settings)
+    # A text may be padded to the end of its first block: it has as many blocks then.
     least = min(bundle.length_step, longest)
     for encoder, _ in encoders:
         limit = encoder.ranges["sequence"]
-        width = padded_width(longest, bundle.length_step, bundle.max_seq_len)
-        if width > limit.max or encoder.least > least:
+        if longest > limit.max or encoder.least > least:
             raise InputError(
                 f"{encoder.name} takes {encoder.least} to {limit.max} tokens, but texts come with {least} to "
-                f"{width}. Build the engine with --seq-len 1:{limit.opt}:{width}, or have texts cut with --seq-len "
+                f"{longest}. Build the engine with --seq-len 1:{limit.opt}:{longest}, or have texts cut with --seq-len "
                 f"1:{limit.opt}:{limit.max}."
             )
 
@@ -243,7 +245,7 @@ def _write_tokenizer(
         bundle.inputs,
         max_batch=max(encoder.ranges["batch"].max for encoder, _ in encoders),
         instances=settings.instances,
-        settings=_tokenizer_settings(bundle, settings),
+        settings=_tokenizer_settings(bundle, settings, [encoder for encoder, _ in encoders]),
     )
     files = {**_model_code("tokenizer", "token_ids"), "tokenizer.json": bundle.tokenizer_file}
     names = [_write_model(target, config, files, {"text": string_tensor("A text of a few words.")})]
@@ -256,11 +258,11 @@ def _write_tokenizer(
     return names
 
 
-def _tokenizer_settings(bundle: Bundle, settings: TritonSettings) -> dict[str, str]:
+def _tokenizer_settings(bundle: Bundle, settings: TritonSettings, encoders: Sequence[Encoder]) -> dict[str, str]:
     return {
+        "min_length": str(max(encoder.least for encoder in encoders)),
         "block_size": str(bundle.length_step),
         "max_length": str(_longest_text(bundle, settings)),
-        "max_positions": str(bundle.max_seq_len),
         "pad_token_id": str(bundle.pad_token_id),
     }
 
@@ -295,7 +297,7 @@ def _write_text_models(
     assert bundle.tokenizer_file is not None
     config = texts_config(
         f"{encoder.name}_texts", encoder, given, instances=settings.instances, queue_delay=settings.queue_delay,
-        settings={**_tokenizer_settings(bundle, settings), **own},
+        settings={**_tokenizer_settings(bundle, settings, [encoder]), **own},
     )  # fmt: skip
     files = {**_model_code("texts", "token_ids", "pooling"), "tokenizer.json": bundle.tokenizer_file}
     return [name, _write_model(target, config, files, {})]

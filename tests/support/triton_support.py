@@ -136,17 +136,12 @@ def open_session(bundle: Bundle) -> Any:
 
 
 def vector(bundle: Bundle, session: Any, text: str, output: str = "sentence_embedding") -> np.ndarray:
-    """The output for one text, without this package's and Triton's code: tokens, the end of the last block, the session."""
+    """The output for one text, without this package's and Triton's code: tokens, no padding, the session."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bundle.path)
     encoded = tokenizer(text, truncation=True, max_length=bundle.tokenizer_max_length, return_tensors="np")
-    length = encoded["input_ids"].shape[1]
-    width = min(-(-length // 32) * 32, bundle.max_seq_len)
-    feed = {
-        name: np.pad(encoded[name], ((0, 0), (0, width - length))).astype(np.int64)
-        for name in (i.name for i in session.get_inputs())
-    }
+    feed = {name: encoded[name].astype(np.int64) for name in (i.name for i in session.get_inputs())}
     return session.run([output], feed)[0]
 
 
@@ -174,17 +169,33 @@ class FakeResponse:
 
 
 class FakeError(Exception):
+    """As the server has it from 23.09 on: with codes."""
+
+    INVALID_ARG = 3
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
     def message(self) -> str:
         return str(self)
 
 
+class OldError(Exception):
+    """As older servers have it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
 @contextmanager
-def python_model(folder: Path, encoder: Any = None) -> Iterator[Any]:
+def python_model(folder: Path, encoder: Any = None, error: type[Exception] = FakeError) -> Iterator[Any]:
     """The model.py of a repository's folder as the python backend has it, with a stand-in for what the server gives it.
 
     Args:
         folder: of the model.
         encoder: called for what the model asks of another one: name, inputs, names of outputs -> arrays.
+        error: the server's.
 
     Yields:
         A function: a list of requests (input -> array) to the list of responses.
@@ -208,7 +219,7 @@ def python_model(folder: Path, encoder: Any = None) -> Iterator[Any]:
     utils.Tensor = FakeTensor
     utils.InferenceRequest = FakeRequest
     utils.InferenceResponse = FakeResponse
-    utils.TritonError = FakeError
+    utils.TritonError = error
     utils.PreferredMemory = lambda memory: f"on the {memory}"
     utils.TRITONSERVER_MEMORY_CPU = "CPU"
     utils.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name])

@@ -124,13 +124,13 @@ def test_engines_find_the_plugin(bundle: Bundle, tmp_path: Path) -> None:
         f"MRA_TENSORRT_REGISTER=1 tritonserver --model-repository=. --disable-auto-complete-config {made.backend_options[0]}"
         in (commands["server"])
     )
-    assert "--gpus all -e MRA_TENSORRT_REGISTER=1 " in commands["docker"]
+    assert "--gpus all -e ORT_DISABLE_TELEMETRY=1 -e MRA_TENSORRT_REGISTER=1 " in commands["docker"]
     assert "TensorRT is 10.14.1" in made.describe(Path("DIR"))
 
     carrying = with_engines(bundle, engine(bundle, "carrying.engine", tmp_path / "e"))
     made = write_model_repository(carrying, tmp_path / "carrying")
     assert made.backend_options == ("--backend-config=tensorrt,version-compatible=true",)
-    assert made.environment == ()
+    assert made.environment == ("ORT_DISABLE_TELEMETRY=1",)
 
 
 @pytest.mark.engine
@@ -230,7 +230,7 @@ def test_the_repository_is_part_of_the_bundle(
     printed = json.loads(capsys.readouterr().out)
     assert printed["triton"]["models"] == ["mra_tokenizer", "mra_onnx", "mra_onnx_text", "mra_onnx_texts"]
     assert printed["triton"]["commands"]["server"].startswith(
-        f"cd '{tmp_path}/it'\"'\"'s here/triton' && tritonserver "
+        f"cd '{tmp_path}/it'\"'\"'s here/triton' && ORT_DISABLE_TELEMETRY=1 tritonserver "
     )
 
     moved = tmp_path / "moved"

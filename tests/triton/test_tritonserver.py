@@ -187,6 +187,20 @@ def test_the_example_is_a_client(server: str, grpc_port: int) -> None:
     assert "none" in done.stderr
 
 
+@pytest.mark.parametrize("model", ["mra_tokenizer", "mra_onnx_text", "mra_onnx_texts"])
+def test_text_that_is_not_utf8_is_an_invalid_argument(server: str, grpc_port: int, model: str) -> None:
+    """Of the three models that take text; a server before 23.09 has no such code."""
+    from tritonclient.grpc import InferenceServerClient, InferInput
+    from tritonclient.utils import InferenceServerException
+
+    text = InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"caf\xe9"]], dtype=np.object_))
+    with InferenceServerClient(f"127.0.0.1:{grpc_port}") as client, pytest.raises(InferenceServerException) as error:
+        client.infer(model, [text])
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "text is not UTF-8" in error.value.message()
+
+
 def batches(address: str) -> dict[int, int]:
     """Size -> how many batches of it the encoder ran."""
     with urllib.request.urlopen(f"{address}/models/mra_onnx/stats", timeout=5) as response:

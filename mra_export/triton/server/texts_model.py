@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from pooling import pooled
-from token_ids import TokenIds, decoded
+from token_ids import TokenIds, decoded, refusal
 
 
 class TritonPythonModel:
@@ -34,6 +34,7 @@ class TritonPythonModel:
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request; an error reaches the requests that had a part in it."""
+        refused: dict[int, str] = {}
         errors: dict[int, str] = {}
         texts: list[str] = []
         owners: list[int] = []
@@ -41,19 +42,12 @@ class TritonPythonModel:
             try:
                 given = decoded(pb_utils.get_input_tensor_by_name(request, "text").as_numpy())
             except UnicodeDecodeError as error:
-                errors[index] = f"text is not UTF-8: {error}"
+                refused[index] = f"text is not UTF-8: {error}"
                 continue
             texts += given
             owners += [index] * len(given)
         encodings = self.token_ids.encode(texts)
-        groups: dict[int, list[int]] = {}
-        for row, encoding in enumerate(encodings):
-            groups.setdefault(self.token_ids.width([encoding]), []).append(row)
-        batches = [
-            rows[start : start + self.batch]
-            for _, rows in sorted(groups.items(), reverse=True)
-            for start in range(0, len(rows), self.batch)
-        ]
+        batches = self.token_ids.batches(encodings, self.batch)
         results = await asyncio.gather(*(self._run([encodings[row] for row in rows]) for rows in batches))
         vectors: dict[int, list[Any]] = {index: [] for index in range(len(requests))}
         found: list[Any] = [None] * len(texts)
@@ -67,7 +61,9 @@ class TritonPythonModel:
             vectors[owner].append(vector)
         responses = []
         for index in range(len(requests)):
-            if index in errors:
+            if index in refused:
+                responses.append(refusal(pb_utils, refused[index]))
+            elif index in errors:
                 responses.append(pb_utils.InferenceResponse(error=pb_utils.TritonError(errors[index])))
             else:
                 responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(self.output, np.stack(vectors[index]))]))

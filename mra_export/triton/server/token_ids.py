@@ -1,4 +1,4 @@
-"""Texts to token ids for Triton's python backend, padded to the end of their last block. Copied beside the model.py that uses it.
+"""Texts to token ids for Triton's python backend, padded to the longest of them. Copied beside the model.py that uses it.
 
 This package is not installed in the server: only numpy and tokenizers are needed.
 """
@@ -27,7 +27,7 @@ class TokenIds:
         settings = {name: value["string_value"] for name, value in parameters.items()}
         self.names = names
         self.block_size = int(settings["block_size"])
-        self.max_positions = int(settings["max_positions"])
+        self.least = int(settings["min_length"])
         self.fill = {"input_ids": int(settings["pad_token_id"])}
         self.tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
         self.tokenizer.no_padding()
@@ -38,17 +38,22 @@ class TokenIds:
         """An encoding a text, cut to the longest length, not padded."""
         return list(self.tokenizer.encode_batch(texts))
 
-    def width(self, encodings: list[Any]) -> int:
-        """Tokens to which encodings that share a tensor are padded.
+    def batches(self, encodings: list[Any], most: int) -> list[list[int]]:
+        """The places of encodings that may share a tensor, `most` at a time, the longest texts first.
 
-        The number of blocks is part of what the encoder computes: not one more than the longest text needs.
+        The number of blocks is part of what the encoder computes: only texts with the same number share a tensor.
         """
-        longest = max((len(encoding.ids) for encoding in encodings), default=0)
-        return min(max(-(-longest // self.block_size), 1) * self.block_size, self.max_positions)
+        groups: dict[int, list[int]] = {}
+        for place in sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids)):
+            groups.setdefault(-(-len(encodings[place].ids) // self.block_size), []).append(place)
+        return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
     def arrays(self, encodings: list[Any]) -> dict[str, Any]:
-        """The encoder's inputs, int64 [len(encodings), width] each, filled on the right."""
-        width = self.width(encodings)
+        """The encoder's inputs, int64 [len(encodings), width] each: as wide as the longest text, filled on the right.
+
+        No wider: padding costs time. An engine may not take less than some width, which is within the first block.
+        """
+        width = max([self.least, *(len(encoding.ids) for encoding in encodings)])
         arrays = {}
         for name in self.names:
             array = np.full((len(encodings), width), self.fill.get(name, 0), dtype=np.int64)
@@ -56,6 +61,13 @@ class TokenIds:
                 row[: len(encoding.ids)] = getattr(encoding, _COLUMNS[name])
             arrays[name] = array
         return arrays
+
+
+def refusal(pb_utils: Any, message: str) -> Any:
+    """The answer to a request that is wrong: INVALID_ARGUMENT over gRPC and 400 over HTTP, where this server knows error codes."""
+    code = getattr(pb_utils.TritonError, "INVALID_ARG", None)
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    return pb_utils.InferenceResponse(error=error)
 
 
 def decoded(values: Any) -> list[str]:

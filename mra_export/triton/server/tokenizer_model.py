@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from token_ids import TokenIds, decoded
+from token_ids import TokenIds, decoded, refusal
 
 
 class TritonPythonModel:
@@ -36,7 +36,7 @@ class TritonPythonModel:
         responses = []
         for span in spans:
             if isinstance(span, str):
-                responses.append(pb_utils.InferenceResponse(error=pb_utils.TritonError(span)))
+                responses.append(refusal(pb_utils, span))
             else:
                 tensors = self.token_ids.arrays(encodings[span])
                 responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(n, v) for n, v in tensors.items()]))

@@ -11,6 +11,7 @@ from triton_support import (
     MAX_POSITIONS,
     TEXTS,
     FakeError,
+    OldError,
     configs,
     make_bundle,
     open_session,
@@ -49,8 +50,7 @@ def compare_with_transformers(bundle: Bundle) -> None:
         responses = execute([{"text": strings(text)} for text in TEXTS] + [{"text": strings(*TEXTS)}])
     for response, texts in zip(responses, [*([text] for text in TEXTS), TEXTS], strict=True):
         expected = tokenizer(texts, truncation=True, max_length=bundle.tokenizer_max_length)
-        longest = max(map(len, expected["input_ids"]))
-        width = min(-(-longest // 32) * 32, MAX_POSITIONS)
+        width = max(map(len, expected["input_ids"]))
         padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
         assert not response.has_error()
         assert list(response.tensors) == list(bundle.inputs)
@@ -58,13 +58,17 @@ def compare_with_transformers(bundle: Bundle) -> None:
             assert array.dtype == np.int64
             rows = [row + [padding[name]] * (width - len(row)) for row in expected[name]]
             np.testing.assert_array_equal(array, rows)
-    assert [r.tensors["input_ids"].shape[1] for r in responses] == [32, 32, 32, 96, MAX_POSITIONS, MAX_POSITIONS]
+    widths = [r.tensors["input_ids"].shape[1] for r in responses]
+    assert max(widths[:3]) < 32 < widths[3] <= 96  # not whole blocks
+    assert widths[4:] == [MAX_POSITIONS, MAX_POSITIONS]
 
 
-def test_text_that_is_no_text_fails_alone(bundle: Bundle) -> None:
-    with python_model(bundle.path / "triton" / "mra_tokenizer") as execute:
+@pytest.mark.parametrize("error", [FakeError, OldError])
+def test_text_that_is_no_text_fails_alone(error: type[Exception], bundle: Bundle) -> None:
+    with python_model(bundle.path / "triton" / "mra_tokenizer", error=error) as execute:
         good, bad, other = execute([{"text": strings(t)} for t in ("one", b"\xff\xfe", "another one")])
     assert "not UTF-8" in str(bad.error())
+    assert getattr(bad.error(), "code", 3) == FakeError.INVALID_ARG
     assert not good.has_error()
     np.testing.assert_array_equal(good.tensors["attention_mask"].sum(), 3)
     np.testing.assert_array_equal(other.tensors["attention_mask"].sum(), 4)
@@ -124,7 +128,11 @@ def test_many_texts_are_grouped_by_length(bundle: Bundle, bare_bundle: Bundle, p
     requests = [TEXTS, ["A sentence."] * 31, list(reversed(TEXTS)), ["one"]]
     with python_model(own.path / "triton" / "mra_onnx_texts", encoder) as execute:
         responses = execute([{"text": strings(*texts)} for texts in requests])
-    assert called == [(2, MAX_POSITIONS), (2, 96), (32, 32), (6, 32)]
+    assert [rows for rows, _ in called] == [2, 2, 32, 6]
+    widths = [width for _, width in called]
+    assert widths[0] == MAX_POSITIONS
+    assert 64 < widths[1] <= 96
+    assert 32 > widths[2] >= widths[3]  # the longest first, and no whole blocks
     reference = open_session(bundle)
     expected = {text: vector(bundle, reference, text)[0] for texts in requests for text in texts}
     for response, texts in zip(responses, requests, strict=True):
@@ -142,5 +150,5 @@ def test_an_error_of_the_encoder_reaches_whose_texts_it_had(bundle: Bundle) -> N
     with python_model(bundle.path / "triton" / "mra_onnx_texts", encoder) as execute:
         short, mixed, none = execute([{"text": strings(*texts)} for texts in (["one"], ["one", TEXTS[3]], [b"\xff"])])
     assert short.tensors["sentence_embedding"].shape == (1, HIDDEN)
-    assert str(mixed.error()) == "out of memory"
-    assert "not UTF-8" in str(none.error())
+    assert (str(mixed.error()), mixed.error().code) == ("out of memory", None)  # the server's fault, not the client's
+    assert ("not UTF-8" in str(none.error()), none.error().code) == (True, FakeError.INVALID_ARG)
