@@ -21,8 +21,8 @@ lint:  ## ruff, clang-format, mypy, lint-imports, generated files
 fix:  ## mends what ruff and clang-format can mend, and writes generated files again
 	scripts/lint.sh --fix
 
-build:  ## compiles the native libraries
-	$(bin)/mra-export build
+build:  ## compiles the native libraries; ARGS="onnxruntime tensorrt" both where no GPU is
+	$(bin)/mra-export build $(ARGS)
 
 docs:  ## writes the generated files: kernels/op_spec.h, plugins/serving/engine_manifest.h, docs/cli.md
 	for generator in scripts/generate_*.py; do $(bin)/python $$generator || exit 1; done

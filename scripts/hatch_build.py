@@ -1,6 +1,8 @@
 """Hatchling's build hook: `pip install .` compiles the native libraries that this machine can compile.
 
-It never fails the installation: what it cannot build it names, with the reason, and `mra-export build` builds it later.
+It never fails the installation: what it cannot build it names, with the reason, and `mra-export build` builds it later. pip shows
+nothing of what is said here, so the reason is installed too: commands that miss the library quote it. Code for GPUs is compiled
+where a GPU is.
 MRA_EXPORT_NO_NATIVE=1 leaves the compiler alone, for a pure wheel.
 """
 
@@ -36,6 +38,7 @@ class NativeLibrariesHook(BuildHookInterface):  # type: ignore[type-arg]
         sys.path.insert(0, self.root)
         try:
             from mra_export.native.build import build_libraries
+            from mra_export.native.libraries import not_built_file
 
             if version == "editable":
                 output = Path(self.root, "mra_export", "lib")
@@ -51,6 +54,11 @@ class NativeLibrariesHook(BuildHookInterface):  # type: ignore[type-arg]
         for result in results:
             if result.path is None:
                 self.app.display_warning(f"mra-export: SKIPPED the {result.kind} library: {result.detail}")
+                reason = not_built_file(result.kind, output)
+                output.mkdir(parents=True, exist_ok=True)
+                reason.write_text(f"{result.detail}\n", encoding="utf-8")
+                if version != "editable":
+                    build_data["force_include"][str(reason)] = f"mra_export/lib/{reason.name}"
                 continue
             self.app.display_info(f"mra-export: built the {result.kind} library with {result.detail}")
             if version != "editable":

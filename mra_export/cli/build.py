@@ -14,10 +14,16 @@ __all__ = ["build_command"]
 
 @click.command("build")
 @click.argument("kinds", nargs=-1, type=click.Choice(["onnxruntime", "tensorrt"]))
+@click.option(
+    "--cuda/--no-cuda",
+    default=None,
+    help="Code for GPUs: the TensorRT plugin, and kernels for ONNX Runtime's CUDA provider; or none.  [default: the plugin where a "
+    "GPU is, the kernels with onnxruntime-gpu]",
+)
 @click.option("--no-fetch", is_flag=True, help="Do not fetch missing headers.")
 @output_options
-def build_command(kinds: tuple[str, ...], no_fetch: bool, **shown: Any) -> None:
-    """Compiles the native libraries that this machine can compile, or only those named.
+def build_command(kinds: tuple[str, ...], cuda: bool | None, no_fetch: bool, **shown: Any) -> None:
+    """Compiles the native libraries that this machine can compile and use, or those named.
 
     \b
     Example:
@@ -28,8 +34,10 @@ def build_command(kinds: tuple[str, ...], no_fetch: bool, **shown: Any) -> None:
     from mra_export.native.build import build_libraries
 
     with progress(quiet=shown["quiet"]) as step:
-        results = build_libraries(kinds or ("onnxruntime", "tensorrt"), fetch=not no_fetch, progress=step)
+        results = build_libraries(kinds, cuda=cuda, fetch=not no_fetch, progress=step)
     lines = [f"{r.kind}: {f'{r.path} ({r.detail})' if r.path else f'not built. {r.detail}'}" for r in results]
+    if not kinds and len(results) == 1:
+        lines.append("tensorrt: left out, as no GPU is here; `mra-export build tensorrt` compiles it all the same.")
     outputs = [str(r.path) for r in results if r.path]
     # Without names it is enough that something was built; what was named has to be there.
     if not outputs or (kinds and len(outputs) < len(results)) or any(r.failed for r in results):

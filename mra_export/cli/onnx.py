@@ -17,7 +17,7 @@ from mra_export.cli.options import (
 )
 from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
-from mra_export.native.libraries import checking_library
+from mra_export.native.libraries import checking_library, not_built_note
 
 __all__ = ["onnx_command"]
 
@@ -81,10 +81,12 @@ def onnx_command(
     if not shown["as_json"]:
         print_comparisons(comparisons)
         print_notes(result.notes)
+    missing = not_built_note() if result.attention_nodes else None
+    note = "" if missing is None else f"\n  note: {missing}"
     print_result(
         "onnx",
         f"{result.model}: {result.task}, {result.dtype}, opset {result.opset}, {result.attention_nodes} attention nodes, "
-        f"{result.size_bytes / 2**20:.1f} MiB" + (" (not checked)" if no_check else ""),
+        f"{result.size_bytes / 2**20:.1f} MiB" + (" (not checked)" if no_check else "") + note,
         shown["as_json"],
         outputs=[str(result.directory)],
         model=str(result.model),

@@ -60,7 +60,7 @@ def describe_bundle(bundle: Bundle) -> str:
     notes = []
     if bundle.library is None and not is_standard:
         notes.append(
-            "no libmra_onnxruntime.so: ONNX Runtime runs it slower. Run `mra-export build` and write it again."
+            "no libmra_onnxruntime.so: ONNX Runtime runs it slower. Run `mra-export build` and write the bundle again."
         )
     if bundle.tokenizer_file is None:
         notes.append("no tokenizer.json: clients have to bring token ids.")

@@ -5,6 +5,7 @@ Only the standard library is imported: `scripts/hatch_build.py` runs this while 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from mra_export.errors import InputError, MraExportError
 from mra_export.native.headers import Headers, fetch_headers, find_headers
-from mra_export.native.libraries import LIBRARY_FILES, package_library_dir, user_library_dir
+from mra_export.native.libraries import LIBRARY_FILES, not_built_file, package_library_dir, user_library_dir
 
 __all__ = [
     "BuildResult",
@@ -28,6 +29,7 @@ __all__ = [
     "find_nvcc",
     "find_sources",
     "find_tool",
+    "has_gpu",
 ]
 
 
@@ -55,21 +57,24 @@ class _Missing(Exception):
 
 
 def build_libraries(
-    kinds: Iterable[str] = ("onnxruntime", "tensorrt"),
+    kinds: Iterable[str] = (),
     *,
+    cuda: bool | None = None,
     output_dir: Path | None = None,
     fetch: bool = True,
     jobs: int | None = None,
     cmake_args: Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[BuildResult]:
-    """Compiles what this machine can compile.
+    """Compiles what this machine can compile, and can use.
 
     Each library is compiled in a temporary directory and renamed into place when it is complete; an existing one
     stays where the build fails.
 
     Args:
-        kinds: of "onnxruntime" and "tensorrt".
+        kinds: of "onnxruntime" and "tensorrt"; none for the first, and for the second as `cuda` says.
+        cuda: whether code for GPUs is compiled where no kind is named: the plugin, and the kernels of ONNX Runtime's CUDA
+            provider. None: the plugin where CUDA shows a GPU, the kernels where the ONNX Runtime is the one for GPUs.
         output_dir: where the libraries go; default the package's own directory, or the user's cache where that is not
             writable.
         fetch: whether missing headers are fetched (by apt or pip) into the user's cache.
@@ -78,16 +83,16 @@ def build_libraries(
         progress: is told each step, one line at a time.
 
     Returns:
-        One result for each kind, in the given order.
+        One result for each kind, in the given order; one that was left out is not among them.
 
     Raises:
         InputError: a kind is unknown, or the environment names headers that are not there.
     """
-    kinds = list(kinds)
+    kinds = list(kinds) or ["onnxruntime", *["tensorrt"] * (has_gpu() if cuda is None else cuda)]
     for kind in kinds:
         if kind not in LIBRARY_FILES:
             raise InputError(f"There is no library of kind {kind!r}; choose of {', '.join(LIBRARY_FILES)}.")
-    return [_build(kind, output_dir, fetch, jobs, cmake_args, progress) for kind in kinds]
+    return [_build(kind, cuda, output_dir, fetch, jobs, cmake_args, progress) for kind in kinds]
 
 
 def find_sources() -> Path | None:
@@ -114,8 +119,19 @@ def find_nvcc() -> str | None:
     return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
 
 
+def has_gpu() -> bool:
+    """Whether CUDA's driver is here and shows a GPU to this process."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
 def _build(
     kind: str,
+    cuda: bool | None,
     output_dir: Path | None,
     fetch: bool,
     jobs: int | None,
@@ -133,18 +149,15 @@ def _build(
             raise _Missing(f"The sources in {sources} have no plugins/{kind}.")
         cmake, compiler = _tools()
         arguments, details = [f"-DMRA_ONNXRUNTIME={'OFF' if kind != 'onnxruntime' else 'ON'}"], [compiler]
-        if kind == "tensorrt":
-            nvcc = find_nvcc()
-            if nvcc is None:
-                raise _Missing(
-                    "nvcc was not found. Install the CUDA toolkit, or `pip install nvidia-cuda-nvcc nvidia-cuda-crt "
-                    "nvidia-cuda-cccl nvidia-cuda-runtime nvidia-nvvm`."
-                )
-            arguments += ["-DMRA_TENSORRT=ON", *cuda_arguments(nvcc)]
-            details.append(nvcc)
-        elif _has_cuda_provider() and (nvcc := find_nvcc()) is not None:
-            arguments += ["-DMRA_CUDA=ON", *cuda_arguments(nvcc)]
-            details += [nvcc, "kernels of the CUDA provider"]
+        nvcc = find_nvcc() if kind == "tensorrt" or (_has_cuda_provider() if cuda is None else cuda) else None
+        if nvcc is None and (kind == "tensorrt" or cuda):
+            raise _Missing(
+                "nvcc was not found. Install the CUDA toolkit, or `pip install nvidia-cuda-nvcc nvidia-cuda-crt "
+                "nvidia-cuda-cccl nvidia-cuda-runtime nvidia-nvvm`."
+            )
+        if nvcc is not None:
+            arguments += ["-DMRA_TENSORRT=ON" if kind == "tensorrt" else "-DMRA_CUDA=ON", *cuda_arguments(nvcc)]
+            details += [nvcc, *["kernels of the CUDA provider"] * (kind == "onnxruntime")]
         headers = _headers(kind, fetch, progress)
         arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
         details.append(f"{kind} headers {headers.version} ({headers.source})")
@@ -156,6 +169,7 @@ def _build(
                 return BuildResult(kind, None, error, True, time.monotonic() - started)
             built = next(Path(tree).rglob(LIBRARY_FILES[kind]))
             _install(built, target)
+        not_built_file(kind, target.parent).unlink(missing_ok=True)
     except _Missing as missing:
         return BuildResult(kind, None, str(missing), False, time.monotonic() - started)
     return BuildResult(kind, target, ", ".join(details), False, time.monotonic() - started)

@@ -14,6 +14,8 @@ __all__ = [
     "find_library",
     "library_dirs",
     "named_plugin",
+    "not_built_file",
+    "not_built_note",
     "onnxruntime_library",
     "package_library_dir",
     "tensorrt_library",
@@ -24,6 +26,7 @@ __all__ = [
 LIBRARY_FILES = {"onnxruntime": "libmra_onnxruntime.so", "tensorrt": "libmra_tensorrt.so"}
 """Kind of library -> its file name."""
 
+_COMMAND = {"onnxruntime": "mra-export build", "tensorrt": "mra-export build tensorrt"}
 _USE = {
     "onnxruntime": "ONNX Runtime runs the exported files without it too, by their slower function body.",
     "tensorrt": "TensorRT cannot run the exported files without it.",
@@ -76,6 +79,23 @@ def find_library(kind: str, path: Path | None = None) -> Path | None:
     return next((directory.resolve() / name for directory in library_dirs() if (directory / name).is_file()), None)
 
 
+def not_built_file(kind: str, directory: Path) -> Path:
+    """Where the installation writes why a library is not in `directory`: pip shows nothing of what a build says."""
+    return directory / f"{LIBRARY_FILES[kind]}.not-built"
+
+
+def not_built_note(kind: str = "onnxruntime") -> str | None:
+    """What to tell a user whose machine has no library of this kind, and why the installation built none; None where it has one."""
+    if find_library(kind) is not None:
+        return None
+    note = f"{LIBRARY_FILES[kind]} is not built. {_USE[kind]} Run `{_COMMAND[kind]}`."
+    try:
+        reason = " ".join(not_built_file(kind, package_library_dir()).read_text(encoding="utf-8").split())
+    except OSError:
+        return note
+    return f"{note} The installation left it out: {reason}"
+
+
 def onnxruntime_library(path: Path | None = None) -> Path:
     """The library for `onnxruntime.SessionOptions.register_custom_ops_library`.
 
@@ -107,7 +127,7 @@ def _require(kind: str, path: Path | None) -> Path:
     if found is None:
         places = ", ".join(str(directory) for directory in library_dirs())
         raise DependencyError(
-            f"{LIBRARY_FILES[kind]} was not found in {places}. Run `mra-export build` to compile it. {_USE[kind]}"
+            f"{LIBRARY_FILES[kind]} was not found in {places}. Run `{_COMMAND[kind]}` to compile it. {_USE[kind]}"
         )
     return found
 

@@ -20,6 +20,8 @@ from mra_export.native.headers import Headers, fetch_headers, find_headers, head
 from mra_export.native.libraries import (
     LIBRARY_FILES,
     find_library,
+    not_built_file,
+    not_built_note,
     onnxruntime_library,
     tensorrt_library,
     user_library_dir,
@@ -59,7 +61,7 @@ def test_the_nearest_library_is_found(kind: str, places: dict[str, Path], tmp_pa
 def test_a_missing_library_names_the_command(places: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match=r"libmra_onnxruntime.so was not found in .*Run `mra-export build`"):
         onnxruntime_library()
-    with pytest.raises(DependencyError, match=r"libmra_tensorrt.so was not found in .*Run `mra-export build`"):
+    with pytest.raises(DependencyError, match=r"libmra_tensorrt.so was not found in .*Run `mra-export build tensorrt`"):
         tensorrt_library()
     with pytest.raises(InputError, match=r"nowhere.so does not exist. Give the path of libmra_onnxruntime.so"):
         onnxruntime_library(tmp_path / "nowhere.so")
@@ -165,6 +167,61 @@ def test_what_is_missing_is_named_and_nothing_fails(
     assert result.path is None
     assert not result.failed
     assert message in result.detail
+
+
+@pytest.mark.parametrize(
+    ("gpu", "provider", "kinds", "cuda", "expected"),
+    [
+        (False, False, [], None, {"onnxruntime": "OFF"}),
+        (True, False, [], None, {"onnxruntime": "OFF", "tensorrt": "ON"}),
+        (False, True, [], None, {"onnxruntime": "ON"}),
+        (False, False, [], True, {"onnxruntime": "ON", "tensorrt": "ON"}),
+        (True, True, [], False, {"onnxruntime": "OFF"}),
+        (False, False, ["tensorrt"], None, {"tensorrt": "ON"}),
+        (False, False, ["onnxruntime"], True, {"onnxruntime": "ON"}),
+    ],
+)
+def test_code_for_gpus_is_compiled_where_one_is_or_where_it_is_asked_for(
+    gpu: bool,
+    provider: bool,
+    kinds: list[str],
+    cuda: bool | None,
+    expected: dict[str, str],
+    places: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """nvcc is here in each case; that alone is no wish."""
+    calls: dict[str, str] = {}
+
+    def compile_target(
+        cmake: str, sources: Path, tree: Path, target: str, arguments: list[str], jobs: int | None
+    ) -> str:
+        calls[target.removeprefix("mra_")] = "ON" if any("CMAKE_CUDA_COMPILER" in each for each in arguments) else "OFF"
+        return "not compiled here"
+
+    monkeypatch.setattr(build_module, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(build_module, "_has_cuda_provider", lambda: provider)
+    monkeypatch.setattr(build_module, "find_nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(build_module, "_tools", lambda: ("cmake", "c++"))
+    monkeypatch.setattr(build_module, "_headers", lambda *_: Headers("any", tmp_path, "1", "here"))
+    monkeypatch.setattr(build_module, "compile_target", compile_target)
+    results = build_libraries(kinds, cuda=cuda)
+    assert [result.kind for result in results] == list(expected)
+    assert calls == expected
+
+
+def test_what_the_installation_left_out_is_said(places: dict[str, Path]) -> None:
+    note = not_built_note()
+    assert note is not None
+    assert note.endswith("by their slower function body. Run `mra-export build`.")
+    not_built_file("onnxruntime", places["package"]).write_text("The headers were not found.\n")
+    assert str(not_built_note()).endswith(
+        "Run `mra-export build`. The installation left it out: The headers were not found."
+    )
+    assert "Run `mra-export build tensorrt`." in str(not_built_note("tensorrt"))
+    (places["package"] / LIBRARY_FILES["onnxruntime"]).touch()
+    assert not_built_note() is None
 
 
 @pytest.mark.parametrize("wheels", [True, False], ids=["wheels", "toolkit"])
