@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError"]
+__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError", "escaped"]
+
+
+def escaped(text: str, keep: str = "\n") -> str:
+    r"""Text for a terminal: what is not printable, but the characters to keep, as \x1b, \u202e or \U000e0041."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 class MraExportError(Exception):
     """A failure whose text says what is wrong with the values and what to do.
 
-    The command line prints the text as it is, without a traceback, and ends with `exit_code`.
+    The command line prints the text as it is, without a traceback, and ends with `exit_code`. What the text quotes of files and
+    names cannot steer a terminal: control characters but the end of a line are escaped.
     """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(escaped(each) if isinstance(each, str) else each for each in arguments))
 
 
 class InputError(MraExportError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SHA256", "TEXT", "WORD", "Int", "Map", "Or", "Text", "check_value", "choice", "shown"]
+__all__ = ["SHA256", "TEXT", "WORD", "Int", "Map", "Or", "Text", "check_texts", "check_value", "choice", "shown"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class Map:
 TEXT = Text("text")
 WORD = Text("text on one line, without space around it", r"\S(.*\S)?")
 SHA256 = Text("64 hexadecimal digits, in lower case", r"[0-9a-f]{64}")
+
+
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""As `is_control` in plugins/serving/json.h, but for the end of a line and the tabulator."""
 
 
 def check_value(
@@ -108,6 +115,26 @@ def check_value(
             raise wrong("a number")
     elif type(value) is not kind:
         raise wrong({int: "an integer", bool: "true or false", dict: "an object", list: "a list"}[kind])
+
+
+def check_texts(value: Any, where: str, refuse: Callable[[str], Exception]) -> None:
+    """Refuses text that would steer a terminal, anywhere in a file that is shown to people; text may have several lines.
+
+    Args:
+        value: as parsed.
+        where: name of the field, "" for the whole.
+        refuse: as for `check_value`.
+    """
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise refuse(f": {where or 'the manifest'}={shown(value)} holds a control character")
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_texts(inner, f"{where}[{index}]", refuse)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if _CONTROL.search(name):
+                raise refuse(f": {where or 'the manifest'} has the name {name!r}, which holds a control character")
+            check_texts(inner, f"{where}.{name}" if where else name, refuse)
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal
 from mra_export.errors import InputError
-from mra_export.schema import shown
+from mra_export.schema import check_texts, shown
 
 if TYPE_CHECKING:
     from mra_export.checkpoint.pooling import Pooling
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
 
 MANIFEST_FILE = "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 26
+MAX_MANIFEST_BYTES = 1 << 20
 
 _ZEROS = "0" * 64
 
@@ -166,7 +166,7 @@ def read_bundle(path: Path) -> Bundle:
         The bundle. Its files were not looked at; `verify_bundle` does that.
 
     Raises:
-        InputError: it is no bundle, of a newer format, or a field is wrong; the message names the field.
+        InputError: it is no bundle, of another format, or a field is wrong; the message names the field.
     """
     path = Path(path)
     file = path / MANIFEST_FILE
@@ -196,6 +196,7 @@ def read_bundle(path: Path) -> Bundle:
             _check_listed(raw, entry.get(key), f"variants[{index}].{key}", file)
         located = {k: path / entry[k] for k in ("file", "library", "manifest") if entry.get(k) is not None}
         variants.append(Variant(**{**entry, **located}))
+    check_texts(raw, "", lambda text: refusal(file, text))
     _check_fit(raw, variants, file)
     return Bundle(path, raw, tuple(variants))
 
@@ -280,6 +281,8 @@ def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None
         refuse(f"model.inputs={model['inputs']} lacks input_ids or attention_mask")
     if ("sentence_embedding" in model["outputs"]) != (raw["pooling"] is not None):
         refuse(f"pooling={shown(raw['pooling'])} does not go with model.outputs={model['outputs']}")
+    if model["pad_token_id"] >= model["vocab_size"]:
+        refuse(f"model.pad_token_id={model['pad_token_id']} is not below model.vocab_size={model['vocab_size']}")
     if tokenizer is not None:
         _check_listed(raw, tokenizer["file"], "tokenizer.file", file)
         if tokenizer["max_length"] > model["max_seq_len"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mra_export.errors import InputError
+from mra_export.errors import InputError, escaped
 from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, Text, check_value, choice
 
 __all__ = ["ENGINE_VARIANT", "FORMAT", "ONNX_VARIANT", "SCHEMA", "check", "refusal"]
@@ -85,6 +85,7 @@ SCHEMA: dict[str, Any] = {
 
 def refusal(subject: Path, text: str) -> InputError:
     """What to raise for a damaged bundle: the file, what is wrong with it (cut to a readable length), what to do."""
+    text = escaped(text, keep="")
     text = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
     return InputError(f"{subject}{text}. {_MEND}")
 

@@ -16,6 +16,7 @@ from mra_export.checkpoint.pooling import pooling_of
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
+from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.outputs import file_sha256
 
@@ -91,6 +92,8 @@ def verify_bundle(path: Path) -> Bundle:
             raise refusal(file, f" has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced")
         if digest != entry["sha256"]:
             raise refusal(file, f" was changed: its SHA-256 is not that of {MANIFEST_FILE}")
+    for library in {variant.library for variant in bundle.variants if variant.library is not None}:
+        check_whole(library)
     for variant in bundle.variants[1:]:
         try:
             check_engine(variant.file, plugin=variant.library)

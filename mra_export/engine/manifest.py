@@ -15,7 +15,7 @@ from mra_export.engine.gpu import covers, parse_version
 from mra_export.errors import DependencyError, InputError
 from mra_export.families._registry import families
 from mra_export.outputs import file_sha256
-from mra_export.schema import TEXT, Int, Map, Or, check_value
+from mra_export.schema import TEXT, Int, Map, Or, check_texts, check_value
 
 __all__ = ["FORMAT", "Manifest", "check_engine", "manifest_path", "read_manifest", "write_manifest"]
 
@@ -143,6 +143,7 @@ def read_manifest(engine: Path) -> Manifest:
         )
     known = {name: raw[name] for name in _KINDS if name in raw}
     check_value(known, _KINDS, "", lambda text: InputError(f"{path}{text}. Build the engine again."))
+    check_texts(known, "", lambda text: InputError(f"{path}{text}. Build the engine again."))
     return Manifest(**known)
 
 

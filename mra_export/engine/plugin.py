@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mra_export.errors import DependencyError, InputError
+from mra_export.native.elf import check_whole
 from mra_export.operators.limits import OP_VERSION
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ def plugin_info(path: Path, name: str = "") -> PluginInfo:
     Raises:
         InputError: it is not a library of this machine, or not our plugin, or one of another version.
     """
+    check_whole(path)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise InputError(
-            f"{path} cannot be loaded: {error}. Build it on this machine with `mra-export build`."
+            f"{path} cannot be loaded: {error}. Build it on this machine with `mra-export build tensorrt`."
         ) from error
     missing = [name for name in ENTRY_POINTS if not hasattr(library, name)]
     if missing:
@@ -72,7 +74,7 @@ def plugin_info(path: Path, name: str = "") -> PluginInfo:
     if version != str(OP_VERSION):
         raise InputError(
             f"{path} holds version {version} of the plugin{name and f' {name}'}, this mra-export writes version {OP_VERSION}. "
-            "Build it again with `mra-export build`."
+            "Build it again with `mra-export build tensorrt`."
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return PluginInfo(

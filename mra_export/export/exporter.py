@@ -251,7 +251,7 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     model.producer_version = __version__
     model.metadata_props.clear()
     model.metadata_props.update({"task": checkpoint.task.name, "dtype": dtype, "family": checkpoint.family.model_type})
-    model.metadata_props["max_seq_len"] = str(checkpoint.family.max_seq_len(checkpoint.config))
+    model.metadata_props.update({name: str(value) for name, value in _served_facts(checkpoint).items()})
     model.metadata_props.update({f"option.{name}": str(value) for name, value in checkpoint.options.items()})
     asked = {"pooling": contract.pooling, "normalize": contract.normalize}  # `check` holds the file against the same
     model.metadata_props.update({name: str(value) for name, value in asked.items() if value is not None})
@@ -260,6 +260,17 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
     return count
+
+
+def _served_facts(checkpoint: Checkpoint) -> dict[str, int]:
+    """What a server holds against its own settings before it takes texts; it has no other way to know."""
+    config, family = checkpoint.config, checkpoint.family
+    return {
+        "max_seq_len": family.max_seq_len(config),
+        "vocab_size": config.vocab_size,
+        "pad_token_id": config.pad_token_id if isinstance(config.pad_token_id, int) else 0,
+        "length_step": family.length_step,
+    }
 
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, contract: TextContract) -> list[str]:

@@ -19,6 +19,7 @@ from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
 from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
+from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
 from mra_export.parity.comparison import Comparison, as_json
@@ -87,6 +88,7 @@ def create_bundle(
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
             for path in filter(None, (library, plugin)):
+                check_whole(path)
                 _copy(path, stage / LIBRARIES / LIBRARY_FILES["tensorrt" if path == plugin else "onnxruntime"])
             provenance = {**provenance_of(stage), "random_init": stated.pop("random_init")}
             fields = {**described(stage), **stated, "license": licence_of(stage), "provenance": provenance}

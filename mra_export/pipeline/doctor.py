@@ -61,7 +61,8 @@ _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++":
 def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
     from mra_export.families._registry import families
-    from mra_export.native.libraries import find_library
+    from mra_export.native.elf import cut_off
+    from mra_export.native.libraries import find_library, not_built_note
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
     versions |= {name: _package(name) for name in _PACKAGES}
@@ -84,14 +85,10 @@ def diagnose() -> Diagnosis:
                 True,
             )
         )
-    if libraries["onnxruntime"] is None:
-        problems.append(
-            Problem(
-                "The native operator for ONNX Runtime is not built; exported files run their slower function body.",
-                "mra-export build",
-                False,
-            )
-        )
+    if (note := not_built_note()) is not None:
+        problems.append(Problem(note, "mra-export build", False))
+    elif found["onnxruntime"] is not None and (wrong := cut_off(found["onnxruntime"])):
+        problems.append(Problem(f"{wrong}.", "mra-export build", False))
     plugin, more = _tensorrt(found["tensorrt"], versions)
     known = {
         name: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
+from mra_export.native.elf import check_whole
 from mra_export.optional import require_onnxruntime
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def session_options(library: Path | None = None, *, threads: int = 0) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     if library is not None:
+        check_whole(library)
         try:
             options.register_custom_ops_library(str(library.resolve()))
         except Exception as error:

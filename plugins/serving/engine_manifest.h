@@ -62,6 +62,54 @@ inline std::string version_text(std::int32_t version) {
 
 namespace detail {
 
+// The length of the UTF-8 sequence at `at`, and its code point; 0 where there is none: no overlong forms, no surrogates, nothing
+// past U+10FFFF.
+inline std::size_t read_utf8(const std::string& text, std::size_t at, std::uint32_t* code) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+  const unsigned first = byte(at);
+  *code = first;
+  if (first < 0x80) return 1;
+  const std::size_t more = first >= 0xC2 && first < 0xE0 ? 1 : (first & 0xF0) == 0xE0 ? 2 : first >= 0xF0 && first < 0xF5 ? 3 : 0;
+  if (more == 0) return 0;
+  *code = first & (0x3FU >> more);
+  for (std::size_t i = 1; i <= more; ++i) {
+    if ((byte(at + i) & 0xC0) != 0x80) return 0;
+    *code = (*code << 6) | (byte(at + i) & 0x3F);
+  }
+  const bool is_overlong = (more == 2 && *code < 0x800) || (more == 3 && *code < 0x10000);
+  return is_overlong || (*code >= 0xD800 && *code < 0xE000) || *code > 0x10FFFF ? 0 : more + 1;
+}
+
+// Whether a terminal would do something else than show it: control characters, breaks of lines, marks that turn the direction of
+// text, and what is not seen at all.
+inline bool is_control(std::uint32_t code) {
+  return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0xAD || code == 0x61C || code == 0x180E ||
+         (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) || (code >= 0x2060 && code <= 0x206F) ||
+         code == 0xFEFF || (code >= 0xFFF9 && code <= 0xFFFB) || (code >= 0xE0000 && code <= 0xE007F);
+}
+
+// Text for a message: control characters, and bytes that are not UTF-8, as \n, \x1b, \u202e or \U000e0041.
+inline std::string printable(const std::string& text) {
+  static constexpr const char* kDigits = "0123456789abcdef";
+  std::string out;
+  for (std::size_t at = 0; at < text.size();) {
+    std::uint32_t code = 0;
+    const std::size_t size = read_utf8(text, at, &code);
+    if (size > 0 && !is_control(code)) {
+      out.append(text, at, size);
+    } else if (size > 0 && (code == '\n' || code == '\t' || code == '\r')) {
+      out += code == '\n' ? "\\n" : code == '\t' ? "\\t" : "\\r";
+    } else {
+      if (size == 0) code = static_cast<unsigned char>(text[at]);
+      const int digits = code < 0x100 ? 2 : code < 0x10000 ? 4 : 8;
+      out += digits == 2 ? "\\x" : digits == 4 ? "\\u" : "\\U";
+      for (int i = digits - 1; i >= 0; --i) out += kDigits[(code >> (4 * i)) & 15];
+    }
+    at += size > 0 ? size : 1;
+  }
+  return out;
+}
+
 // A JSON value.
 struct Json {
   enum class Kind { kNull, kBoolean, kInteger, kNumber, kString, kArray, kObject } kind = Kind::kNull;
@@ -403,9 +451,6 @@ inline std::string title(const std::string& backend) {
   return backend == "rtx" ? "TensorRT-RTX" : backend == "tensorrt" ? "TensorRT" : backend;
 }
 
-}  // namespace detail
-
-// Reads the manifest of an engine: ENGINE.json. The error, or an empty string.
 inline std::string read_manifest(const std::string& engine, Manifest* manifest) {
   using Kind = detail::Json::Kind;
   constexpr std::streamsize kMaxBytes = 16 << 20;
@@ -445,7 +490,11 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
                                                           {"plugin_architectures", &found.plugin_architectures},
                                                           {"precision", &found.precision}};
   for (const auto& [name, member] : strings)
-    if (const auto* value = field(name, Kind::kString)) *member = value->text;
+    if (const auto* value = field(name, Kind::kString)) {
+      if (detail::printable(value->text) != value->text)
+        return path + ": " + name + "=" + value->text + " holds a control character. Build the engine again.";
+      *member = value->text;
+    }
   const std::pair<const char*, bool*> booleans[] = {{"version_compatible", &found.version_compatible},
                                                     {"hardware_compatible", &found.hardware_compatible},
                                                     {"plugin_embedded", &found.plugin_embedded},
@@ -458,8 +507,7 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
   return "";
 }
 
-// Whether this machine can load the engine. The error, or an empty string; `manifest` may be null.
-inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest = nullptr) {
+inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest) {
   if (!std::ifstream(engine, std::ios::binary)) return engine + " does not exist or cannot be read.";
   Manifest found;
   if (std::string error = read_manifest(engine, &found); !error.empty()) return error;
@@ -504,6 +552,18 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
   if (!is_known) return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + known + ".";
   if (manifest != nullptr) *manifest = found;
   return "";
+}
+
+}  // namespace detail
+
+// Reads the manifest of an engine: ENGINE.json. The error, in which control characters are escaped, or an empty string.
+inline std::string read_manifest(const std::string& engine, Manifest* manifest) {
+  return detail::printable(detail::read_manifest(engine, manifest));
+}
+
+// Whether this machine can load the engine. The error, or an empty string; `manifest` may be null.
+inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest = nullptr) {
+  return detail::printable(detail::check_engine(engine, machine, manifest));
 }
 
 }  // namespace mra::serving

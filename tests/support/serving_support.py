@@ -217,7 +217,9 @@ class Driver:
         self._out = folder / "vectors.bin"
         self._errors = (folder / "driver.err").open("w+")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-        self._process = subprocess.Popen([str(driver(kind))], text=True, env=env, **pipes)
+        self._process = subprocess.Popen(
+            [str(driver(kind))], encoding="utf-8", errors="surrogateescape", env=env, **pipes
+        )
 
     def __enter__(self) -> Driver:
         return self

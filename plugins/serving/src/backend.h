@@ -14,6 +14,8 @@ struct Limits {
   std::int64_t max_rows = 0;
   std::int64_t max_width = 0;
   std::int64_t max_tokens = 0;  // rows * width of one run
+  std::int64_t min_width = 1;   // narrower runs are filled up to it; not above length_step
+  std::int64_t width_step = 1;  // and all of them to the next multiple of it, or to max_width
 };
 
 // Token ids and mask of one run, int64 [rows, width], in memory that the context owns: the caller fills it in.
@@ -52,6 +54,9 @@ struct Request {
   std::string output;           // name of the output to take
   bool mean_of_tokens = false;  // whether `output` is [rows, width, hidden_size] and is to be averaged over a row's tokens
   std::int64_t hidden_size = 0;
+  std::int64_t vocab_size = 0;
+  std::int64_t pad_token_id = 0;
+  std::int64_t length_step = 1;  // tokens of a block: a run may not be filled up into more blocks than its texts have
   std::int64_t max_seq_len = 0;
   std::int64_t max_batch_tokens = 0;
   int gpu = 0;
@@ -87,6 +92,6 @@ struct BackendLibrary {
 };
 
 #define MRA_SERVING_BACKEND_ENTRY "mra_serving_backend"
-inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 1";
+inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 2";
 
 }  // namespace mra::serving

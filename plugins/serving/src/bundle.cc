@@ -23,7 +23,7 @@ using detail::Json;
 using Kind = Json::Kind;
 
 constexpr std::int64_t kFormat = 2;
-constexpr std::int64_t kMaxManifestBytes = 1 << 26;
+constexpr std::int64_t kMaxManifestBytes = 1 << 20;
 // What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
 // from the bundle's root where it begins with a slash, a file of that name anywhere else.
 constexpr const char* kTolerated[] = {
@@ -81,22 +81,19 @@ std::string shown(const Json& value) {
   return text.size() <= 80 ? text : text.substr(0, 80) + " ...";
 }
 
-// Whether bytes are UTF-8: no overlong forms, no surrogates, nothing past U+10FFFF.
 bool is_utf8(const std::string& text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto byte = [&](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
-    const unsigned first = byte(i++);
-    if (first < 0x80) continue;
-    const int more = first >= 0xC2 && first < 0xE0 ? 1 : (first & 0xF0) == 0xE0 ? 2 : first >= 0xF0 && first < 0xF5 ? 3 : 0;
-    if (more == 0) return false;
-    const unsigned second = byte(i);
-    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) ||
-        (first == 0xF4 && second > 0x8F))
-      return false;
-    for (int k = 0; k < more; ++k)
-      if ((byte(i++) & 0xC0) != 0x80) return false;
-  }
+  std::uint32_t code = 0;
+  for (std::size_t at = 0, size = 0; at < text.size(); at += size)
+    if ((size = detail::read_utf8(text, at, &code)) == 0) return false;
   return true;
+}
+
+// Whether a text of the manifest holds what no terminal should get; notes may have several lines.
+bool has_control(const std::string& text) {
+  std::uint32_t code = 0;
+  for (std::size_t at = 0; at < text.size(); at += std::max<std::size_t>(1, detail::read_utf8(text, at, &code)))
+    if (detail::read_utf8(text, at, &code) > 0 && detail::is_control(code) && code != '\n' && code != '\t') return true;
+  return false;
 }
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -152,6 +149,7 @@ class ManifestReader {
     check_seal();
     check_names();
     check_variants();
+    check_texts(root_, "");
     check_fit();
     return bundle();
   }
@@ -294,7 +292,7 @@ class ManifestReader {
   void check_names() const {
     for (const std::string& name : at(root_, "files").names) {
       bool is_inside = !name.empty() && name != "manifest.json" && name.find('\\') == std::string::npos;
-      for (const char c : name) is_inside = is_inside && static_cast<unsigned char>(c) >= 0x20 && c != 0x7f;
+      is_inside = is_inside && detail::printable(name) == name;
       for (std::size_t start = 0; start <= name.size();) {
         const std::size_t end = std::min(name.find('/', start), name.size());
         const std::string part = name.substr(start, end - start);
@@ -321,6 +319,21 @@ class ManifestReader {
     }
   }
 
+  // What stands in a manifest is shown to people: nothing in it may steer their terminal.
+  void check_texts(const Json& value, const std::string& where) const {
+    if (value.kind == Kind::kString && has_control(value.text)) refuse(where + "=" + shown(value) + " holds a control character");
+    for (std::size_t i = 0; i < value.items.size(); ++i) {
+      if (value.kind != Kind::kObject) {
+        check_texts(value.items[i], where + "[" + std::to_string(i) + "]");
+        continue;
+      }
+      const std::string& name = value.names[i];
+      if (has_control(name))
+        refuse((where.empty() ? "the manifest" : where) + " has the name '" + name + "', which holds a control character");
+      check_texts(value.items[i], where.empty() ? name : where + "." + name);
+    }
+  }
+
   // Fields that contradict each other.
   void check_fit() const {
     const Json &model = at(root_, "model"), &tokenizer = at(root_, "tokenizer"), &license = at(root_, "license");
@@ -331,6 +344,9 @@ class ManifestReader {
     if (!holds(inputs, "input_ids") || !holds(inputs, "attention_mask")) refuse("model.inputs lacks input_ids or attention_mask");
     if (holds(outputs, "sentence_embedding") != (at(root_, "pooling").kind != Kind::kNull))
       refuse("pooling=" + shown(at(root_, "pooling")) + " does not go with model.outputs");
+    if (at(model, "pad_token_id").integer >= at(model, "vocab_size").integer)
+      refuse("model.pad_token_id=" + at(model, "pad_token_id").text +
+             " is not below model.vocab_size=" + at(model, "vocab_size").text);
     if (tokenizer.kind != Kind::kNull) {
       check_listed(&at(tokenizer, "file"), "tokenizer.file");
       if (at(tokenizer, "max_length").integer > at(model, "max_seq_len").integer)

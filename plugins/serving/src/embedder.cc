@@ -17,12 +17,13 @@
 #include "engine_check.h"
 #include "failure.h"
 #include "mra/serving.h"
+#include "shared_library.h"
 
 namespace mra::serving {
 namespace {
 
-constexpr std::int64_t kBlockSize = 32;  // of the operator: the number of blocks is part of what it computes
 constexpr int kMaxParallelRuns = 1024;
+constexpr std::int64_t kMaxHiddenSize = 1 << 20;
 
 // One thread's share of the backend.
 struct Slot {
@@ -33,7 +34,7 @@ struct Slot {
 // Hands each slot to one thread at a time. Slots are made when they are first needed, or all at once by reserve().
 class Pool {
  public:
-  Pool(Backend* backend, int slots, std::int64_t hidden_size) : backend_(backend), max_slots_(slots), hidden_size_(hidden_size) {
+  Pool(Backend* backend, int slots, std::size_t vectors) : backend_(backend), max_slots_(slots), vectors_(vectors) {
     free_.reserve(static_cast<std::size_t>(slots));
   }
 
@@ -79,16 +80,13 @@ class Pool {
   std::unique_ptr<Slot> make() {
     auto slot = std::make_unique<Slot>();
     if (Status status = backend_->make_context(&slot->context); !status.ok()) throw Failure{std::move(status)};
-    const Limits limits = backend_->limits();
-    const std::int64_t rows =
-        std::min(limits.max_rows, std::max<std::int64_t>(1, limits.max_tokens / std::min(kBlockSize, limits.max_width)));
-    slot->vectors.resize(static_cast<std::size_t>(rows * hidden_size_));
+    slot->vectors.resize(vectors_);
     return slot;
   }
 
   Backend* backend_;
   int max_slots_, made_ = 0;
-  std::int64_t hidden_size_;
+  std::size_t vectors_;  // numbers of a run's
   std::vector<std::unique_ptr<Slot>> free_;
   std::mutex mutex_;
   std::condition_variable returned_;
@@ -105,8 +103,15 @@ struct Run {
   std::int64_t width = 0;
 };
 
+// Before dlopen, or a runtime of which we ask it: a library that was cut off would end the process.
+void check_whole(const std::string& library) {
+  if (const std::string wrong = detail::cut_off(library); !wrong.empty())
+    fail(Code::kInput, wrong + ". Copy it again, or build it again with `mra-export build`.");
+}
+
 const BackendLibrary& load_backend(const std::string& name, const std::string& folder) {
   const std::string file = "libmra_serving_" + name + ".so", path = folder.empty() ? file : folder + "/" + file;
+  if (!folder.empty()) check_whole(path);
   // Never closed: TensorRT and CUDA keep threads and callbacks in the process.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
@@ -133,6 +138,9 @@ class Embedder::Impl {
     if (options.max_batch_tokens < bundle_.max_seq_len)
       fail(Code::kInput, "max_batch_tokens=" + std::to_string(options.max_batch_tokens) + " must be at least the longest text's " +
                              std::to_string(bundle_.max_seq_len) + " tokens.");
+    if (bundle_.hidden_size > kMaxHiddenSize)
+      fail(Code::kInput, directory + " has hidden_size=" + std::to_string(bundle_.hidden_size) + ", more than the " +
+                             std::to_string(kMaxHiddenSize) + " that are served.");
     pad_to_longest_ = options.pad_to_longest;
     choose(options);
     limits_ = backend_->limits();
@@ -174,10 +182,16 @@ class Embedder::Impl {
     range("max_batch_tokens", options.max_batch_tokens, 1, std::int64_t{1} << 24);
   }
 
-  // Tokens to which a text is padded: the end of its last block, or the longest that can be run, which has as many blocks.
-  std::int64_t padded_width(std::size_t size) const {
-    const auto length = static_cast<std::int64_t>(size);
-    return std::min((length + kBlockSize - 1) / kBlockSize * kBlockSize, info_.max_seq_len);
+  // Most texts of one run. Shorter ones than a block do not make it larger: the memory for vectors is bounded.
+  static std::int64_t most_rows(const Limits& limits, std::int64_t length_step, std::int64_t width) {
+    const std::int64_t least = std::min(length_step, limits.max_width);
+    return std::max<std::int64_t>(1, std::min(limits.max_rows, limits.max_tokens / std::max(width, least)));
+  }
+
+  // Tokens to which a run is padded whose longest text has `length`: no more than the backend needs, and never into another block.
+  std::int64_t padded_width(std::int64_t length) const {
+    const std::int64_t step = limits_.width_step, width = std::max(length, limits_.min_width);
+    return std::min((width + step - 1) / step * step, limits_.max_width);
   }
 
   // Whether this machine can run a variant; if so backend_, pool_ and info_ are set, else the Status says why not.
@@ -190,12 +204,16 @@ class Embedder::Impl {
       request.mean_of_tokens = bundle_.pooling.empty();
       request.output = request.mean_of_tokens ? "last_hidden_state" : "sentence_embedding";
       request.hidden_size = bundle_.hidden_size;
+      request.vocab_size = bundle_.vocab_size;
+      request.pad_token_id = bundle_.pad_token_id;
+      request.length_step = bundle_.length_step;
       request.max_seq_len = bundle_.max_seq_len;
       request.max_batch_tokens = options.max_batch_tokens;
       request.gpu = options.gpu;
       const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
       request.threads = options.threads > 0 ? options.threads : cores;
       request.cuda_graphs = options.cuda_graphs;
+      if (!request.library.empty()) check_whole(request.library);
       Status status;
       std::unique_ptr<Backend> backend;
       const bool is_engine = variant.backend != "onnxruntime";
@@ -223,7 +241,9 @@ class Embedder::Impl {
       }
       if (!status.ok()) throw Failure{std::move(status)};
       const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores;
-      auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, bundle_.hidden_size);
+      const Limits limits = backend->limits();
+      const std::int64_t rows = most_rows(limits, bundle_.length_step, 1);
+      auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, static_cast<std::size_t>(rows * bundle_.hidden_size));
       if (is_engine) pool->reserve();  // memory that a GPU lacks is missed now, not in the middle of the night
       backend_ = std::move(backend);
       pool_ = std::move(pool);
@@ -274,6 +294,7 @@ class Embedder::Impl {
     info_.backend_version = backend_->version();
     info_.device = backend_->device();
     info_.architecture = bundle_.architecture;
+    info_.length_step = bundle_.length_step;
     info_.hidden_size = bundle_.hidden_size;
     info_.max_seq_len = std::min(bundle_.max_seq_len, limits_.max_width);
     info_.vocab_size = bundle_.vocab_size;
@@ -297,24 +318,27 @@ class Embedder::Impl {
     }
   }
 
-  // Texts with the same number of blocks share runs, the longest texts first; a group that needs several runs is divided evenly.
+  // Texts with the same number of blocks share runs, the longest texts first; a group that needs several runs is divided evenly,
+  // and a run is as wide as its longest text. As mra_export/embedding/batching.py does it.
   std::vector<Run> plan(const std::vector<Text>& texts, std::vector<std::size_t>* order) const {
-    std::vector<std::int64_t> widths(texts.size());
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-      order->push_back(i);
-      widths[i] = padded_width(texts[i].size);
-    }
-    if (pad_to_longest_ && !texts.empty()) std::fill(widths.begin(), widths.end(), *std::max_element(widths.begin(), widths.end()));
-    std::stable_sort(order->begin(), order->end(), [&](std::size_t a, std::size_t b) { return widths[a] > widths[b]; });
+    const auto length = [&](std::size_t text) { return static_cast<std::int64_t>(texts[text].size); };
+    const auto blocks = [&](std::size_t text) {
+      return pad_to_longest_ ? 0 : (length(text) + bundle_.length_step - 1) / bundle_.length_step;
+    };
+    for (std::size_t i = 0; i < texts.size(); ++i) order->push_back(i);
+    std::stable_sort(order->begin(), order->end(), [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
     std::vector<Run> runs;
     for (std::size_t first = 0; first < order->size();) {
-      const std::int64_t width = widths[(*order)[first]];
       std::size_t last = first;
-      while (last < order->size() && widths[(*order)[last]] == width) ++last;
-      const auto most = static_cast<std::size_t>(std::max<std::int64_t>(1, std::min(limits_.max_rows, limits_.max_tokens / width)));
+      while (last < order->size() && blocks((*order)[last]) == blocks((*order)[first])) ++last;
+      const std::int64_t width = padded_width(length((*order)[first]));
+      const auto most = static_cast<std::size_t>(most_rows(limits_, bundle_.length_step, width));
       const std::size_t count = last - first, parts = (count + most - 1) / most;
-      for (std::size_t part = 0; part < parts; ++part)
-        runs.push_back({first + count * part / parts, first + count * (part + 1) / parts, width});
+      for (std::size_t part = 0; part < parts; ++part) {
+        const std::size_t begin = first + count * part / parts;
+        runs.push_back(
+            {begin, first + count * (part + 1) / parts, pad_to_longest_ ? width : padded_width(length((*order)[begin]))});
+      }
       first = last;
     }
     return runs;

@@ -126,9 +126,6 @@ inline std::string title(const std::string& backend) {
   return backend == "rtx" ? "TensorRT-RTX" : backend == "tensorrt" ? "TensorRT" : backend;
 }
 
-}  // namespace detail
-
-// Reads the manifest of an engine: ENGINE.json. The error, or an empty string.
 inline std::string read_manifest(const std::string& engine, Manifest* manifest) {
   using Kind = detail::Json::Kind;
   constexpr std::streamsize kMaxBytes = 16 << 20;
@@ -168,7 +165,11 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
                                                           {"plugin_architectures", &found.plugin_architectures},
                                                           {"precision", &found.precision}};
   for (const auto& [name, member] : strings)
-    if (const auto* value = field(name, Kind::kString)) *member = value->text;
+    if (const auto* value = field(name, Kind::kString)) {
+      if (detail::printable(value->text) != value->text)
+        return path + ": " + name + "=" + value->text + " holds a control character. Build the engine again.";
+      *member = value->text;
+    }
   const std::pair<const char*, bool*> booleans[] = {{"version_compatible", &found.version_compatible},
                                                     {"hardware_compatible", &found.hardware_compatible},
                                                     {"plugin_embedded", &found.plugin_embedded},
@@ -181,8 +182,7 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
   return "";
 }
 
-// Whether this machine can load the engine. The error, or an empty string; `manifest` may be null.
-inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest = nullptr) {
+inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest) {
   if (!std::ifstream(engine, std::ios::binary)) return engine + " does not exist or cannot be read.";
   Manifest found;
   if (std::string error = read_manifest(engine, &found); !error.empty()) return error;
@@ -227,6 +227,18 @@ inline std::string check_engine(const std::string& engine, const Machine& machin
   if (!is_known) return engine + " needs the plugin " + found.plugin_name + "; mra-export has " + known + ".";
   if (manifest != nullptr) *manifest = found;
   return "";
+}
+
+}  // namespace detail
+
+// Reads the manifest of an engine: ENGINE.json. The error, in which control characters are escaped, or an empty string.
+inline std::string read_manifest(const std::string& engine, Manifest* manifest) {
+  return detail::printable(detail::read_manifest(engine, manifest));
+}
+
+// Whether this machine can load the engine. The error, or an empty string; `manifest` may be null.
+inline std::string check_engine(const std::string& engine, const Machine& machine, Manifest* manifest = nullptr) {
+  return detail::printable(detail::check_engine(engine, machine, manifest));
 }
 
 }  // namespace mra::serving

@@ -3,7 +3,9 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +18,9 @@ namespace {
 
 Ort::Env& environment() {
   static Ort::Env* env = [] {
+    // From 1.29 on ONNX Runtime reports to Microsoft, and only a variable that is there when it begins keeps it from its first
+    // report and from a file in the home directory. What the user has set counts.
+    const bool is_ours = setenv("ORT_DISABLE_TELEMETRY", "1", 0) == 0 && std::string(std::getenv("ORT_DISABLE_TELEMETRY")) == "1";
     const OrtApiBase* base = OrtGetApiBase();
     const OrtApi* api = base->GetApi(ORT_API_VERSION);
     if (api == nullptr)
@@ -24,7 +29,9 @@ Ort::Env& environment() {
                                    ", whose headers this library was built with. Install a newer one.");
     Ort::InitApi(api);
     // What goes wrong comes back as an error; a library has no business on standard error. Never freed: sessions may outlive it.
-    return new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "mra_serving");
+    auto* made = new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "mra_serving");
+    if (is_ours) made->DisableTelemetryEvents();  // where another library of the process began before
+    return made;
   }();
   return *env;
 }
@@ -140,6 +147,70 @@ void check_signature(const Model& model) {
   fail(Code::kInput, request.file + " lacks the output " + request.output + ", which manifest.json has.");
 }
 
+// One run of a row of these ids, and the output's shape.
+std::vector<std::int64_t> shape_of_run(Model& model, std::vector<std::int64_t> ids) {
+  const Request& request = model.request;
+  std::vector<std::int64_t> mask(ids.size(), 1), types(ids.size(), 0);
+  const std::int64_t shape[] = {1, static_cast<std::int64_t>(ids.size())};
+  const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+  const auto tensor = [&](std::vector<std::int64_t>& data) {
+    return Ort::Value::CreateTensor<std::int64_t>(memory, data.data(), data.size(), shape, 2);
+  };
+  const char* names[] = {"input_ids", "attention_mask", "token_type_ids"};
+  Ort::Value inputs[] = {tensor(ids), tensor(mask), request.has_types ? tensor(types) : Ort::Value(nullptr)};
+  const char* output = request.output.c_str();
+  Ort::Value result{nullptr};
+  model.session.Run(Ort::RunOptions{nullptr}, names, inputs, request.has_types ? 3 : 2, &output, &result, 1);
+  return result.GetTensorTypeAndShapeInfo().GetShape();
+}
+
+// What manifest.json says of ids and lengths, held against what the exporter noted in the file, and against the model itself: it
+// is run on the largest id and on that of padding, and on the longest text where the file does not say how long that is.
+void check_facts(Model& model) {
+  const Request& request = model.request;
+  Ort::AllocatorWithDefaultOptions allocator;
+  const Ort::ModelMetadata metadata = model.session.GetModelMetadata();
+  const auto noted = [&](const char* name) -> std::int64_t {  // -1 where the file says nothing
+    const auto text = metadata.LookupCustomMetadataMapAllocated(name, allocator);
+    if (text == nullptr) return -1;
+    const std::string digits = text.get();
+    std::int64_t value = -1;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size() || value < 0)
+      fail(Code::kInput, request.file + " notes " + name + "=" + digits + ", which is no number. Export it again.");
+    return value;
+  };
+  const auto refuse = [&](const std::string& name, std::int64_t stated, std::int64_t found) {
+    fail(Code::kInput, "manifest.json says " + name + "=" + std::to_string(stated) + ", and " + request.file + " is a model of " +
+                           std::to_string(found) + ". Write the bundle again with `mra-export bundle`.");
+  };
+  const std::int64_t longest = noted("max_seq_len");
+  if (longest >= 0 && request.max_seq_len > longest) refuse("max_seq_len", request.max_seq_len, longest);
+  const std::pair<const char*, std::int64_t> facts[] = {
+      {"vocab_size", request.vocab_size}, {"pad_token_id", request.pad_token_id}, {"length_step", request.length_step}};
+  for (const auto& [name, stated] : facts)
+    if (const std::int64_t found = noted(name); found >= 0 && found != stated) refuse(name, stated, found);
+
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(longest >= 0 ? std::min<std::int64_t>(2, request.max_seq_len)
+                                                                      : std::min(request.max_seq_len, request.max_batch_tokens)),
+                                request.pad_token_id);
+  ids.front() = request.vocab_size - 1;
+  const auto width = static_cast<std::int64_t>(ids.size());
+  std::vector<std::int64_t> shape;
+  try {
+    shape = shape_of_run(model, std::move(ids));
+  } catch (const Ort::Exception& error) {
+    fail(Code::kInput, "ONNX Runtime cannot run " + request.file + " on what manifest.json allows, " + std::to_string(width) +
+                           " tokens with the ids " + std::to_string(request.vocab_size - 1) + " and " +
+                           std::to_string(request.pad_token_id) + ": " + error.what());
+  }
+  const std::vector<std::int64_t> expected = request.mean_of_tokens ? std::vector<std::int64_t>{1, width, request.hidden_size}
+                                                                    : std::vector<std::int64_t>{1, request.hidden_size};
+  if (shape != expected)
+    fail(Code::kInput, request.file + " gives " + request.output +
+                           " in another shape than manifest.json's hidden_size=" + std::to_string(request.hidden_size) + " has.");
+}
+
 std::shared_ptr<const Model> open_model(const Request& request) {
   Ort::Env& env = environment();
   auto model = std::make_shared<Model>();
@@ -180,6 +251,7 @@ std::shared_ptr<const Model> open_model(const Request& request) {
     fail(Code::kInput, "ONNX Runtime " + model->version + " cannot load " + request.file + ": " + error.what());
   }
   check_signature(*model);
+  check_facts(*model);
   return model;
 }
 

@@ -399,7 +399,8 @@ void check_signature(Model& model) {
   if (engine.getTensorDataType(request.output.c_str()) != nvinfer1::DataType::kFLOAT)
     fail(Code::kInput, request.file + ": " + request.output + " must be float32.");
   model.limits = {INT64_MAX, request.max_seq_len, request.max_batch_tokens};
-  std::int64_t min_width = 1;
+  std::int64_t& min_width = model.limits.min_width;
+  if (request.cuda_graphs) model.limits.width_step = request.length_step;  // few shapes, so that graphs are used again
   for (const std::string& name : model.inputs) {
     if (engine.getTensorDataType(name.c_str()) != nvinfer1::DataType::kINT64)
       fail(Code::kInput, request.file + ": " + name + " must be int64.");
@@ -414,10 +415,10 @@ void check_signature(Model& model) {
     model.limits.max_width = std::min<std::int64_t>(model.limits.max_width, most.d[1]);
   }
   // A text may not be padded into more blocks than it has: that would change its vector.
-  constexpr std::int64_t kBlockSize = 32;
-  if (min_width > kBlockSize)
+  if (min_width > request.length_step)
     fail(Code::kInput, request.file + " takes sequences from " + std::to_string(min_width) +
-                           " tokens only, and a text of one block is run with 32. Build it with --seq-len 1:...");
+                           " tokens only, and a text of one block has " + std::to_string(request.length_step) +
+                           " at most. Build it with --seq-len 1:...");
   if (model.limits.max_rows < model.min_rows || model.limits.max_width < 1)
     fail(Code::kInput, request.file + " has a profile that no batch fits.");
   model.limits.max_tokens = std::max(std::min(model.limits.max_rows * model.limits.max_width, request.max_batch_tokens),

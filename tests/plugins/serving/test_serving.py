@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from serving_support import (
 
 from mra_export.bundle.manifest import read_bundle
 from mra_export.bundle.schema import FORMAT
+from mra_export.bundle.verify import verify_bundle
+from mra_export.embedding.batching import plan_batches
 from mra_export.errors import InputError
 from mra_export.pipeline.source import ExportRequest
 
@@ -76,6 +78,43 @@ def test_padding_stays_below_a_block_a_text(any_driver: Driver, tiny_bundle: Pat
             assert runs <= sum(-(-len(text) // 32) for text in texts)
         else:
             assert padded == 256 * len(texts) > exact
+
+
+def test_a_run_is_as_wide_as_its_longest_text(any_driver: Driver, tiny_bundle: Path) -> None:
+    """As in Python: the same tokens are run, padding included; and the vectors are those of texts padded to whole blocks."""
+    texts = [text for text in mixed_texts(120, 256, 60) if len(text) > 8] + [[7] * 8]
+    any_driver.ask("open", "m", tiny_bundle, "max_batch_tokens=1024")
+    vectors = any_driver.embed("m", texts)
+    planned = plan_batches([len(text) for text in texts], max_tokens=1024, step=32, max_length=256)
+    assert int(any_driver.ask("counters", "m")[2]) == sum(len(batch.rows) * batch.width for batch in planned)
+    assert relative_error(vectors, python_vectors(tiny_bundle, texts)) <= 1e-6
+    before = int(any_driver.ask("counters", "m")[2])
+    any_driver.embed("m", [[7] * 8])
+    assert int(any_driver.ask("counters", "m")[2]) - before == 8
+
+
+def test_the_length_of_a_block_is_the_manifests(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Texts of 8 and 9 tokens share a run of 9 where a block has 32, and have runs of their own where it has 8."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    note_in_model(bundle, "length_step", "8")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["model"]["length_step"] = 8
+    write_manifest(bundle, manifest)
+    relist(bundle)
+    for path, padded in ((tiny_bundle, 2 * 9), (bundle, 8 + 9)):
+        any_driver.ask("open", "m", path)
+        any_driver.embed("m", [[7] * 8, [7] * 9])
+        assert int(any_driver.ask("counters", "m")[2]) == padded
+
+
+def note_in_model(bundle: Path, name: str, value: str | None) -> None:
+    """Changes what the exporter noted in the ONNX file of a bundle; None takes it away."""
+    import onnx
+
+    model = onnx.load(str(bundle / "onnx" / "model.onnx"))
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != name}
+    onnx.helper.set_model_props(model, kept if value is None else {**kept, name: value})
+    onnx.save(model, str(bundle / "onnx" / "model.onnx"))
 
 
 def test_without_pooling_the_mean_is_made_if_asked(any_driver: Driver, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -471,6 +510,144 @@ def test_a_model_that_is_not_the_manifests_is_refused(any_driver: Driver, tiny_b
         write_manifest(bundle, changed)
         with pytest.raises(Refused, match=message):
             any_driver.ask("open", "m", bundle)
+
+
+FACTS: list[tuple[str, int, str]] = [
+    ("vocab_size", 121, "manifest.json says vocab_size=121, and .*model.onnx is a model of 120"),
+    ("vocab_size", 119, "manifest.json says vocab_size=119, and .*model.onnx is a model of 120"),
+    ("max_seq_len", 257, "manifest.json says max_seq_len=257, and .*model.onnx is a model of 256"),
+    ("pad_token_id", 2, "manifest.json says pad_token_id=2, and .*model.onnx is a model of 1"),
+    ("pad_token_id", 120, "model.pad_token_id=120 is not below model.vocab_size=120"),
+    ("length_step", 64, "manifest.json says length_step=64, and .*model.onnx is a model of 32"),
+    ("hidden_size", 1 << 40, "has hidden_size=1099511627776, more than the 1048576 that are served"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), FACTS, ids=str)
+def test_what_the_manifest_says_of_ids_and_lengths_is_held_against_the_model(
+    name: str, value: int, message: str, any_driver: Driver, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["model"][name] = value
+    write_manifest(bundle, manifest)
+    with pytest.raises(Refused, match=message) as refused:
+        any_driver.ask("open", "m", bundle)
+    assert refused.value.code == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("vocab_size", 121), ("max_seq_len", 300)])
+def test_a_model_that_notes_nothing_is_tried(
+    name: str, value: int, any_driver: Driver, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """An older export, or one whose notes were taken away: the model itself refuses the largest id, or the longest text."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    note_in_model(bundle, name, None)
+    relist(bundle)
+    any_driver.ask("open", "m", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["model"][name] = value
+    write_manifest(bundle, manifest)
+    with pytest.raises(Refused, match=r"ONNX Runtime cannot run .*model.onnx on what manifest.json allows") as refused:
+        any_driver.ask("open", "m", bundle)
+    assert refused.value.code == 2
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.6, 0.99, "all but a byte"], ids=str)
+@pytest.mark.parametrize("listed", [False, True], ids=["hashes left out", "listed again"])
+def test_a_library_that_was_cut_off_is_refused(
+    keep: float | str, listed: bool, any_driver: Driver, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    library = bundle / "lib" / "libmra_onnxruntime.so"
+    size = library.stat().st_size
+    os.truncate(library, size - 1 if isinstance(keep, str) else int(size * keep))
+    if listed:
+        relist(bundle)
+    with pytest.raises(Refused, match=r"libmra_onnxruntime\.so (has|cannot be loaded)") as refused:
+        any_driver.ask("open", "m", bundle, f"verify_files={int(listed)}")
+    assert "was cut off or damaged" in str(refused.value) or keep == 0.0
+    if listed and keep != 0.0:
+        with pytest.raises(InputError, match="was cut off or damaged"):
+            verify_bundle(bundle)
+
+
+def test_a_manifest_of_more_than_a_mebibyte_is_not_read(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    file = tmp_path / "bundle" / "manifest.json"
+    manifest["versions"]["filler"] = "x"
+    write_manifest(file.parent, manifest)
+    missing = (1 << 20) - file.stat().st_size
+    manifest["versions"]["filler"] = "x" * (1 + missing)
+    write_manifest(file.parent, manifest)
+    assert file.stat().st_size == 1 << 20
+    read_bundle(file.parent)
+    any_driver.ask("verify", file.parent, 0)
+    manifest["versions"]["filler"] += "x"
+    write_manifest(file.parent, manifest)
+    with pytest.raises(Refused, match="has 1048577 bytes, more than a manifest can have"):
+        any_driver.ask("verify", file.parent, 0)
+    with pytest.raises(InputError, match="has 1048577 bytes, more than a manifest can have"):
+        read_bundle(file.parent)
+
+
+HOSTILE_TEXTS = ["\x1b[2J\x1b]0;title\x07", "a\x7f", "\x9b31m", "\u202egpj.exe", "\u2028line", "\ufeff", "\U000e0041"]
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)
+def test_no_message_steers_a_terminal(text: str, any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Wherever a manifest holds such text: it is refused, in words that show it and do not obey it; names of files alike."""
+    escaped = text.encode("unicode_escape").decode()
+    whole = json.loads((tiny_bundle / "manifest.json").read_text())
+    cases: list[Callable[[dict[str, Any]], object]] = [
+        lambda m: m.update(mra_export=f"v{text}v"),
+        lambda m: m["model"].update(architecture=f"v{text}v"),
+        lambda m: m["model"].update(dtype=f"v{text}v"),
+        lambda m: m["model"]["inputs"].append(f"v{text}v"),
+        lambda m: m["versions"].update({f"v{text}v": "1"}),
+        lambda m: m["files"].update({f"v{text}v": {"bytes": 1, "sha256": "0" * 64}}),
+        lambda m: m["variants"][0].update(file=f"v{text}v"),
+        lambda m: m.update({f"v{text}v": 1}),
+    ]
+    for change in cases:
+        manifest = copy.deepcopy(whole)
+        change(manifest)
+        bundle = write_manifest(tmp_path / "bundle", manifest)
+        with pytest.raises(InputError) as in_python:
+            read_bundle(bundle)
+        with pytest.raises(Refused) as refused:
+            any_driver.ask("verify", bundle, 0)
+        for said in (str(in_python.value), str(refused.value)):
+            assert said.isprintable(), ascii(said)
+            assert escaped in said.replace("\\u00", "\\x"), said  # JSON spells it so
+    for path in (tmp_path / f"no{text}where", tmp_path / f"no{text}where" / "more"):
+        with pytest.raises(Refused) as refused:
+            any_driver.ask("open", "m", path)
+        assert str(refused.value).isprintable()
+        assert escaped in str(refused.value)
+
+
+def test_bytes_that_are_no_text_are_escaped(any_driver: Driver, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"no\\xffwhere is not a directory"):
+        any_driver.ask("open", "m", os.fsdecode(os.fsencode(tmp_path) + b"/no\xffwhere"))
+
+
+def test_onnxruntime_reports_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    """It keeps an identifier of the machine in the home directory where its telemetry is on; a user's own setting counts."""
+    for value, is_off in ((None, True), ("1", True), ("0", False)):
+        home = tmp_path / f"home-{value}"
+        home.mkdir()
+        kept = {
+            name: text for name, text in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+        }
+        env = {**kept, "HOME": str(home), **({} if value is None else {"ORT_DISABLE_TELEMETRY": value})}
+        command = [str(installed("shared") / "bin" / "mra-embed"), str(tiny_bundle)]
+        subprocess.run(command, input="5 6\n", env=env, check=True, capture_output=True, text=True)
+        found = [path.name for path in home.rglob("*")]
+        if is_off:
+            assert not found
+        elif not found:
+            pytest.skip("this ONNX Runtime reports nothing, so the test above shows nothing")
 
 
 # For hours.

@@ -47,13 +47,19 @@ MACHINE = {
 }
 
 
-def add_engine(bundle: Path, name: str = "a", machine: dict[str, Any] | None = None, **settings: int) -> None:
+def add_engine(
+    bundle: Path,
+    name: str = "a",
+    machine: dict[str, Any] | None = None,
+    plugin_content: bytes = b"plugin\n",
+    **settings: int,
+) -> None:
     """Adds an engine of the stand-in, with its plugin, its manifest and its variant, to a bundle."""
     machine = {**MACHINE, **(machine or {})}
     engine, plugin = bundle / "engines" / f"{name}.engine", bundle / "lib" / "libmra_tensorrt.so"
     engine.parent.mkdir(exist_ok=True)
     engine.write_text("".join(f"{key} {value}\n" for key, value in {**SETTINGS, **settings}.items()))
-    plugin.write_text("plugin\n")
+    plugin.write_bytes(plugin_content)
     low, high = [SETTINGS["min_rows"], SETTINGS["min_width"]], [SETTINGS["max_rows"], SETTINGS["max_width"]]
     profile = {"min": low, "opt": high, "max": high}
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
@@ -156,6 +162,34 @@ def test_an_engine_gives_each_text_its_vector(
     assert relative_error(fake.embed("m", texts[7:8]), expected_vectors(texts[7:8])) <= 1e-6
     with pytest.raises(Refused, match="Text 0 has 129 tokens, more than the 128"):
         fake.embed("m", [[5] * 129])
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "padded"),
+    [
+        ({}, (), 3 * 8 + 40),
+        ({"min_width": 16}, (), 3 * 16 + 40),
+        ({}, ("cuda_graphs=1",), 4 * 32 + 64),  # whole blocks, and rows filled up to a power of two
+        ({"max_width": 50}, ("cuda_graphs=1",), 4 * 32 + 50),
+    ],
+    ids=str,
+)
+def test_a_run_is_no_wider_than_the_profile_wants(
+    settings: dict[str, int], options: tuple[str, ...], padded: int, fake: Driver, bundle: Path
+) -> None:
+    add_engine(bundle, **settings)
+    fake.ask("open", "m", bundle, backend_dir("static"), *options)
+    texts = [[5] * 8, [6] * 40, [7], [8] * 4]
+    assert relative_error(fake.embed("m", texts), expected_vectors(texts)) <= 1e-6
+    assert int(fake.ask("counters", "m")[2]) == padded
+
+
+@pytest.mark.parametrize("verify", [0, 1])
+def test_a_plugin_that_was_cut_off_is_refused(verify: int, fake: Driver, bundle: Path) -> None:
+    library = (bundle / "lib" / "libmra_onnxruntime.so").read_bytes()
+    add_engine(bundle, plugin_content=library[: len(library) // 2])
+    with pytest.raises(Refused, match=r"libmra_tensorrt\.so has \d+ bytes, .*: it was cut off or damaged"):
+        fake.ask("open", "m", bundle, backend_dir("static"), "variant=tensorrt", f"verify_files={verify}")
 
 
 def test_a_profile_may_end_within_a_block(fake: Driver, bundle: Path) -> None:

@@ -7,6 +7,12 @@
 //
 // No function throws: whatever goes wrong, out of memory included, comes back as a Status. An Embedder may be used by any
 // number of threads at once. No type of ONNX Runtime, TensorRT or CUDA is seen here.
+//
+// Messages quote files and manifests; control characters in them are escaped, so that they may go to a terminal or a log.
+//
+// ONNX Runtime's telemetry is off: the first open() sets ORT_DISABLE_TELEMETRY=1 in the environment of the process, unless it is
+// set there to something already. setenv() must not run beside other threads that read the environment: where such threads are
+// there before the first open(), set the variable yourself.
 #pragma once
 
 #include <cstddef>
@@ -95,8 +101,8 @@ struct Options {
   bool verify_files = true;
   // For a bundle without pooling: take the mean of the hidden states over a text's tokens. Without it such a bundle is refused.
   bool mean_of_tokens = false;
-  // Pad each call's texts to the longest of them, as clients without length handling do, instead of to the end of their own
-  // 32-token block. For comparison: it is slower, and a vector then depends on the other texts of the call.
+  // Pad each call's texts to the longest of them, as clients without length handling do, instead of running only texts with the
+  // same number of blocks together. For comparison: it is slower, and a vector then depends on the other texts of the call.
   bool pad_to_longest = false;
   // Folder of libmra_serving_tensorrt.so and libmra_serving_rtx.so. Empty: where the loader finds libraries.
   std::string backend_dir;
@@ -114,6 +120,7 @@ struct Info {
   std::int64_t hidden_size = 0;  // numbers in a vector
   std::int64_t max_seq_len = 0;  // most tokens of a text, special tokens included
   std::int64_t vocab_size = 0;   // ids are 0 to this, excluded
+  std::int64_t length_step = 0;  // tokens of a block: texts with the same number of blocks share runs
   std::string pooling;           // "mean", "cls"; "mean of tokens" where Options::mean_of_tokens made it
   bool normalized = false;
   std::string tokenizer_file;            // path of tokenizer.json, or empty
@@ -128,6 +135,10 @@ struct Counters {
   std::uint64_t runs = 0;
 };
 
+// embed(), info() and counters() are const and may be called by any number of threads at once. Assigning to an Embedder, moving
+// from it and destroying it are not: no call may be under way then, and no reference to info() be kept. To replace one that
+// others use, hand it out as a std::shared_ptr<const Embedder>, and put the new one into the pointer's place: calls under way
+// keep the old one until they are done. examples/cpp/serving/replace.cc does that.
 class MRA_SERVING_API Embedder {
  public:
   // Reads and verifies the bundle in `directory`, chooses a variant and loads it.
