@@ -66,11 +66,14 @@ KEYS = {
     "[manifest](bundle.md) has them.",
     "bench": "`rows`, each with `backend`, `batch`, `seq_len`, `latency_ms` (median), `latency_p90_ms`, `tokens_per_second`, "
     "`faster_than_dense` (median ratio) and `turns`.",
-    "bundle": "`files`, `variants`, `model`, `pooling` and `manifest_sha256`, as the [manifest](bundle.md) has them; "
-    "`comparisons`; `triton`, null or `models`, `commands` and `notes` of the [model repository](triton.md).",
+    "bundle": "`files`, `variants`, `model`, `embedding`, `prompts`, `default_prompt` and `manifest_sha256`, as the "
+    "[manifest](bundle.md) has them; `notes` on the source's settings; `comparisons`; `triton`, null or `models`, `commands` and "
+    "`notes` of the [model repository](triton.md).",
     "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
-    "`hidden_size`, `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, `padded_share`, `resumed_rows`, "
-    "`seconds`, `rows_per_second`, `engine`, `workers`, `provider`. What the outputs hold is in [embed.md](embed.md).",
+    '`dimension` (numbers in a vector; `hidden_size` says the same), `prompt` (put before each text, "" for none) and '
+    "`prompt_name` (null where it has none), `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, "
+    "`padded_share`, `resumed_rows`, `seconds`, `rows_per_second`, `engine`, `workers`, `provider`. What the outputs hold is in "
+    "[embed.md](embed.md).",
     "build": "`libraries`: `onnxruntime` and `tensorrt` -> `path`, or null, and `detail`.",
     "doctor": "`versions` (name -> version or null), `libraries` (`onnxruntime`, `tensorrt` -> path or null), `plugin` (what the "
     "TensorRT plugin says of itself, or null), `gpus`, `families` (`model_type` -> name, tasks and options), `problems` (each with "

@@ -17,9 +17,9 @@ def main(bundle: Path, texts: Path, output: Path) -> None:
     verified = verify_bundle(bundle)  # every file is what it was when the bundle was written
     print(f"{verified.family}, {verified.task}, texts of up to {verified.tokenizer_max_length} tokens")
     result = embed(bundle, texts, output, force=True)
-    print(f"{result.rows} vectors of {result.hidden_size} numbers, {result.truncated} texts were cut")
+    print(f"{result.rows} vectors of {result.dimension} numbers, {result.truncated} texts were cut")
 
-    vectors = np.load(result.output)  # float32 [rows, hidden size]
+    vectors = np.load(result.output)  # float32 [rows, dimension]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)

@@ -7,18 +7,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, ONNX_VARIANT, SCHEMA, check, refusal
+from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, MODULES, ONNX_VARIANT, SCHEMA, check, refusal
+from mra_export.checkpoint.modules import Dense, LayerNorm, Module, Pooling, module_from, width_of
+from mra_export.checkpoint.text import prompt_of
 from mra_export.errors import InputError
-from mra_export.schema import check_texts, shown
+from mra_export.schema import TEXT, check_texts, choice, shown
 
-if TYPE_CHECKING:
-    from mra_export.checkpoint.pooling import Pooling
-
-__all__ = ["MANIFEST_FILE", "Bundle", "Variant", "read_bundle", "seal"]
+__all__ = ["MANIFEST_FILE", "MODULE_WEIGHTS", "Bundle", "Variant", "read_bundle", "seal"]
 
 MANIFEST_FILE = "manifest.json"
+MODULE_WEIGHTS = "model.safetensors"
+"""Of a module after the encoder, in its folder; float32."""
 MAX_MANIFEST_BYTES = 1 << 20
 
 _ZEROS = "0" * 64
@@ -80,11 +81,62 @@ class Bundle:
         return self.variants[0].library
 
     @property
-    def pooling(self) -> Pooling | None:
-        """How the output `sentence_embedding` is made; None where there is none."""
-        from mra_export.checkpoint.pooling import Pooling
+    def modules(self) -> tuple[Module, ...]:
+        """What follows the encoder: how the output `sentence_embedding` is made; empty where there is none."""
+        embedding = self.manifest["embedding"]
+        return () if embedding is None else tuple(module_from(stated) for stated in embedding["modules"])
 
-        return Pooling(**self.manifest["pooling"]) if self.manifest["pooling"] is not None else None
+    @property
+    def dimension(self) -> int | None:
+        """Numbers in an embedding; None where the model gives none."""
+        embedding = self.manifest["embedding"]
+        return None if embedding is None else int(embedding["dimension"])
+
+    @property
+    def similarity(self) -> str | None:
+        """Of two embeddings, one of `SIMILARITIES`; None where the checkpoint does not say."""
+        embedding = self.manifest["embedding"]
+        return None if embedding is None else embedding["similarity"]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> what is put before a text."""
+        return dict(self.manifest["text"]["prompts"])
+
+    @property
+    def default_prompt(self) -> str | None:
+        """Name of the prompt that a text gets if none is asked for; None for none."""
+        return self.manifest["text"]["default_prompt"]
+
+    @property
+    def include_prompt(self) -> bool:
+        """Whether the tokens of a prompt count in the pooling."""
+        return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
+
+    @property
+    def module_weights(self) -> tuple[Path, ...]:
+        """The files with the weights of `modules`."""
+        return tuple(
+            self.path / module.folder / MODULE_WEIGHTS
+            for module in self.modules
+            if isinstance(module, Dense | LayerNorm)
+        )
+
+    def prompt(self, name: str | None = None, text: str | None = None) -> str:
+        """What is put before a text.
+
+        Args:
+            name: of a prompt; None for the default.
+            text: the prompt itself, "" for none; None for the one that `name` says.
+
+        Raises:
+            InputError: both are given, or there is no prompt of that name.
+        """
+        if text is None:
+            return prompt_of(self.prompts, self.default_prompt, name)
+        if name is not None:
+            raise InputError(f"Both the prompt {name!r} by name and a prompt's text are given. Give one of them.")
+        return text
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -97,6 +149,12 @@ class Bundle:
         """Tokens to which a text is cut, special tokens included; the model's longest where there is no tokenizer."""
         tokenizer = self.manifest["tokenizer"]
         return self.max_seq_len if tokenizer is None else int(tokenizer["max_length"])
+
+    @property
+    def truncation_side(self) -> str:
+        """Where a text that is too long loses tokens: "left" or "right"."""
+        tokenizer = self.manifest["tokenizer"]
+        return "right" if tokenizer is None else str(tokenizer["truncation_side"])
 
     @property
     def task(self) -> str:
@@ -120,7 +178,7 @@ class Bundle:
 
     @property
     def hidden_size(self) -> int:
-        """Numbers in an embedding."""
+        """Numbers in the vector of a token."""
         return int(self.manifest["model"]["hidden_size"])
 
     @property
@@ -196,7 +254,9 @@ def read_bundle(path: Path) -> Bundle:
             _check_listed(raw, entry.get(key), f"variants[{index}].{key}", file)
         located = {k: path / entry[k] for k in ("file", "library", "manifest") if entry.get(k) is not None}
         variants.append(Variant(**{**entry, **located}))
-    check_texts(raw, "", lambda text: refusal(file, text))
+    # Prompts are put before texts as they are, whatever characters they hold.
+    check_texts({name: value for name, value in raw.items() if name != "text"}, "", lambda text: refusal(file, text))
+    _check_modules(raw, file)
     _check_fit(raw, variants, file)
     return Bundle(path, raw, tuple(variants))
 
@@ -266,6 +326,37 @@ def _check_listed(raw: dict[str, Any], name: str | None, where: str, file: Path)
         raise refusal(file, f": {where}={name!r} is not in files")
 
 
+def _check_modules(raw: dict[str, Any], file: Path) -> None:
+    """Refuses modules that are not what follows an encoder of that width."""
+    embedding = raw["embedding"]
+    if embedding is None:
+        return
+    for index, entry in enumerate(embedding["modules"]):
+        where = f"embedding.modules[{index}]"
+        check({"kind": entry["kind"]} if "kind" in entry else {}, {"kind": choice(*MODULES)}, where, file)
+        if (entry["kind"] == "Pooling") != (index == 0):
+            raise refusal(
+                file, f": {where}.kind={entry['kind']} must be {'another' if index else 'Pooling'} at this place"
+            )
+        check(entry, {"kind": TEXT, **MODULES[entry["kind"]]}, where, file)
+        if entry.get("modes") == []:
+            raise refusal(file, f": {where}.modes is empty")
+        if "folder" in entry:
+            _check_listed(raw, f"{entry['folder']}/{MODULE_WEIGHTS}", f"{where}.folder", file)
+    modules = [module_from(stated) for stated in embedding["modules"]]
+    if not modules:
+        raise refusal(file, ": embedding.modules is empty, but begins with a Pooling")
+    width = raw["model"]["hidden_size"]
+    for index, module in enumerate(modules):
+        takes = {Dense: "in_features", LayerNorm: "dimension"}.get(type(module))
+        if takes is not None and getattr(module, takes) != width:
+            where = f"embedding.modules[{index}].{takes}={getattr(module, takes)}"
+            raise refusal(file, f": {where}, but vectors of {width} numbers come in")
+        width = width_of([module], width)
+    if embedding["dimension"] != width:
+        raise refusal(file, f": embedding.dimension={embedding['dimension']}, but the modules give {width}")
+
+
 def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None:
     """Refuses fields that contradict each other."""
 
@@ -279,8 +370,10 @@ def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None
         refuse(f"variants[0].precision={variants[0].precision} is not model.dtype={model['dtype']}")
     if not {"input_ids", "attention_mask"} <= set(model["inputs"]):
         refuse(f"model.inputs={model['inputs']} lacks input_ids or attention_mask")
-    if ("sentence_embedding" in model["outputs"]) != (raw["pooling"] is not None):
-        refuse(f"pooling={shown(raw['pooling'])} does not go with model.outputs={model['outputs']}")
+    if ("sentence_embedding" in model["outputs"]) != (raw["embedding"] is not None):
+        refuse(f"embedding={shown(raw['embedding'])} does not go with model.outputs={model['outputs']}")
+    if (default := raw["text"]["default_prompt"]) is not None and default not in raw["text"]["prompts"]:
+        refuse(f"text.default_prompt={shown(default)} is none of text.prompts")
     if model["pad_token_id"] >= model["vocab_size"]:
         refuse(f"model.pad_token_id={model['pad_token_id']} is not below model.vocab_size={model['vocab_size']}")
     if tokenizer is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mra_export.checkpoint.modules import ACTIVATIONS, POOLING_MODES
+from mra_export.checkpoint.text import SIMILARITIES
 from mra_export.errors import InputError, escaped
 from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, Text, check_value, choice
 
-__all__ = ["ENGINE_VARIANT", "FORMAT", "ONNX_VARIANT", "SCHEMA", "check", "refusal"]
+__all__ = ["ENGINE_VARIANT", "FORMAT", "MODULES", "ONNX_VARIANT", "SCHEMA", "check", "refusal"]
 
 FORMAT = 2
 """Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
@@ -35,6 +37,21 @@ ENGINE_VARIANT = {
     "profiles": Map({"min": _SIZES, "opt": _SIZES, "max": _SIZES}),
 }
 """Fields of an entry of `variants`: of the first, and of those that follow."""
+MODULES: dict[str, dict[str, Any]] = {
+    "Pooling": {"modes": [choice(*POOLING_MODES)], "include_prompt": bool},
+    "Dense": {
+        "folder": WORD,
+        "in_features": Int(1),
+        "out_features": Int(1),
+        "bias": bool,
+        "activation": choice(*ACTIVATIONS),
+        "residual": bool,
+    },
+    "LayerNorm": {"folder": WORD, "dimension": Int(1)},
+    "Normalize": {},
+    "Truncate": {"dimension": Int(1)},
+}
+"""`kind` of an entry of `embedding.modules` -> its other fields."""
 SCHEMA: dict[str, Any] = {
     "format": int,
     "mra_export": WORD,
@@ -59,8 +76,15 @@ SCHEMA: dict[str, Any] = {
             "attributes": [Map(float)],
         },
     },
-    "pooling": Or({"mode": choice("cls", "mean"), "normalize": bool}),
-    "tokenizer": Or({"file": WORD, "max_length": Int(1)}),
+    "embedding": Or(
+        {
+            "dimension": Int(1),
+            "similarity": Or(choice(*SIMILARITIES)),
+            "modules": [dict],  # of MODULES
+        }
+    ),
+    "text": {"prompts": Map(TEXT), "default_prompt": Or(TEXT)},
+    "tokenizer": Or({"file": WORD, "max_length": Int(1), "truncation_side": choice("left", "right")}),
     "variants": list,  # of ONNX_VARIANT first, then ENGINE_VARIANT
     "files": Map({"bytes": Int(0), "sha256": SHA256}),
     "parity": Or(

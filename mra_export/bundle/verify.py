@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
 from mra_export.bundle.schema import refusal
-from mra_export.checkpoint.json_files import is_pointer
+from mra_export.checkpoint.json_files import is_pointer, read_json
 from mra_export.checkpoint.load import load_config
-from mra_export.checkpoint.pooling import pooling_of
+from mra_export.checkpoint.modules import as_stated, width_of
+from mra_export.checkpoint.text import TextContract, max_length, read_contract, tokenizer_limit
+from mra_export.checkpoint.text_ids import TOKENIZER_FILE
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
@@ -21,19 +21,21 @@ from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.outputs import file_sha256
 
 __all__ = [
+    "EMBEDDING",
     "ENGINES",
     "LIBRARIES",
-    "TOKENIZER_FILE",
     "TOLERATED",
     "bundle_of",
     "described",
     "is_bundle",
+    "longest_of",
     "verify_bundle",
 ]
 
+EMBEDDING = "sentence_embedding"
+"""The output of a model that gives one vector a text."""
 ENGINES = "engines"
 LIBRARIES = "lib"
-TOKENIZER_FILE = "tokenizer.json"
 TOLERATED = (
     "/.git",  # a clone's folder, or the file that stands for it in a worktree
     ".gitattributes",  # the hub puts it into every repository
@@ -105,7 +107,7 @@ def verify_bundle(path: Path) -> Bundle:
 
 
 def described(root: Path) -> dict[str, Any]:
-    """The fields model, pooling, tokenizer and variants of a manifest, as the files of a bundle have them.
+    """The fields model, embedding, text, tokenizer and variants of a manifest, as the files of a bundle have them.
 
     Args:
         root: the bundle, or what becomes one.
@@ -114,11 +116,11 @@ def described(root: Path) -> dict[str, Any]:
         InputError: a file cannot be read.
     """
     model, config = read_onnx(root / MODEL_FILE), load_config(root)
-    longest = min(limit for limit in (model.position_limit, model.family.max_seq_len(config)) if limit)
+    longest = longest_of(model, config)
     names = getattr(config, "architectures", None) or [None]
     domain, kind = model.family.operator
-    pooled = "sentence_embedding" in model.outputs
-    pooling = pooling_of(root) if pooled else None
+    is_pooled = EMBEDDING in model.outputs
+    contract = read_contract(root, embedding=is_pooled)
     return {
         "model": {
             "family": config.model_type,
@@ -140,22 +142,36 @@ def described(root: Path) -> dict[str, Any]:
                 "attributes": model.distinct_attributes,
             },
         },
-        "pooling": None if pooling is None else {"mode": pooling.mode, "normalize": pooling.normalize},
-        "tokenizer": _tokenizer(root, longest),
+        "embedding": _embedding(contract, config.hidden_size) if is_pooled else None,
+        "text": {"prompts": contract.prompts, "default_prompt": contract.default_prompt},
+        "tokenizer": _tokenizer(root, contract, longest),
         "variants": _variants(root, model),
     }
 
 
-def _tokenizer(root: Path, longest: int) -> dict[str, Any] | None:
-    if not (root / TOKENIZER_FILE).is_file():
+def longest_of(model: OnnxModel, config: Any) -> int:
+    """Tokens that a model takes at most, special tokens included."""
+    return min(limit for limit in (model.position_limit, model.family.max_seq_len(config)) if limit)
+
+
+def _embedding(contract: TextContract, hidden_size: int) -> dict[str, Any]:
+    return {
+        "dimension": width_of(contract.modules, hidden_size),
+        "similarity": contract.similarity,
+        "modules": [as_stated(module) for module in contract.modules],
+    }
+
+
+def _tokenizer(root: Path, contract: TextContract, longest: int) -> dict[str, Any] | None:
+    file = root / TOKENIZER_FILE
+    if not file.is_file():
         return None
-    limits = [longest]
-    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            value = json.loads((root / name).read_text(encoding="utf-8")).get(key)
-            if isinstance(value, int) and value > 0:
-                limits.append(value)
-    return {"file": TOKENIZER_FILE, "max_length": min(limits)}
+    side = (read_json(file).get("truncation") or {}).get("direction", "Right")
+    return {
+        "file": TOKENIZER_FILE,
+        "max_length": max_length(contract, tokenizer_limit(root), longest),
+        "truncation_side": str(side).lower(),
+    }
 
 
 def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mra_export.checkpoint.modules import POOLING_MODES
 from mra_export.cli.options import (
     POOLING_NAMES,
     dtype_options,
@@ -17,7 +18,7 @@ from mra_export.cli.options import (
     output_option,
     output_options,
 )
-from mra_export.cli.output import fail_parity, plain, print_result
+from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
 from mra_export.native.libraries import named_plugin
 
@@ -44,9 +45,7 @@ def _triton_options(function: Any) -> Any:
         click.option(
             "--triton-tokenizer", is_flag=True, help="Models that take text: tokenizer and encoder as ensembles."
         ),
-        click.option(
-            "--triton-pooling", type=click.Choice(["cls", "mean"]), help="A step for a model without pooling."
-        ),
+        click.option("--triton-pooling", type=click.Choice(POOLING_MODES), help="A step for a model without pooling."),
         click.option("--triton-normalize", is_flag=True, help="That step scales to length 1."),
         click.option("--triton-device", type=click.Choice(["cpu", "gpu"]), help="Of the ONNX file.  [default: cpu]"),
         click.option("--triton-instances", type=int, metavar="N", help="Of each model.  [default: 1]"),
@@ -112,10 +111,11 @@ def bundle_command(
     plugins = [path for path in plugin_lib if named_plugin(path)]
     libraries = [path for path in plugin_lib if not named_plugin(path)]
     comparisons: list[Any] = []
+    notes: list[str] = []
     with progress(quiet=quiet) as report:
         try:
             bundle = create_bundle(
-                source, output, engines=engines, check=not no_check, comparisons=comparisons, progress=report,
+                source, output, engines=engines, check=not no_check, comparisons=comparisons, notes=notes, progress=report,
                 library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None,
                 triton=writer, request=ExportRequest(options=family_options, **options), force=force,
             )  # fmt: skip
@@ -123,6 +123,7 @@ def bundle_command(
             fail_parity("bundle", error, comparisons, as_json)
     if not as_json:
         print_comparisons(comparisons)
+        print_notes(notes)
     made = bundle.manifest
     served = None if writer is None else writer.repository
     lines = [describe_bundle(bundle), f"  next: mra-export check {output}"]
@@ -137,7 +138,10 @@ def bundle_command(
         files=made["files"],
         variants=made["variants"],
         model=made["model"],
-        pooling=made["pooling"],
+        embedding=made["embedding"],
+        prompts=bundle.prompts,
+        default_prompt=bundle.default_prompt,
         manifest_sha256=made["manifest_sha256"],
         comparisons=plain(comparisons),
+        notes=notes,
     )

@@ -34,6 +34,11 @@ __all__ = ["embed_command"]
 )
 @click.option("--output-type", type=click.Choice(["float32", "float16", "int8"]), default="float32", metavar="TYPE",
               help="Of the vectors' numbers: float32, float16 or int8.  [default: float32]")  # fmt: skip
+@click.option("--prompt", metavar="NAME",
+              help="Of the bundle's prompts, put before each text.  [default: the bundle's, if it has one]")  # fmt: skip
+@click.option("--prompt-text", metavar="TEXT", help="What is put before each text instead; '' for nothing.")
+@click.option("--dimensions", type=int, metavar="N",
+              help="Cut each vector to its first N numbers; one of length 1 is scaled to it again.")  # fmt: skip
 @click.option(
     "--batch-tokens", type=int, metavar="N", help="Most tokens of a batch, padding included.  [default: 2048]"
 )
@@ -56,6 +61,9 @@ def embed_command(
     chunk: int | None,
     overlap: int,
     output_type: str,
+    prompt: str | None,
+    prompt_text: str | None,
+    dimensions: int | None,
     batch_tokens: int | None,
     threads: int,
     engine: str,
@@ -84,10 +92,13 @@ def embed_command(
     with rows_progress(quiet=shown["quiet"]) as watcher:
         result = embed(
             bundle, sources, output, column=column, id_columns=id_columns, null=null, input_format=input_format,
-            delimiter=delimiter, chunk=chunk, overlap=overlap, output_type=output_type, engine=engine, workers=workers,
-            threads=threads, batch_tokens=DEFAULT_BATCH_TOKENS if batch_tokens is None else batch_tokens, force=force,
+            delimiter=delimiter, chunk=chunk, overlap=overlap, output_type=output_type, prompt=prompt, prompt_text=prompt_text,
+            dimensions=dimensions, engine=engine, workers=workers, threads=threads,
+            batch_tokens=DEFAULT_BATCH_TOKENS if batch_tokens is None else batch_tokens, force=force,
             watcher=watcher,
         )  # fmt: skip
+    name = "" if result.prompt_name is None else f" ({result.prompt_name!r})"
+    prompted = f", with the prompt {result.prompt!r}{name} before each" if result.prompt else ""
     cut = f", {result.truncated} of them cut to {result.max_length} tokens" if result.truncated else ""
     if result.null_rows:
         cut += f"; {result.null_rows} of {result.input_rows} rows have no text" + (
@@ -96,7 +107,7 @@ def embed_command(
     resumed = f" (and {result.resumed_rows} before)" if result.resumed_rows else ""
     print_result(
         "embed",
-        f"{result.output}: {result.rows} rows of {result.hidden_size}{cut}\n  "
+        f"{result.output}: {result.rows} rows of {result.dimension}{prompted}{cut}\n  "
         f"{result.rows - result.resumed_rows} rows in {result.seconds:.1f} s{resumed}, {result.rows_per_second:,.0f} rows/s, "
         f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider})",
         shown["as_json"],
@@ -105,7 +116,10 @@ def embed_command(
         input_rows=result.input_rows,
         null_rows=result.null_rows,
         rows=result.rows,
-        hidden_size=result.hidden_size,
+        dimension=result.dimension,
+        hidden_size=result.dimension,  # the key's old name
+        prompt=result.prompt,
+        prompt_name=result.prompt_name,
         output_type=result.output_type,
         truncated=result.truncated,
         max_length=result.max_length,

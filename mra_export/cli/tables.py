@@ -64,8 +64,12 @@ def describe_bundle(bundle: Bundle) -> str:
         )
     if bundle.tokenizer_file is None:
         notes.append("no tokenizer.json: clients have to bring token ids.")
-    if bundle.task == "feature-extraction" and bundle.pooling is None:
+    if bundle.task == "feature-extraction" and not bundle.modules:
         notes.append("no pooling: it gives token vectors only. Export the checkpoint with --pooling mean.")
+    if before := bundle.prompt():
+        notes.append(
+            f"the prompt {bundle.default_prompt!r}, {before!r}, comes before each text, unless another is asked for."
+        )
     return text + "".join(f"\n  note: {note}" for note in notes)
 
 

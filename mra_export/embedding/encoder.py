@@ -1,4 +1,4 @@
-"""Texts to vectors with a bundle: its tokenizer, its ONNX file in ONNX Runtime, its pooling."""
+"""Texts to vectors with a bundle: its tokenizer, its ONNX file in ONNX Runtime, the modules that follow the encoder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.bundle.chain import vector_of
+from mra_export.bundle.module_files import cut_to, read_steps
+from mra_export.checkpoint.modules import width_of
 from mra_export.embedding.batching import batches_run
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
@@ -19,16 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from mra_export.bundle.manifest import Bundle
-    from mra_export.checkpoint.pooling import Pooling
 
 __all__ = [
     "DEFAULT_BATCH_TOKENS",
     "Encoded",
     "EncodedBatch",
     "Encoder",
-    "pool",
+    "TextOptions",
+    "prompt_tokens",
     "provider",
     "require_embedding_bundle",
+    "text_options",
     "versions",
 ]
 
@@ -64,7 +68,7 @@ class EncodedBatch:
     Attributes:
         rows: places of its texts in the window, int64 [batch].
         width: tokens to which each was padded.
-        vectors: float32 [batch, hidden_size].
+        vectors: float32 [batch, dimension].
         lengths: tokens of each text, int64 [batch].
         cut: whether it was longer than the maximum length, bool [batch].
     """
@@ -74,6 +78,43 @@ class EncodedBatch:
     vectors: np.ndarray[Any, Any]
     lengths: np.ndarray[Any, Any]
     cut: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What decides a text's vector beside the bundle.
+
+    Attributes:
+        prompt: what is put before each text, "" for nothing.
+        prompt_name: its name in the bundle; None where it was given as text, or there is none.
+        dimensions: numbers to which the vectors are cut; None for all.
+        dimension: numbers in a vector, after that.
+    """
+
+    prompt: str
+    prompt_name: str | None
+    dimensions: int | None
+    dimension: int
+
+
+def text_options(
+    bundle: Bundle, *, prompt: str | None = None, prompt_text: str | None = None, dimensions: int | None = None
+) -> TextOptions:
+    """What was asked for, looked up in the bundle.
+
+    Args:
+        bundle: that gives one vector a text.
+        prompt: name of a prompt; None for the bundle's default.
+        prompt_text: the prompt itself, "" for none; None for the one by name.
+        dimensions: numbers to which the vectors are cut; None for all.
+
+    Raises:
+        InputError: the bundle has no such prompt or not so many dimensions, or both kinds of prompt are given.
+    """
+    text = bundle.prompt(prompt, prompt_text)
+    name = None if prompt_text is not None else prompt if prompt is not None else bundle.default_prompt
+    modules = cut_to(bundle.modules, bundle.dimension, dimensions)
+    return TextOptions(text, name, dimensions, width_of(modules, bundle.hidden_size))
 
 
 def require_embedding_bundle(path: Path) -> Bundle:
@@ -89,7 +130,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
             f"{path} is an ONNX directory, not a bundle. Make one of it: `mra-export bundle {path} -o BUNDLE`."
         )
     bundle = verify_bundle(path)
-    if bundle.pooling is None or TOKENS not in bundle.outputs:
+    if not bundle.modules or TOKENS not in bundle.outputs:
         raise InputError(
             f"{path} does not give one vector a text: it has no output {EMBEDDING}, but {', '.join(bundle.outputs)}. Export the "
             "checkpoint with `--task feature-extraction --pooling mean` and bundle that."
@@ -125,6 +166,7 @@ class Encoder:
 
     Args:
         bundle: whose files were verified.
+        options: of the texts; None for what the bundle says.
         threads: of the session, 0 for ONNX Runtime's choice.
         batch_tokens: most tokens of a batch, padding included.
         on: execution provider; what `provider` says.
@@ -135,15 +177,21 @@ class Encoder:
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 0, batch_tokens: int = DEFAULT_BATCH_TOKENS, on: str = ""
+        self,
+        bundle: Bundle,
+        options: TextOptions | None = None,
+        *,
+        threads: int = 0,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        on: str = "",
     ) -> None:
         ort = require_onnxruntime()
-        options = session_options(bundle.library, threads=threads)
+        settings = session_options(bundle.library, threads=threads)
         # One set of buffers for each shape of a batch, kept for good, would add up: there are many shapes.
-        options.enable_mem_pattern = False
+        settings.enable_mem_pattern = False
         providers = list(dict.fromkeys((on or provider(), "CPUExecutionProvider")))
         try:
-            self._session = open_session(str(bundle.model_file), options, providers)
+            self._session = open_session(str(bundle.model_file), settings, providers)
         except Exception as error:
             raise InputError(
                 f"ONNX Runtime {ort.__version__} cannot run {bundle.model_file} ({bundle.dtype}) on the {providers[0]}: "
@@ -157,11 +205,11 @@ class Encoder:
         assert bundle.tokenizer_file is not None
         self.tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
         self.tokenizer.no_padding()
-        own = self.tokenizer.truncation or {}
         self.max_length = bundle.tokenizer_max_length
-        self.tokenizer.enable_truncation(self.max_length, direction=own.get("direction", "right"))
-        assert bundle.pooling is not None
-        self._pooling = bundle.pooling
+        self.tokenizer.enable_truncation(self.max_length, direction=bundle.truncation_side)
+        self.options = text_options(bundle) if options is None else options
+        self._skip = 0 if bundle.include_prompt else prompt_tokens(self.tokenizer, self.options.prompt)
+        self._steps = read_steps(bundle, self.options.dimensions)
         self._bundle = bundle
         self._batch_tokens = batch_tokens
 
@@ -175,7 +223,7 @@ class Encoder:
             texts: a window; they are batched among themselves.
             done: called after each batch with its number of texts.
         """
-        vectors = np.empty((len(texts), self._bundle.hidden_size), np.float32)
+        vectors = np.empty((len(texts), self.options.dimension), np.float32)
         truncated = tokens = computed = 0
         for batch in self.batches(texts):
             vectors[batch.rows] = batch.vectors
@@ -196,7 +244,7 @@ class Encoder:
         types: list[list[int]] = []
         cut: list[bool] = []
         for part in _parts(texts):
-            for encoding in self.tokenizer.encode_batch_fast(part):
+            for encoding in self.tokenizer.encode_batch_fast([self.options.prompt + text for text in part]):
                 ids.append(encoding.ids)
                 types.append(encoding.type_ids)
                 cut.append(bool(encoding.overflowing))
@@ -206,7 +254,7 @@ class Encoder:
             types,
             max_tokens=self._batch_tokens,
             step=self._bundle.length_step,
-            hidden_size=self._bundle.hidden_size,
+            hidden_size=self.options.dimension,
             max_length=self._bundle.max_seq_len,
             pad_id=self._bundle.pad_token_id,
             done=done,
@@ -225,32 +273,32 @@ class Encoder:
             self.tokenizer.enable_truncation(**truncation)
 
     def _run(self, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """The vectors of a batch, float32 [batch, dimension].
+
+        ONNX Runtime sums over the tokens in one order or another, which depends on the size of the batch and on the number of
+        threads; so its output `sentence_embedding` is left aside.
+        """
         hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
-        return pool(hidden, inputs["attention_mask"].sum(axis=1), self._pooling)
+        lengths = inputs["attention_mask"].sum(axis=1)
+        rows = zip(hidden, lengths, strict=True)
+        return np.stack([vector_of(row[: int(length)], self._steps, self._skip) for row, length in rows])
 
 
-def pool(hidden: np.ndarray[Any, Any], lengths: Sequence[int], pooling: Pooling) -> np.ndarray[Any, Any]:
-    """Token vectors to text vectors, as the model's own output has them but for the last bits.
-
-    ONNX Runtime sums over the tokens in one order or another, which depends on the size of the batch and on the number of
-    threads. Here it is one order, in float64.
+def prompt_tokens(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a prompt that do not count where `include_prompt` is false, as sentence-transformers counts them.
 
     Args:
-        hidden: float32 [batch, width, hidden_size].
-        lengths: tokens of each text, without padding, which is on the right.
-        pooling: of the bundle.
+        tokenizer: with its truncation.
+        prompt: "" for none.
 
     Returns:
-        float32 [batch, hidden_size].
+        Those of the prompt alone, special tokens included, but for a special one at its end.
     """
-    vectors = np.empty((len(hidden), hidden.shape[2]), np.float32)
-    for row, length in enumerate(lengths):
-        wide = hidden[row, : int(length)].astype(np.float64)
-        vector = wide[0] if pooling.mode == "cls" else wide.mean(axis=0)
-        if pooling.normalize:
-            vector = vector / max(float(np.sqrt((vector * vector).sum())), 1e-12)
-        vectors[row] = vector
-    return vectors
+    if not prompt:
+        return 0
+    ids = tokenizer.encode(prompt).ids
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return len(ids) - (bool(ids) and ids[-1] in special)
 
 
 def _parts(texts: Sequence[str]) -> list[list[str]]:

@@ -29,7 +29,7 @@ RESERVED = ("row", "embedding")
 
 
 def write_parquet(
-    partial: Partial, path: Path, data: Source, layout: Layout, ids: tuple[str, ...], manifest_sha256: str
+    partial: Partial, path: Path, data: Source, layout: Layout, ids: tuple[str, ...], stated: dict[str, str]
 ) -> Path:
     """Writes a parquet file from finished vectors and the input's id columns, a row group at a time.
 
@@ -39,7 +39,7 @@ def write_parquet(
         data: the input.
         layout: of a row.
         ids: columns of the input.
-        manifest_sha256: of the bundle, for the metadata.
+        stated: for the metadata.
 
     Returns:
         `path`.
@@ -61,7 +61,7 @@ def write_parquet(
     number = pa.from_numpy_dtype(layout.dtype)
     vector = pa.list_(pa.field("element", number, nullable=False), layout.hidden_size)
     fields.append(pa.field("embedding", vector, nullable=False))
-    schema = pa.schema(fields, {"mra_export.manifest_sha256": manifest_sha256})
+    schema = pa.schema(fields, {f"mra_export.{name}": value for name, value in stated.items()})
     others = _Aligned(tables)
     firsts = np.array([file.first_row for file in data.files], np.int64)
     names = pa.array([file.name for file in data.files], pa.string())

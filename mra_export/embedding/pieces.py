@@ -45,7 +45,7 @@ def check_cut(cut: Cut, special: int, max_length: int) -> None:
 
     Args:
         cut: the lengths.
-        special: tokens that each piece has beside its own.
+        special: tokens that each piece has beside its own: special ones, and those of the prompt.
         max_length: of the bundle's tokenizer.
 
     Raises:
@@ -55,7 +55,7 @@ def check_cut(cut: Cut, special: int, max_length: int) -> None:
         raise InputError(f"--chunk {cut.tokens} is more than the bundle's tokenizer allows, {max_length} tokens.")
     if cut.tokens <= special:
         raise InputError(
-            f"--chunk {cut.tokens} leaves no room for text: {special} tokens of each chunk are special ones."
+            f"--chunk {cut.tokens} leaves no room for text: {special} tokens of each chunk are special ones, or the prompt's."
         )
     if cut.overlap >= cut.tokens - special:
         raise InputError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.embedding.chunks import Chunk, Source
-from mra_export.embedding.encoder import Encoder, provider, versions
+from mra_export.embedding.encoder import Encoder, TextOptions, provider, versions
 from mra_export.embedding.pieces import Cut
 from mra_export.embedding.work import Part, Worker
 from mra_export.errors import DependencyError, InputError, MraExportError
@@ -69,6 +69,7 @@ class ChunkWorker:
         sha256: of its manifest, as the driver verified it.
         source: the input, at the same paths too.
         cut: how texts are cut.
+        options: of the texts.
         threads: of the session.
         batch_tokens: as in `Encoder`.
         on: the driver's execution provider.
@@ -81,6 +82,7 @@ class ChunkWorker:
         sha256: str,
         source: Source,
         cut: Cut | None,
+        options: TextOptions,
         threads: int,
         batch_tokens: int,
         on: str,
@@ -89,7 +91,7 @@ class ChunkWorker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processors are the sessions'
         self._bundle, self._sha256, self._threads = bundle, sha256, threads
         self._batch_tokens, self._on, self._made_by = batch_tokens, on, made_by
-        self._source, self._cut = source, cut
+        self._source, self._cut, self._options = source, cut, options
 
     def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Chunks, as columns of their fields and of what is done of them, to the parts of their vectors, as they are made.
@@ -121,13 +123,13 @@ class ChunkWorker:
                 f"{self._bundle} on {here} is another bundle than the one of the command. Copy it to all machines."
             )
         # The driver looked at every file; here those that are used.
-        for file in (opened.model_file, opened.tokenizer_file, opened.library):
+        for file in (opened.model_file, opened.tokenizer_file, opened.library, *opened.module_weights):
             if file is None:
                 continue
             listed = opened.manifest["files"][file.relative_to(self._bundle).as_posix()]["sha256"]
             if not file.is_file() or file_sha256(file) != listed:
                 raise InputError(f"{file} on {here} is missing or was changed. Copy the bundle again.")
-        encoder = Encoder(opened, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
+        encoder = Encoder(opened, self._options, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
         return Worker(encoder, self._source, self._cut)
 
 
@@ -136,6 +138,7 @@ def ray_parts(
     data: Source,
     pending: list[tuple[Chunk, frozenset[int]]],
     cut: Cut | None,
+    options: TextOptions,
     *,
     workers: int | None,
     threads: int,
@@ -151,6 +154,7 @@ def ray_parts(
         data: the input, which all machines have at its path.
         pending: the chunks to embed, with places of rows that are done.
         cut: how texts are cut.
+        options: of the texts.
         workers: sessions at the same time; None for as many as there are processors for.
         threads: of a session, 0 for one.
         batch_tokens: as in `Encoder`.
@@ -171,7 +175,7 @@ def ray_parts(
         stack.enter_context(_cluster(ray, workers, threads))
         resources = ray.cluster_resources()
         used, asked = _workers(resources, workers, threads, len(pending), on)
-        return used, _results(ray, stack, model, data, pending, cut, used, threads, batch_tokens, on, asked)
+        return used, _results(ray, stack, model, data, pending, cut, options, used, threads, batch_tokens, on, asked)
     except BaseException:
         stack.close()
         raise
@@ -270,6 +274,7 @@ def _results(
     data: Source,
     pending: list[tuple[Chunk, frozenset[int]]],
     cut: Cut | None,
+    options: TextOptions,
     workers: int,
     threads: int,
     batch_tokens: int,
@@ -291,6 +296,7 @@ def _results(
             "sha256": model.manifest["manifest_sha256"],
             "source": dataclasses.replace(data, chunks=()),
             "cut": cut,
+            "options": options,
             "threads": threads,
             "batch_tokens": batch_tokens,
             "on": on,

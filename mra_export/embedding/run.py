@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mra_export.embedding.chunks import CHUNK_ROWS, Source
-from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS, Encoder, provider, require_embedding_bundle, versions
+from mra_export.embedding.encoder import (
+    DEFAULT_BATCH_TOKENS,
+    Encoder,
+    TextOptions,
+    provider,
+    require_embedding_bundle,
+    text_options,
+    versions,
+)
 from mra_export.embedding.files import STANDARD_INPUT
 from mra_export.embedding.input import scan
 from mra_export.embedding.journal import Partial, partial_path, rows_kept
@@ -75,7 +83,9 @@ class EmbedResult:
         input_rows: of all of them.
         null_rows: of these, rows without a text, which were left out or taken as empty.
         rows: vectors in the output.
-        hidden_size: numbers in a vector.
+        dimension: numbers in a vector.
+        prompt: what was put before each text, "" for nothing.
+        prompt_name: its name in the bundle; None where it was given as text, or there is none.
         truncated: texts that were longer than `max_length` and were cut.
         max_length: tokens of a text at most, special tokens included.
         tokens: of all texts, after that.
@@ -94,7 +104,9 @@ class EmbedResult:
     input_rows: int
     null_rows: int
     rows: int
-    hidden_size: int
+    dimension: int
+    prompt: str
+    prompt_name: str | None
     truncated: int
     max_length: int
     tokens: int
@@ -129,6 +141,9 @@ def embed(
     chunk: int | None = None,
     overlap: int = 0,
     output_type: str = "float32",
+    prompt: str | None = None,
+    prompt_text: str | None = None,
+    dimensions: int | None = None,
     engine: str = "local",
     workers: int | None = None,
     threads: int = 0,
@@ -149,7 +164,7 @@ def embed(
     Args:
         bundle: the bundle's directory.
         source: a file, a pattern, a folder or "-" for standard input, or several of them; see `find_files` and `scan`.
-        output: a .npy file, [rows, hidden_size]; or a .parquet file with the columns row (int64), file with several files,
+        output: a .npy file, [rows, dimension]; or a .parquet file with the columns row (int64), file with several files,
             those of `id_columns`, chunk, begin and end with `chunk`, scale with int8, and embedding (fixed-size list). Beside
             a .npy file, where its rows are not those of the input one by one or are int8, is a .rows.npy file that says what
             they are.
@@ -158,10 +173,13 @@ def embed(
         null: what is done with a row without a text: "error", "skip" or "empty".
         input_format: of all files and of standard input, one of `INPUT_FORMATS`; None for what their names say.
         delimiter: of csv and tsv; None for comma and tab.
-        chunk: cut texts into pieces of so many tokens at most, special tokens included; None for one vector a text, which
-            leaves out what is beyond the maximum length.
+        chunk: cut texts into pieces of so many tokens at most, special tokens and the prompt included; None for one vector a
+            text, which leaves out what is beyond the maximum length.
         overlap: tokens at most that a piece has in common with the one before.
         output_type: of the vectors' numbers, one of `OUTPUT_TYPES`.
+        prompt: name of the bundle's prompt that is put before each text; None for its default, which may be none.
+        prompt_text: the prompt itself instead, "" for none.
+        dimensions: numbers to which the vectors are cut; those of length 1 have length 1 again after that. None for all.
         engine: "local" for this process, "ray" for workers of Ray Data; the cluster that RAY_ADDRESS names, or one of this
             machine that lives as long as the call.
         workers: of Ray; None for as many as there are processors for.
@@ -206,9 +224,11 @@ def embed(
     on = provider()
     watcher.step(f"verifying {bundle}")
     model = require_embedding_bundle(bundle)
+    options = text_options(model, prompt=prompt, prompt_text=prompt_text, dimensions=dimensions)
     if cut is not None:
         tokenizer = require_tokenizers().Tokenizer.from_file(str(model.tokenizer_file))
-        check_cut(cut, tokenizer.num_special_tokens_to_add(False), model.tokenizer_max_length)
+        tokenizer.no_truncation()
+        check_cut(cut, len(tokenizer.encode(options.prompt).ids), model.tokenizer_max_length)
     with contextlib.ExitStack() as stack:
         spool = None
         if piped:
@@ -235,6 +255,8 @@ def embed(
             "null": null,
             "chunk": chunk,
             "overlap": overlap,
+            "prompt": options.prompt,
+            "dimensions": options.dimensions,
             "batch_tokens": batch_tokens,
             "chunk_rows": chunk_rows,
             "provider": on,
@@ -242,8 +264,8 @@ def embed(
         }
         if model.library is None:  # the function body's sums depend on them
             settings["threads"] = threads or int(engine == "ray")
-        layout = Layout(model.hidden_size, output_type, null == "skip", cut is not None)
-        job = _Job(model, data, cut, engine, workers, threads, batch_tokens, on)
+        layout = Layout(options.dimension, output_type, null == "skip", cut is not None)
+        job = _Job(model, data, cut, options, engine, workers, threads, batch_tokens, on)
         return _embed(job, output, layout, settings, ids, force=force, watcher=watcher)
 
 
@@ -254,6 +276,7 @@ class _Job:
     model: Bundle
     data: Source
     cut: Cut | None
+    options: TextOptions
     engine: str
     workers: int | None
     threads: int
@@ -288,8 +311,7 @@ def _embed(
             watcher.step(f"writing {output}")
             rows = partial.rows
             if output.suffix == ".parquet":
-                manifest = job.model.manifest["manifest_sha256"]
-                made = write_parquet(partial, partial.path / "out.parquet", data, layout, ids, manifest)
+                made = write_parquet(partial, partial.path / "out.parquet", data, layout, ids, _stated(job))
                 files = [(made, output)]
             else:
                 files = partial.finish(ROW_GROUP)
@@ -311,7 +333,9 @@ def _embed(
         input_rows=data.input_rows,
         null_rows=data.nulls,
         rows=rows,
-        hidden_size=layout.hidden_size,
+        dimension=layout.hidden_size,
+        prompt=job.options.prompt,
+        prompt_name=job.options.prompt_name,
         truncated=partial.truncated,
         max_length=job.model.tokenizer_max_length if job.cut is None else job.cut.tokens,
         tokens=partial.tokens,
@@ -337,7 +361,7 @@ def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
             from mra_export.embedding.ray import ray_parts
 
             used, results = ray_parts(
-                job.model, job.data, [(chunk, partial.done(chunk.index)) for chunk in pending], job.cut,
+                job.model, job.data, [(chunk, partial.done(chunk.index)) for chunk in pending], job.cut, job.options,
                 workers=job.workers, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on,
             )  # fmt: skip
         else:
@@ -359,11 +383,17 @@ def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
 
 def _local_parts(job: _Job, partial: Partial, pending: list[Chunk], watcher: Watcher) -> Generator[Part]:
     """The chunks in order, embedded in this process."""
-    encoder = Encoder(job.model, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on)
+    encoder = Encoder(job.model, job.options, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on)
     worker = Worker(encoder, job.data, job.cut)
     for chunk in pending:
         advance = (lambda texts: None) if job.cut is not None else (lambda texts: watcher.advance(texts, 0))
         yield from worker.parts(chunk, partial.done(chunk.index), advance)
+
+
+def _stated(job: _Job) -> dict[str, str]:
+    """What a parquet file says of its vectors."""
+    stated = {"manifest_sha256": job.model.manifest["manifest_sha256"], "prompt": job.options.prompt}
+    return stated if job.options.dimensions is None else {**stated, "dimensions": str(job.options.dimensions)}
 
 
 def _checked_cut(chunk: int | None, overlap: int) -> Cut | None:

@@ -18,25 +18,31 @@ from mra_export.optional import require_tokenizers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mra_export.bundle.manifest import Bundle
+
 __all__ = ["main", "token_ids"]
 
 _WINDOW = 1024
 """Lines that are tokenized in one call."""
 
 
-def token_ids(bundle: Path, lines: BinaryIO) -> Iterator[list[int]]:
+def token_ids(
+    bundle: Path, lines: BinaryIO, *, prompt: str | None = None, prompt_text: str | None = None
+) -> Iterator[list[int]]:
     """The token ids of each line, special tokens included, cut to the bundle's `tokenizer.max_length`.
 
     Args:
         bundle: the directory.
         lines: UTF-8, one text a line; an empty line is an empty text.
+        prompt: name of the prompt that is put before each text; None for the bundle's default.
+        prompt_text: the prompt itself, "" for none; None for the one by name.
 
     Yields:
         Ids, 0 to `vocab_size` excluded, in the order of the lines.
 
     Raises:
-        InputError: the bundle is none or has no tokenizer, a line is not UTF-8, or the tokenizer gives token types or ids that
-            the C++ client does not pass on.
+        InputError: the bundle is none or has no tokenizer, or its vectors would not be those of the prompt; there is no such
+            prompt; a line is not UTF-8; or the tokenizer gives token types, which the C++ client does not pass on.
         DependencyError: the package tokenizers is not installed.
     """
     from mra_export.bundle.manifest import read_bundle
@@ -46,10 +52,16 @@ def token_ids(bundle: Path, lines: BinaryIO) -> Iterator[list[int]]:
         raise InputError(
             f"{bundle} has no tokenizer.json. Put the checkpoint's beside its config.json and bundle it again."
         )
-    tokenizer = _open(opened.tokenizer_file, opened.tokenizer_max_length)
+    before = opened.prompt(prompt, prompt_text)
+    if before and not opened.include_prompt:
+        raise InputError(
+            f"{bundle} has include_prompt=false: the tokens of the prompt {before!r} must not count in the pooling, but they do "
+            "where a model pools by itself. Use `mra-export embed`, or ask for no prompt with --prompt-text ''."
+        )
+    tokenizer = _open(opened.tokenizer_file, opened)
     numbered = enumerate(lines, 1)
     while window := list(itertools.islice(numbered, _WINDOW)):
-        for encoding in tokenizer.encode_batch_fast([_decoded(*entry) for entry in window]):
+        for encoding in tokenizer.encode_batch_fast([before + _decoded(*entry) for entry in window]):
             if any(encoding.type_ids):
                 raise InputError(
                     "This tokenizer gives token types, which the C++ client does not take. Use `mra-export embed`."
@@ -64,15 +76,14 @@ def _decoded(number: int, line: bytes) -> str:
         raise InputError(f"Line {number} is not UTF-8: {error}.") from error
 
 
-def _open(file: Path, max_length: int) -> Any:
+def _open(file: Path, bundle: Bundle) -> Any:
     tokenizers = require_tokenizers("Run `pip install tokenizers`.")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{file} cannot be read: {error}.") from error
-    direction = (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, direction=direction)
+    tokenizer.enable_truncation(bundle.tokenizer_max_length, direction=bundle.truncation_side)
     return tokenizer
 
 
@@ -90,9 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Lines of text on standard input into lines of token ids on standard output, for mra-embed.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `mra-export bundle` wrote")
-    bundle = parser.parse_args(arguments).bundle
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="of the bundle's prompts, put before each text (default: its own)"
+    )
+    parser.add_argument("--prompt-text", metavar="TEXT", help="put before each text instead; '' for nothing")
+    given = parser.parse_args(arguments)
     try:
-        for ids in token_ids(bundle, sys.stdin.buffer):
+        for ids in token_ids(given.bundle, sys.stdin.buffer, prompt=given.prompt, prompt_text=given.prompt_text):
             sys.stdout.write(" ".join(map(str, ids)) + "\n")
         sys.stdout.flush()
     except MraExportError as error:

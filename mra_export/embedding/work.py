@@ -37,7 +37,7 @@ class Part:
         of: rows of the output that the whole chunk has.
         places: which of them these are, int64 [rows].
         facts: of each: row of the input, and of a piece its number in the text, its begin and its end, int64 [rows, 4].
-        vectors: float32 [rows, hidden_size].
+        vectors: float32 [rows, dimension].
         lengths: tokens, int64 [rows].
         widths: tokens that the model ran, int64 [rows].
         cut: whether something was cut off, bool [rows].
@@ -117,7 +117,8 @@ class Worker:
         return found, np.array(facts, np.int64).reshape(-1, 4)
 
     def _measure(self, texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in self._encoder.tokenizer.encode_batch_fast(list(texts))]
+        prompted = [self._encoder.options.prompt + text for text in texts]
+        return [len(encoding.ids) for encoding in self._encoder.tokenizer.encode_batch_fast(prompted)]
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[int]]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
+from mra_export.bundle.module_files import copy_modules
 from mra_export.bundle.schema import FORMAT
-from mra_export.bundle.verify import ENGINES, LIBRARIES, TOKENIZER_FILE, described, is_bundle, verify_bundle
+from mra_export.bundle.verify import EMBEDDING, ENGINES, LIBRARIES, described, is_bundle, longest_of, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
+from mra_export.checkpoint.layout import MODULES_FILE
 from mra_export.checkpoint.load import load_config
-from mra_export.checkpoint.pooling import pooling_of
+from mra_export.checkpoint.modules import width_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
+from mra_export.checkpoint.text import read_contract
+from mra_export.checkpoint.text_ids import TOKENIZER_FILE, write_tokenizer
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
-from mra_export.errors import InputError, MraExportError
+from mra_export.errors import InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
@@ -45,6 +48,7 @@ def create_bundle(
     check: bool = True,
     triton: Callable[[Bundle, Path], None] | None = None,
     comparisons: list[Comparison] | None = None,
+    notes: list[str] | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
@@ -61,6 +65,7 @@ def create_bundle(
         check: whether the model is compared with the checkpoint, or without one as `check_alone` does.
         triton: called with the bundle and its directory `triton`, to write a model repository there.
         comparisons: takes the comparisons.
+        notes: takes what a person should know of the source's settings, one sentence each.
         force: whether an existing output is replaced.
         progress: called with a line before each step.
 
@@ -78,13 +83,14 @@ def create_bundle(
     library = find_library("onnxruntime", library)
     opened, plugin = _open_engines(engines, plugin)
     proof = Proof(library, comparisons if comparisons is not None else [])
-    with _open_model(source, request, check, proof, progress) as (model, stated):
+    said: list[str] = []
+    with _open_model(source, request, check, proof, said, progress) as (model, stated):
         library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
         progress(f"writing {output}")
         with staged_directory(output, force=force) as stage:
             _copy_model(model, stage)
-            _complete_tokenizer(stage, source)
+            said += _write_tokenizer(model, stage)
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
             for path in filter(None, (library, plugin)):
@@ -97,20 +103,30 @@ def create_bundle(
                 progress("writing the model repository for Triton")
                 triton(read_bundle(stage), stage / "triton")
                 _write_manifest(stage, fields)
+    if notes is not None:
+        notes += dict.fromkeys(said)
     return read_bundle(output)
 
 
 @contextlib.contextmanager
 def _open_model(
-    source: str | Path, request: ExportRequest, check: bool, proof: Proof, progress: Callable[[str], None]
+    source: str | Path,
+    request: ExportRequest,
+    check: bool,
+    proof: Proof,
+    notes: list[str],
+    progress: Callable[[str], None],
 ) -> Iterator[tuple[OnnxModel, dict[str, Any]]]:
-    """The model to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest."""
+    """The model to bundle, exported from a checkpoint if need be; and parity, versions and random_init of the manifest.
+
+    `notes` takes those of the export.
+    """
     file = find_exported(source, request)
     stated: dict[str, Any] = {"random_init": request.random_init}
     packages = ["onnxruntime"] * check
     before = len(proof.comparisons)
     with open_source(
-        source, replace(request, embeddings=True), proof=proof if check else None, progress=progress
+        source, replace(request, embeddings=True), proof=proof if check else None, notes=notes, progress=progress
     ) as model:
         if file is None:
             packages = ["onnx", "onnxscript", "torch", "transformers", *packages]
@@ -189,27 +205,32 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
     for name in dict.fromkeys(("config.json", MODEL_CARD, *SIDE_FILES, *LICENSE_FILES)):
         if (root / name).is_file():
             _copy(root / name, stage / name)
-    if "sentence_embedding" in model.outputs and pooling_of(stage).mode == "none":
+    modules = read_contract(root, embedding=EMBEDDING in model.outputs).modules
+    copy_modules(modules, root, stage)
+    if EMBEDDING in model.outputs and not modules:
         raise InputError(
             f"{model.path} has the output sentence_embedding, but {root} has no modules.json that says how it is pooled. "
             "Keep the exported directory together."
         )
+    gives = [
+        value.type.tensor_type.shape.dim[-1].dim_value for value in model.proto.graph.output if value.name == EMBEDDING
+    ]
+    if gives and gives[0] != (says := width_of(modules, load_config(stage).hidden_size)):
+        raise InputError(
+            f"{model.path} gives vectors of {gives[0]} numbers, but {root / MODULES_FILE} makes {says}. Export the checkpoint "
+            "again, and keep the exported directory together."
+        )
 
 
-def _complete_tokenizer(stage: Path, source: str | Path) -> None:
-    """Writes tokenizer.json, the one format that servers read, where the checkpoint has its tokenizer in older files only."""
-    from mra_export.checkpoint.tokenizer import load_tokenizer
+def _write_tokenizer(model: OnnxModel, stage: Path) -> list[str]:
+    """Writes tokenizer.json, the one format that servers read, with all that sentence-transformers applies on top of it.
 
-    if (stage / TOKENIZER_FILE).is_file() or not _states_class(stage / "tokenizer_config.json"):
-        return
-    try:
-        tokenizer = load_tokenizer(stage)
-    except MraExportError as error:  # the stage is gone when the message is read
-        raise type(error)(str(error).replace(str(stage), str(source))) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    # transformers makes a tokenizer of a few special tokens where it does not find the vocabulary of the class.
-    if backend is not None and 2 * len(tokenizer) > load_config(stage).vocab_size:  # type: ignore[arg-type]
-        (stage / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
+    An exported directory has it already; an older one, or one that was put together by hand, may not.
+    """
+    contract, config = read_contract(model.directory, embedding=EMBEDDING in model.outputs), load_config(stage)
+    positions = longest_of(model, config)
+    notes = write_tokenizer(model.directory, stage, contract, positions, vocab_size=config.vocab_size)
+    return [*contract.notes, *notes]
 
 
 def _check_tokenizer(stage: Path) -> None:
@@ -229,13 +250,6 @@ def _check_tokenizer(stage: Path) -> None:
             f"The checkpoint's {TOKENIZER_FILE} has the token id {largest}, but the model's vocab_size is {size}: they do not "
             "belong together."
         )
-
-
-def _states_class(path: Path) -> bool:
-    """Whether a tokenizer_config.json names a class; without one, transformers takes that of another model."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class"))
-    return False
 
 
 def _copy_engines(opened: list[tuple[Path, Manifest]], stage: Path) -> None:

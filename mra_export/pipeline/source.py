@@ -183,6 +183,7 @@ def open_source(
     request: ExportRequest,
     *,
     proof: Proof | None = None,
+    notes: list[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[OnnxModel]:
     """The ONNX file of a source, read: the one that is there, or one exported for as long as the block runs.
@@ -191,6 +192,7 @@ def open_source(
         source: an .onnx file, a directory that holds one, or a checkpoint; a hub id too.
         request: how a checkpoint is exported.
         proof: how an export is compared with its checkpoint; None to leave that out.
+        notes: takes those of an export.
         progress: called with a line before each step.
 
     Raises:
@@ -203,7 +205,10 @@ def open_source(
         yield read_onnx(file)
         return
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        yield read_onnx(export_checkpoint(source, request, Path(folder) / "onnx", proof=proof, progress=progress).model)
+        made = export_checkpoint(source, request, Path(folder) / "onnx", proof=proof, progress=progress)
+        if notes is not None:
+            notes += made.notes
+        yield read_onnx(made.model)
 
 
 def check_dtype(source: OnnxModel, dtype: str | None) -> None:

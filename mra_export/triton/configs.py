@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mra_export.engine.ranges import Range
 
 __all__ = [
+    "TEXTS",
     "Encoder",
     "Step",
     "Tensor",
@@ -41,11 +42,13 @@ class Tensor:
         name: of it.
         data_type: Triton's, as in "TYPE_INT64".
         dims: without the batch; -1 where it varies.
+        optional: whether a request may leave an input out.
     """
 
     name: str
     data_type: str
     dims: tuple[int, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Step:
     outputs: Mapping[str, str]
 
 
-_TEXT = Tensor("text", "TYPE_STRING", (1,))
+TEXTS = (Tensor("text", "TYPE_STRING", (1,)), Tensor("prompt_name", "TYPE_STRING", (1,), optional=True))
 WINDOW = 8
 """Largest batches of the encoder whose texts are grouped at once: the more, the fuller the batches of each length."""
 
@@ -202,13 +205,14 @@ def tokenizer_config(
         outputs: the encoder's inputs.
         max_batch: texts in one call of the tokenizer.
         instances: processes.
-        settings: "block_size", "min_length", "max_length" and "pad_token_id".
+        settings: "block_size", "min_length", "max_length", "pad_token_id", "truncation_side"; and as JSON "prompt",
+            what is put before a text that names none, and "prompts", those that can be named.
 
     Returns:
         `ModelConfig`.
     """
     ids = [Tensor(each, "TYPE_INT64", (-1,)) for each in outputs]
-    config = _python_model(name, max_batch, [_TEXT], ids, instances, settings)
+    config = _python_model(name, max_batch, TEXTS, ids, instances, settings)
     _add_batching(config, 0, preferred=())
     warmup = config.model_warmup.add(name="a text", batch_size=1, count=1)
     warmup.inputs["text"].data_type = schema().DataType.TYPE_STRING
@@ -228,7 +232,7 @@ def texts_config(
         output: of it.
         instances: processes.
         queue_delay: microseconds that a request waits for others.
-        settings: those of `tokenizer_config`, "encoder_output", and with a pooling of its own "mode" and "normalize".
+        settings: those of `tokenizer_config`, "encoder_output", and with a pooling of its own "modules".
 
     Returns:
         `ModelConfig`.
@@ -240,19 +244,18 @@ def texts_config(
         "encoder_batch": str(batch),
         "encoder_inputs": ",".join(tensor.name for tensor in encoder.inputs),
     }
-    config = _python_model(name, WINDOW * batch, [_TEXT], [output], instances, settings)
+    config = _python_model(name, WINDOW * batch, TEXTS, [output], instances, settings)
     _add_batching(config, queue_delay, preferred=())
     return config
 
 
-def pooling_config(name: str, encoder: Encoder, *, mode: str, normalize: bool, max_batch: int, instances: int) -> Any:
+def pooling_config(name: str, encoder: Encoder, *, modules: str, max_batch: int, instances: int) -> Any:
     """The configuration of the step from token vectors to one vector a text.
 
     Args:
         name: of the model.
         encoder: whose output `last_hidden_state` it takes.
-        mode: "cls" or "mean".
-        normalize: whether vectors are scaled to length 1.
+        modules: as a bundle's manifest has them, as JSON.
         max_batch: texts in a request.
         instances: processes.
 
@@ -262,8 +265,7 @@ def pooling_config(name: str, encoder: Encoder, *, mode: str, normalize: bool, m
     states = next(tensor for tensor in encoder.outputs if tensor.name == "last_hidden_state")
     mask = next(tensor for tensor in encoder.inputs if tensor.name == "attention_mask")
     vector = Tensor("sentence_embedding", "TYPE_FP32", states.dims[-1:])
-    settings = {"mode": mode, "normalize": str(int(normalize))}
-    return _python_model(name, max_batch, [states, mask], [vector], instances, settings)
+    return _python_model(name, max_batch, [states, mask], [vector], instances, {"modules": modules})
 
 
 def ensemble_config(name: str, output: Tensor, steps: Sequence[Step]) -> Any:
@@ -280,7 +282,7 @@ def ensemble_config(name: str, output: Tensor, steps: Sequence[Step]) -> Any:
     Returns:
         `ModelConfig`.
     """
-    config = _new(name, 1, [_TEXT], [output])
+    config = _new(name, 1, TEXTS, [output])
     config.platform = "ensemble"
     for step in steps:
         added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
@@ -300,7 +302,9 @@ def _new(name: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[
     config = pb.ModelConfig(name=name, max_batch_size=max_batch)
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
         for tensor in tensors:
-            field.add(name=tensor.name, data_type=pb.DataType.Value(tensor.data_type), dims=tensor.dims)
+            added = field.add(name=tensor.name, data_type=pb.DataType.Value(tensor.data_type), dims=tensor.dims)
+            if tensor.optional:
+                added.optional = True
     config.version_policy.latest.num_versions = 1
     config.response_cache.enable = False
     return config

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.bundle import chain
+from mra_export.checkpoint.modules import Module, Normalize, Pooling, as_stated
 from mra_export.engine.gpu import parse_version
 from mra_export.errors import InputError
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.triton.configs import (
+    TEXTS,
     VERSION,
     Encoder,
     Step,
@@ -42,6 +45,7 @@ TAG = "26.06"
 """Release of NVIDIA's image in the commands; its ONNX Runtime is 1.27."""
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY=1"
 """The ONNX Runtime in the server reports to Microsoft otherwise, from 1.29 on."""
+_CHAIN = {"chain.py": Path(chain.__file__)}
 TEXT_OUTPUTS = {"feature-extraction": "sentence_embedding", "text-classification": "logits"}
 """Task -> the output that an ensemble gives for a text."""
 
@@ -144,6 +148,7 @@ def write_model_repository(bundle: Bundle, target: Path, settings: TritonSetting
     output = _text_output(bundle, settings) if settings.tokenizer else None
     if settings.tokenizer:
         _check_tokenizer(bundle, encoders, settings)
+        notes += _check_prompts(bundle)
     target.mkdir(parents=True)
     names = []
     for encoder, files in encoders:
@@ -189,6 +194,25 @@ def _text_output(bundle: Bundle, settings: TritonSettings) -> str:
             "or add --triton-pooling mean."
         )
     return output
+
+
+def _check_prompts(bundle: Bundle) -> list[str]:
+    """Refuses a default prompt that must not count in a pooling which counts it; a note where a prompt can only be left out."""
+    if bundle.include_prompt or not any(bundle.prompts.values()):
+        return []
+    why = "include_prompt=false: the tokens of a prompt must not count in the pooling, but the model counts them."
+    if bundle.prompt():
+        raise InputError(
+            f"--triton-tokenizer: the bundle puts the prompt {bundle.default_prompt!r} before each text, and has {why} Leave the "
+            "option out, or use `mra-export embed`."
+        )
+    return [f"The bundle has {why} So the models of texts take no prompt_name; `mra-export embed` does."]
+
+
+def _modules(settings: TritonSettings) -> str:
+    """The modules of a pooling step, as JSON."""
+    modules: list[Module] = [Pooling((str(settings.pooling),)), *([Normalize()] if settings.normalize else [])]
+    return json.dumps([as_stated(module) for module in modules])
 
 
 def _longest_text(bundle: Bundle, settings: TritonSettings) -> int:
@@ -251,19 +275,23 @@ def _write_tokenizer(
     names = [_write_model(target, config, files, {"text": string_tensor("A text of a few words.")})]
     if settings.pooling is not None:
         config = pooling_config(
-            f"{settings.name}_pooling", encoders[0][0], mode=settings.pooling, normalize=settings.normalize,
+            f"{settings.name}_pooling", encoders[0][0], modules=_modules(settings),
             max_batch=max(encoder.ranges["batch"].max for encoder, _ in encoders), instances=settings.instances,
         )  # fmt: skip
-        names.append(_write_model(target, config, _model_code("pooling", "pooling"), {}))
+        names.append(_write_model(target, config, {**_model_code("pooling", "pooling"), **_CHAIN}, {}))
     return names
 
 
 def _tokenizer_settings(bundle: Bundle, settings: TritonSettings, encoders: Sequence[Encoder]) -> dict[str, str]:
+    prompts = {name: prompt for name, prompt in bundle.prompts.items() if bundle.include_prompt or not prompt}
     return {
         "min_length": str(max(encoder.least for encoder in encoders)),
         "block_size": str(bundle.length_step),
         "max_length": str(_longest_text(bundle, settings)),
         "pad_token_id": str(bundle.pad_token_id),
+        "truncation_side": bundle.truncation_side,
+        "prompt": json.dumps(bundle.prompt(), ensure_ascii=False),
+        "prompts": json.dumps(prompts, ensure_ascii=False, sort_keys=True),
     }
 
 
@@ -279,8 +307,9 @@ def _write_text_models(
     """The two ways from text to the model's output: an ensemble for one, and a model that groups many by length."""
     inputs = {tensor.name: tensor.name for tensor in encoder.inputs}
     source = "last_hidden_state" if settings.pooling is not None else output
+    given_to = {tensor.name: tensor.name for tensor in TEXTS}
     steps = [
-        Step(f"{settings.name}_tokenizer", {"text": "text"}, inputs),
+        Step(f"{settings.name}_tokenizer", given_to, inputs),
         Step(encoder.name, inputs, {source: source}),
     ]
     given = next(tensor for tensor in encoder.outputs if tensor.name == source)
@@ -289,7 +318,7 @@ def _write_text_models(
         given = Tensor(output, "TYPE_FP32", given.dims[-1:])
         taken = {source: source, "attention_mask": "attention_mask"}
         steps.append(Step(f"{settings.name}_pooling", taken, {output: output}))
-        own |= {"mode": settings.pooling, "normalize": str(int(settings.normalize))}
+        own["modules"] = _modules(settings)
     config = ensemble_config(f"{encoder.name}_text", given, steps)
     name = _write_model(target, config, {}, {})
     # Triton wants a version's folder, and neither a bucket nor a bundle keeps an empty one.
@@ -299,7 +328,7 @@ def _write_text_models(
         f"{encoder.name}_texts", encoder, given, instances=settings.instances, queue_delay=settings.queue_delay,
         settings={**_tokenizer_settings(bundle, settings, [encoder]), **own},
     )  # fmt: skip
-    files = {**_model_code("texts", "token_ids", "pooling"), "tokenizer.json": bundle.tokenizer_file}
+    files = {**_model_code("texts", "token_ids", "pooling"), **_CHAIN, "tokenizer.json": bundle.tokenizer_file}
     return [name, _write_model(target, config, files, {})]
 
 

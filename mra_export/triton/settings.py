@@ -22,7 +22,7 @@ class TritonSettings:
 
     Attributes:
         tokenizer: whether it gets a step from text to token ids, and ensembles from text to the model's output.
-        pooling: "cls" or "mean" in a step of its own, for a model that was exported without; None for none.
+        pooling: of `POOLING_MODES` in a step of its own, for a model that was exported without; None for none.
         normalize: whether that step scales vectors to length 1.
         device: "cpu" or "gpu", of the ONNX file; engines always run on GPUs.
         instances: of each model, for each GPU or on the CPU.
@@ -86,7 +86,7 @@ def triton_settings(
         if not least <= value <= most:
             raise InputError(f"{name}={value} must be between {least} and {most}.")
     if settings.normalize and settings.pooling is None:
-        raise InputError("--triton-normalize scales a pooled vector: add --triton-pooling cls or mean.")
+        raise InputError("--triton-normalize scales a pooled vector: add --triton-pooling, for example mean.")
     if settings.pooling is not None and not settings.tokenizer:
         raise InputError("--triton-pooling is a step of an ensemble: add --triton-tokenizer.")
     if settings.batch is not None and settings.batch.min != 1:

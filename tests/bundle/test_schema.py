@@ -18,7 +18,7 @@ from bundle_support import (
 )
 from paths import REPO
 
-from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle, seal
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
 from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import verify_bundle
 from mra_export.errors import InputError
@@ -80,12 +80,40 @@ WRONG: dict[str, list[Any]] = {
     "model.operator.version": SIZE,
     "model.operator.nodes": [value for value in SIZE if value != 0 or value is None],
     "model.operator.attributes": [*LIST, [1], [{"scale": "1"}], [{"scale": None}]],
-    "pooling": [*OBJECT],
-    "pooling.mode": [*WORD, "none", "max"],
-    "pooling.normalize": FLAG,
+    "embedding": [*OBJECT],
+    "embedding.dimension": [*SIZE, 31],
+    "embedding.similarity": NULL_TOO([*WORD, "Cosine"]),
+    "embedding.modules": [*LIST, [], [None], [{}], [{"kind": "Normalize"}]],
+    "embedding.modules[0]": OBJECT,
+    "embedding.modules[0].kind": [*WORD, "Transformer", "Dense", "Normalize"],
+    "embedding.modules[0].modes": [*LIST, [], ["none"], [3]],
+    "embedding.modules[0].include_prompt": FLAG,
+    "embedding.modules[1]": OBJECT,
+    "embedding.modules[1].kind": [*WORD, "Pooling"],
+    "embedding.modules[1].folder": UNLISTED,
+    "embedding.modules[1].in_features": [*SIZE, 65],
+    "embedding.modules[1].out_features": SIZE,
+    "embedding.modules[1].bias": FLAG,
+    "embedding.modules[1].activation": [*WORD, "Softmax"],
+    "embedding.modules[1].residual": FLAG,
+    "embedding.modules[2]": OBJECT,
+    "embedding.modules[2].kind": [*WORD, "Pooling", "Dropout"],
+    "embedding.modules[2].folder": UNLISTED,
+    "embedding.modules[2].dimension": [*SIZE, 64],
+    "embedding.modules[3]": OBJECT,
+    "embedding.modules[3].kind": [*WORD, "normalize"],
+    "embedding.modules[4]": OBJECT,
+    "embedding.modules[4].kind": [*WORD, "Pooling"],
+    "embedding.modules[4].dimension": [*SIZE, 29],
+    "text": OBJECT,
+    "text.prompts": [*OBJECT, {"query": None}, {"query": 3}, {}],  # the last lacks the default
+    "text.prompts.query": TEXT,
+    "text.prompts.document": TEXT,
+    "text.default_prompt": NULL_TOO([*TEXT, "passage"]),
     "tokenizer": NULL_TOO(OBJECT),
     "tokenizer.file": UNLISTED,
     "tokenizer.max_length": [*SIZE, 257],
+    "tokenizer.truncation_side": [*WORD, "Right", "middle"],
     "variants": [*LIST, [], [None], [{}]],
     "variants[0]": OBJECT,
     "variants[0].backend": [*WORD, "tensorrt", "openvino"],
@@ -140,7 +168,7 @@ WRONG: dict[str, list[Any]] = {
 """Field -> values that it cannot have."""
 
 
-FREE_NAMES = ("files", "versions", "metrics", "tolerance", "profiles")
+FREE_NAMES = ("files", "versions", "metrics", "tolerance", "profiles", "prompts")
 """Objects that may have any names."""
 
 
@@ -160,7 +188,7 @@ def test_the_table_of_wrong_values_has_every_field(full: dict[str, Any], tmp_pat
             for key, inner in value.items():
                 yield f"{at}.{key}".lstrip(".")
                 yield from names(inner, f"{at}.{key}".lstrip("."))
-        elif isinstance(value, list) and at in ("variants", "parity"):
+        elif isinstance(value, list) and at in ("variants", "parity", "embedding.modules"):
             for index, inner in enumerate(value):
                 yield f"{at}[{index}]"
                 yield from names(inner, f"{at}[{index}]")
@@ -173,7 +201,8 @@ def test_the_table_of_wrong_values_has_every_field(full: dict[str, Any], tmp_pat
 def test_every_field_is_documented() -> None:
     page = (REPO / "docs" / "bundle.md").read_text()
     table = "".join(line for line in page.splitlines() if line.startswith("|"))
-    inner = ("parity[0]", "files.NOTICE", "versions.", "variants[1].profiles.")  # `check --json` says what is in parity
+    # `check --json` says what is in parity
+    inner = ("parity[0]", "files.NOTICE", "versions.", "variants[1].profiles.", "text.prompts.")
     for field in WRONG:
         name = keys(field)[-1]
         assert field.startswith(inner) or isinstance(name, int) or re.search(rf"[`.]{name}[`.\[]", table), field
@@ -224,12 +253,14 @@ JUNK: list[Any] = [
 ]
 
 
-def test_random_damage_is_refused_in_words(full: dict[str, Any], bundle: Path) -> None:
+def test_random_damage_is_refused_in_words(full: dict[str, Any], whole: Bundle, bundle: Path) -> None:
     """Sealed again each time: whatever the reader meets, it answers with a message or with a bundle that is true."""
+    true = {**full, **{name: whole.manifest[name] for name in ("embedding", "files")}}
+    verify_bundle(sealed(bundle, true))
     generator = random.Random(0)
     refusals = 0
     for _ in range(400):
-        manifest = copy.deepcopy(full)
+        manifest = copy.deepcopy(true)
         for _ in range(generator.randrange(1, 4)):
             here: Any = manifest
             while True:

@@ -28,6 +28,8 @@ ray = pytest.importorskip("ray", reason="ray is not installed")
 
 pytestmark = pytest.mark.slow  # a cluster of processes
 ROWS = 1200
+ASKED: dict[str, Any] = {"prompt_text": "word3 word4 ", "dimensions": 40}
+"""Of the texts, by which a worker has to go too."""
 
 
 class Nodes:
@@ -85,7 +87,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(embed_bundle: Path, lines: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The local engine's bytes, from chunks of another size."""
     output = tmp_path_factory.mktemp("expected") / "o.npy"
-    embed(embed_bundle, lines, output, threads=2)
+    embed(embed_bundle, lines, output, threads=2, **ASKED)
     return output.read_bytes()
 
 
@@ -103,7 +105,7 @@ def test_a_worker_that_is_killed_costs_no_row_and_no_bit(
         os.kill(before[0], signal.SIGKILL)
         left.append(ROWS // 5 - len((partial_path(output) / "journal.jsonl").read_text().splitlines()))
 
-    result = embed(embed_bundle, lines, output, engine="ray", workers=3, chunk_rows=5, watcher=Stop(10, kill))
+    result = embed(embed_bundle, lines, output, engine="ray", workers=3, chunk_rows=5, watcher=Stop(10, kill), **ASKED)
     assert killed
     assert left[0] > 100
     assert (result.workers, result.engine, result.resumed_rows) == (3, "ray", 0)
@@ -116,14 +118,14 @@ def test_a_run_begun_on_ray_goes_on_on_ray_and_ends_here(
     nodes: Nodes, embed_bundle: Path, lines: Path, expected: bytes, tmp_path: Path
 ) -> None:
     output = tmp_path / "o.npy"
-    options: dict[str, Any] = {"engine": "ray", "workers": 2, "chunk_rows": 50}
+    options: dict[str, Any] = {"engine": "ray", "workers": 2, "chunk_rows": 50, **ASKED}
     for chunks in (3, 4):
         with pytest.raises(Interrupted, match=f"{150 if chunks == 3 else 350} of {ROWS} rows are kept"):
             embed(embed_bundle, lines, output, watcher=Stop(chunks, interrupt), **options)
     assert not ray.is_initialized()
     # The function body's last bits depend on the number of threads, so that it must be the workers'.
     threads = 0 if read_bundle(embed_bundle).library else 1
-    result = embed(embed_bundle, lines, output, chunk_rows=50, threads=threads)
+    result = embed(embed_bundle, lines, output, chunk_rows=50, threads=threads, **ASKED)
     assert (result.resumed_rows, result.engine) == (350, "local")
     assert output.read_bytes() == expected
 

@@ -27,7 +27,7 @@ from checkpoints import save_checkpoint
 
 from mra_export.bundle.manifest import Bundle
 from mra_export.bundle.verify import verify_bundle
-from mra_export.checkpoint.pooling import Pooling
+from mra_export.checkpoint.modules import Normalize, Pooling
 from mra_export.engine.manifest import manifest_path
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE
@@ -42,7 +42,9 @@ def test_the_manifest_says_what_is_there(whole: Bundle, parts: Parts) -> None:
     assert (bundle.hidden_size, bundle.max_seq_len, bundle.vocab_size, bundle.pad_token_id) == (64, 256, 120, 1)
     assert bundle.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert bundle.outputs == ("last_hidden_state", "sentence_embedding")
-    assert bundle.pooling == Pooling("cls", normalize=True)
+    assert bundle.modules == (Pooling(("cls",)), Normalize())
+    assert (bundle.dimension, bundle.similarity) == (64, "dot")
+    assert (bundle.prompts, bundle.default_prompt) == ({"query": "word1 word2 ", "document": ""}, "document")
     assert bundle.tokenizer_file == whole.path / "tokenizer.json"
     assert bundle.tokenizer_max_length == 200
     assert bundle.model_file == whole.path / MODEL_FILE
@@ -72,7 +74,7 @@ def test_the_manifest_says_what_is_there(whole: Bundle, parts: Parts) -> None:
 
 def test_a_checkpoint_without_pooling_gets_the_mean(tmp_path: Path, tiny_checkpoint: Path) -> None:
     made = create_bundle(tiny_checkpoint, tmp_path / "b", check=False)
-    assert made.pooling == Pooling("mean")
+    assert made.modules == (Pooling(("mean",)),)
     assert (made.manifest["license"], made.manifest["tokenizer"]) == (None, None)
     assert made.manifest["provenance"] == {"source": None, "base_model": [], "random_init": None}
     assert made.tokenizer_max_length == made.max_seq_len
@@ -82,12 +84,12 @@ def test_a_checkpoint_without_pooling_gets_the_mean(tmp_path: Path, tiny_checkpo
 @pytest.mark.slow
 def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> None:
     made = create_bundle(parts.checkpoint, tmp_path / "a", check=False, request=ExportRequest(normalize=False))
-    assert made.pooling == Pooling("cls", normalize=False)
+    assert made.modules == (Pooling(("cls",)),)
     assert "2_Normalize/config.json" not in made.manifest["files"]
     made = create_bundle(
         parts.checkpoint, tmp_path / "b", check=False, request=ExportRequest(pooling="none", random_init=7)
     )
-    assert made.pooling is None
+    assert (made.modules, made.dimension) == ((), None)
     assert made.outputs == ("last_hidden_state",)
     assert "modules.json" not in made.manifest["files"]
     assert made.manifest["provenance"]["random_init"] == 7
@@ -98,7 +100,7 @@ def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> No
 def test_another_task(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "c", "MraForSequenceClassification")
     made = create_bundle(source, tmp_path / "b", check=False)
-    assert (made.task, made.outputs, made.pooling) == ("text-classification", ("logits",), None)
+    assert (made.task, made.outputs, made.modules) == ("text-classification", ("logits",), ())
 
 
 @pytest.mark.parametrize(

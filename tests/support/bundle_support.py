@@ -34,11 +34,11 @@ STATED = "front matter of README.md"
 
 FILES = [
     "1_Pooling/config.json",
-    "2_Normalize/config.json",
     "LICENSE",
     "NOTICE",
     "README.md",
     "config.json",
+    "config_sentence_transformers.json",
     "engines/fast.engine",
     "engines/fast.engine.json",
     "engines/other.engine",
@@ -81,6 +81,8 @@ def give_side_files(directory: Path) -> Path:
     kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
     (directory / "modules.json").write_text(json.dumps(modules))
+    prompts = {"prompts": {"query": "word1 word2 ", "document": ""}, "default_prompt_name": "document"}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps({**prompts, "similarity_fn_name": "dot"}))
     (directory / "README.md").write_text(CARD)
     (directory / "LICENSE").write_text("Licence text.\n")
     (directory / "NOTICE").write_text("Notice.\n")
@@ -215,6 +217,16 @@ def fill(whole: Bundle) -> dict[str, Any]:
         "ok": True,
     }
     manifest["parity"] = [{**comparison, "notes": ["n"], "layers": [{}], "cases": [{}]}]
+    dense = {"in_features": 64, "out_features": 40, "bias": False, "activation": "GELU", "residual": True}
+    manifest["embedding"]["dimension"] = 30
+    manifest["embedding"]["modules"][1:] = [
+        {"kind": "Dense", "folder": "2_Dense", **dense},
+        {"kind": "LayerNorm", "folder": "3_LayerNorm", "dimension": 40},
+        {"kind": "Normalize"},
+        {"kind": "Truncate", "dimension": 30},
+    ]
+    for folder in ("2_Dense", "3_LayerNorm"):
+        manifest["files"][f"{folder}/model.safetensors"] = {"bytes": 3, "sha256": "0" * 64}
     manifest["license"].update(name="n", link="l")
     manifest["provenance"]["random_init"] = 3
     manifest["versions"] = {"torch": "2"}

@@ -37,7 +37,9 @@ def save_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    tokenizer.enable_padding(length=32)  # as files of sentence-transformers have it: embed must not use it
+    tokenizer.enable_padding(
+        pad_id=1, pad_token="<pad>", length=32
+    )  # as files of sentence-transformers have it: embed must not use it
     tokenizer.save(str(path))
 
 

@@ -222,9 +222,9 @@ def python_model(folder: Path, encoder: Any = None, error: type[Exception] = Fak
     utils.TritonError = error
     utils.PreferredMemory = lambda memory: f"on the {memory}"
     utils.TRITONSERVER_MEMORY_CPU = "CPU"
-    utils.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name])
+    utils.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name]) if name in request else None
     utils.get_output_tensor_by_name = lambda response, name: FakeTensor(name, response.tensors[name])
-    names = ("triton_python_backend_utils", "token_ids", "pooling")
+    names = ("triton_python_backend_utils", "token_ids", "pooling", "chain")
     assert not set(names) & set(sys.modules)
     sys.modules[names[0]] = utils
     sys.path.insert(0, str(folder / "1"))  # as the backend does
@@ -295,7 +295,9 @@ def sizes(batch: tuple[int, int, int], seq_len: tuple[int, int, int]) -> dict[st
     return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), shape)
 
 
-def run_ensemble(repository: Path, name: str, text: str, encoder: Any) -> dict[str, np.ndarray]:
+def run_ensemble(
+    repository: Path, name: str, text: str, encoder: Any, prompt_name: str | None = None
+) -> dict[str, np.ndarray]:
     """Goes through the steps of an ensemble by its configuration alone, and checks that the tensors fit on the way."""
     from tritonclient.grpc import model_config_pb2 as pb
 
@@ -303,6 +305,8 @@ def run_ensemble(repository: Path, name: str, text: str, encoder: Any) -> dict[s
     config = found[name]
     kinds = {pb.TYPE_INT64: np.int64, pb.TYPE_FP32: np.float32, pb.TYPE_STRING: np.object_}
     pool_of = {"text": strings(text)}
+    if prompt_name is not None:
+        pool_of["prompt_name"] = strings(prompt_name)
     produced = {each.name: (each.data_type, tuple(each.dims)) for each in config.input}
     for step in config.ensemble_scheduling.step:
         model = found[step.model_name]
@@ -311,7 +315,8 @@ def run_ensemble(repository: Path, name: str, text: str, encoder: Any) -> dict[s
         assert set(step.output_map) <= {each.name for each in model.output}
         for each in model.input:
             assert produced[step.input_map[each.name]] == (each.data_type, tuple(each.dims)), each.name
-        inputs = {each.name: pool_of[step.input_map[each.name]] for each in model.input}
+        given = [each.name for each in model.input if step.input_map[each.name] in pool_of or not each.optional]
+        inputs = {each: pool_of[step.input_map[each]] for each in given}
         if model.backend == "python":
             with python_model(repository / model.name) as execute:
                 (response,) = execute([inputs])

@@ -6,6 +6,7 @@ in; all else is real. With MRA_EXPORT_TRITONSERVER=/opt/tritonserver the same te
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -34,6 +35,10 @@ from mra_export.triton.settings import TritonSettings
 pytest.importorskip(
     "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"
 )
+
+
+TEXT: dict[str, Any] = {"prompts": {"query": "a query about the city: "}, "default_prompt": None}
+"""What the repository's generator is told of prompts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def server(bundle: Bundle, grpc_port: int, tmp_path_factory: pytest.TempPathFact
     """The address of a server that has loaded the repository, warm-ups included."""
     found = find_server()
     repository = tmp_path_factory.mktemp("served") / "models"
-    made = write_model_repository(bundle, repository, TritonSettings(tokenizer=True, pooling="mean", normalize=True))
+    prompted = dataclasses.replace(bundle, manifest={**bundle.manifest, "text": TEXT})
+    made = write_model_repository(prompted, repository, TritonSettings(tokenizer=True, pooling="mean", normalize=True))
     if not (found.backends / "onnxruntime").is_dir():
         put_stand_in(repository / "mra_onnx")
     yield from running(found, made, repository, grpc_port)
@@ -175,6 +181,32 @@ def test_many_texts_share_batches_by_length(server: str) -> None:
         np.testing.assert_allclose(given, embed(server, text)[0], atol=2e-6)
 
 
+@pytest.mark.parametrize("model", ["mra_onnx_text", "mra_onnx_texts"])
+def test_a_request_may_name_a_prompt(server: str, model: str) -> None:
+    text = ("BYTES", [1, 1], ["Jena"])
+    named = infer(server, model, text=text, prompt_name=("BYTES", [1, 1], ["query"]))["sentence_embedding"]
+    np.testing.assert_allclose(named, embed(server, TEXT["prompts"]["query"] + "Jena"), atol=2e-6)
+    none = infer(server, model, text=text, prompt_name=("BYTES", [1, 1], [""]))["sentence_embedding"]
+    np.testing.assert_allclose(none, embed(server, "Jena"), atol=2e-6)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        infer(server, model, text=text, prompt_name=("BYTES", [1, 1], ["queries"]))
+    assert "no prompt 'queries'. The model has query." in json.load(error.value)["error"]
+
+
+def test_requests_with_and_without_a_prompt_come_together(server: str) -> None:
+    """Triton may put them into one batch, in which an input is there for some only."""
+    names: list[Any] = [None, "query", ""] * 12
+    with ThreadPoolExecutor(12) as pool:
+        inputs = [{} if name is None else {"prompt_name": ("BYTES", [1, 1], [name])} for name in names]
+        calls = [
+            pool.submit(infer, server, model, text=("BYTES", [1, 1], ["Jena"]), **given)
+            for given, model in zip(inputs, ["mra_onnx_text", "mra_onnx_texts"] * 18, strict=True)
+        ]
+    wanted = {name: embed(server, (TEXT["prompts"]["query"] if name else "") + "Jena") for name in (None, "query", "")}
+    for name, call in zip(names, calls, strict=True):
+        np.testing.assert_allclose(call.result()["sentence_embedding"], wanted[name], atol=2e-6)
+
+
 def test_the_example_is_a_client(server: str, grpc_port: int) -> None:
     root = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
     command = [sys.executable, str(root / "examples" / "triton" / "client.py"), f"--url=127.0.0.1:{grpc_port}"]
@@ -182,6 +214,9 @@ def test_the_example_is_a_client(server: str, grpc_port: int) -> None:
     assert done.returncode == 0, done.stderr
     for text, line in zip(TEXTS, done.stdout.splitlines(), strict=True):
         np.testing.assert_allclose(json.loads(line), embed(server, text)[0], atol=2e-6)
+    done = subprocess.run([*command, "--prompt=query", "Jena"], capture_output=True, text=True, check=True)
+    wanted = embed(server, TEXT["prompts"]["query"] + "Jena")[0]
+    np.testing.assert_allclose(json.loads(done.stdout), wanted, atol=2e-6)
     done = subprocess.run([*command, "--model=none", "text"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "none" in done.stderr

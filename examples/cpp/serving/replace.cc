@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
       const std::shared_ptr<const Embedder> embedder = current.get();  // one for the whole request: its facts go together
       const std::int64_t last = embedder->info().vocab_size - 1;
       const auto vectors = embedder->embed({{0, last, 0}, {last}});
-      ++(vectors && vectors->columns == static_cast<std::size_t>(embedder->info().hidden_size) ? answered : failed);
+      ++(vectors && vectors->columns == static_cast<std::size_t>(embedder->info().dimension) ? answered : failed);
     } while (!is_over);
   };
   std::vector<std::thread> threads;

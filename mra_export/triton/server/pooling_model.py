@@ -1,6 +1,6 @@
 """Triton model: token vectors to one vector a text, for an encoder that was exported without pooling.
 
-Copied into a model repository as model.py, with pooling.py beside it.
+Copied into a model repository as model.py, with pooling.py and chain.py beside it.
 """
 
 from __future__ import annotations

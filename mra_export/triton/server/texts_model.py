@@ -1,6 +1,6 @@
 """Triton model: many texts of any lengths to the encoder's output, in batches of texts with the same number of blocks.
 
-Copied into a model repository as model.py, with token_ids.py, pooling.py and tokenizer.json beside it.
+Copied into a model repository as model.py, with token_ids.py, pooling.py, chain.py and tokenizer.json beside it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from pooling import pooled
-from token_ids import TokenIds, decoded, refusal
+from token_ids import TokenIds, refusal
 
 
 class TritonPythonModel:
-    """`text` [batch, 1] to the encoder's output [batch, ...].
+    """`text` [batch, 1], and `prompt_name` [batch, 1] where one is wanted, to the encoder's output [batch, ...].
 
     Triton's own batcher ends a batch at the first request of another shape, so with mixed lengths its batches are small. All
     texts have one shape here: Triton hands over the texts of many requests at once, and this puts those of a length together.
@@ -40,9 +40,9 @@ class TritonPythonModel:
         owners: list[int] = []
         for index, request in enumerate(requests):
             try:
-                given = decoded(pb_utils.get_input_tensor_by_name(request, "text").as_numpy())
-            except UnicodeDecodeError as error:
-                refused[index] = f"text is not UTF-8: {error}"
+                given = self.token_ids.texts(pb_utils, request)
+            except ValueError as error:
+                refused[index] = str(error)
                 continue
             texts += given
             owners += [index] * len(given)

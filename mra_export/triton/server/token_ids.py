@@ -5,6 +5,7 @@ This package is not installed in the server: only numpy and tokenizers are neede
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,26 @@ class TokenIds:
         self.fill = {"input_ids": int(settings["pad_token_id"])}
         self.tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
         self.tokenizer.no_padding()
-        cut = self.tokenizer.truncation or {}
-        self.tokenizer.enable_truncation(int(settings["max_length"]), direction=cut.get("direction", "right"))
+        self.tokenizer.enable_truncation(int(settings["max_length"]), direction=settings["truncation_side"])
+        self.prompt: str = json.loads(settings["prompt"])
+        self.prompts: dict[str, str] = json.loads(settings["prompts"])
+
+    def texts(self, pb_utils: Any, request: Any) -> list[str]:
+        """The texts of a request, each with its prompt before it: the one that it names, "" for none, else the model's default.
+
+        Raises:
+            ValueError: one is not UTF-8, or there is no such prompt.
+        """
+        texts = decoded("text", pb_utils.get_input_tensor_by_name(request, "text").as_numpy())
+        given = pb_utils.get_input_tensor_by_name(request, "prompt_name")
+        if given is None:
+            return [self.prompt + text for text in texts]
+        names = decoded("prompt_name", given.as_numpy())
+        for name in names:
+            if name not in {"", *self.prompts}:
+                known = f"The model has {', '.join(sorted(self.prompts))}." if self.prompts else "The model has none."
+                raise ValueError(f"prompt_name: there is no prompt {name!r}. {known}")
+        return [self.prompts.get(name, "") + text for name, text in zip(names, texts, strict=True)]
 
     def encode(self, texts: list[str]) -> list[Any]:
         """An encoding a text, cut to the longest length, not padded."""
@@ -70,10 +89,13 @@ def refusal(pb_utils: Any, message: str) -> Any:
     return pb_utils.InferenceResponse(error=error)
 
 
-def decoded(values: Any) -> list[str]:
-    """The texts of a BYTES tensor.
+def decoded(name: str, values: Any) -> list[str]:
+    """The texts of the BYTES tensor of that name.
 
     Raises:
-        UnicodeDecodeError: one is not UTF-8.
+        ValueError: one is not UTF-8.
     """
-    return [bytes(value).decode("utf-8") for value in values.reshape(-1)]
+    try:
+        return [bytes(value).decode("utf-8") for value in values.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8: {error}") from error

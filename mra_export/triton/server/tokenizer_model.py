@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from token_ids import TokenIds, decoded, refusal
+from token_ids import TokenIds, refusal
 
 
 class TritonPythonModel:
-    """`text` [batch, 1] to the encoder's inputs, int64 [batch, length] each.
+    """`text` [batch, 1], and `prompt_name` [batch, 1] where one is wanted, to the encoder's inputs, int64 [batch, length] each.
 
     The texts of one request share a length, since a tensor has one; texts of different requests do not meet here.
     """
@@ -26,9 +26,9 @@ class TritonPythonModel:
         spans: list[slice | str] = []
         for request in requests:
             try:
-                given = decoded(pb_utils.get_input_tensor_by_name(request, "text").as_numpy())
-            except UnicodeDecodeError as error:
-                spans.append(f"text is not UTF-8: {error}")
+                given = self.token_ids.texts(pb_utils, request)
+            except ValueError as error:
+                spans.append(str(error))
                 continue
             spans.append(slice(len(texts), len(texts) + len(given)))
             texts += given

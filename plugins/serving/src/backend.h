@@ -51,9 +51,9 @@ struct Request {
   std::string plugin_name, plugin_version;  // of an engine whose plugin is in `library`
   bool carries_plugin = false;              // whether an engine has its plugin within
   bool has_types = false;
-  std::string output;           // name of the output to take
-  bool mean_of_tokens = false;  // whether `output` is [rows, width, hidden_size] and is to be averaged over a row's tokens
-  std::int64_t hidden_size = 0;
+  std::string output;            // name of the output to take
+  bool mean_of_tokens = false;   // whether `output` is [rows, width, hidden_size] and is to be averaged over a row's tokens
+  std::int64_t hidden_size = 0;  // numbers in a vector of `output`, which may be another width than the model's
   std::int64_t vocab_size = 0;
   std::int64_t pad_token_id = 0;
   std::int64_t length_step = 1;  // tokens of a block: a run may not be filled up into more blocks than its texts have

@@ -30,6 +30,7 @@ constexpr const char* kTolerated[] = {
     "/.git",       ".gitattributes", ".gitignore", ".gitkeep", "/.cache/huggingface", "/.huggingface", "/README.md",
     "/lost+found", ".DS_Store",      "._*",        ".nfs*",    "Thumbs.db",           "desktop.ini",
 };
+constexpr std::int64_t kMaxWidth = std::int64_t{1} << 62;  // beyond it no product is taken
 constexpr const char* kMend = "Copy the bundle again, or write it again with `mra-export bundle`.";
 
 // The fields of the manifest. A leading '?' allows null, {"*": kind} is an object of any names, "a|b" a choice.
@@ -42,8 +43,9 @@ constexpr const char* kSchema = R"({
     "inputs": ["word"], "outputs": ["word"],
     "operator": {"domain": "word", "type": "word", "version": "size", "nodes": "count", "attributes": [{"*": "number"}]}
   },
-  "pooling": ["?", {"mode": "cls|mean", "normalize": "boolean"}],
-  "tokenizer": ["?", {"file": "word", "max_length": "size"}],
+  "embedding": ["?", {"dimension": "size", "similarity": "?cosine|dot|euclidean|manhattan", "modules": ["object"]}],
+  "text": {"prompts": {"*": "text"}, "default_prompt": "?text"},
+  "tokenizer": ["?", {"file": "word", "max_length": "size", "truncation_side": "left|right"}],
   "variants": "list",
   "files": {"*": {"bytes": "count", "sha256": "sha256"}},
   "parity": ["?", [{"reference": "word", "candidate": "word", "metrics": {"*": "?number"}, "tolerance": {"*": "number"},
@@ -58,6 +60,16 @@ constexpr const char* kEngineSchema =
     R"({"backend": "tensorrt|rtx", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word",
   "backend_version": "word", "version_compatible": "boolean", "compute_capability": "capability", "hardware_compatible": "boolean",
   "gpu": "text", "manifest": "word", "profiles": {"*": {"min": ["size"], "opt": ["size"], "max": ["size"]}}})";
+
+// The fields of an entry of embedding.modules, by its kind.
+constexpr const char* kModuleSchemas = R"({
+  "Pooling": {"kind": "text", "modes": ["cls|max|mean|mean_sqrt_len_tokens|weightedmean|lasttoken"], "include_prompt": "boolean"},
+  "Dense": {"kind": "text", "folder": "word", "in_features": "size", "out_features": "size", "bias": "boolean",
+            "activation": "Identity|Tanh|ReLU|GELU|Sigmoid|SiLU", "residual": "boolean"},
+  "LayerNorm": {"kind": "text", "folder": "word", "dimension": "size"},
+  "Normalize": {"kind": "text"},
+  "Truncate": {"kind": "text", "dimension": "size"}
+})";
 
 std::string shown(const Json& value) {
   std::string text;
@@ -150,6 +162,7 @@ class ManifestReader {
     check_names();
     check_variants();
     check_texts(root_, "");
+    check_modules();
     check_fit();
     return bundle();
   }
@@ -328,10 +341,50 @@ class ManifestReader {
         continue;
       }
       const std::string& name = value.names[i];
+      if (where.empty() && name == "text") continue;  // prompts are put before texts as they are, whatever characters they hold
       if (has_control(name))
         refuse((where.empty() ? "the manifest" : where) + " has the name '" + name + "', which holds a control character");
       check_texts(value.items[i], where.empty() ? name : where + "." + name);
     }
+  }
+
+  // The modules after the encoder: each takes what the one before it gives.
+  void check_modules() const {
+    const Json& embedding = at(root_, "embedding");
+    if (embedding.kind == Kind::kNull) return;
+    const Json& modules = at(embedding, "modules");
+    if (modules.items.empty()) refuse("embedding.modules is empty, but begins with a Pooling");
+    const Json schemas = schema(kModuleSchemas);
+    std::int64_t width = at(at(root_, "model"), "hidden_size").integer;
+    for (std::size_t i = 0; i < modules.items.size(); ++i) {
+      const std::string where = "embedding.modules[" + std::to_string(i) + "]";
+      const Json &module = modules.items[i], *kind = module.find("kind");
+      if (kind == nullptr) fail(Code::kInput, path_ + " lacks " + where + ".kind. " + kMend);
+      const Json* fields = kind->kind == Kind::kString ? schemas.find(kind->text) : nullptr;
+      if (fields == nullptr) refuse(where + ".kind=" + shown(*kind) + " must be one of Pooling Dense LayerNorm Normalize Truncate");
+      if ((kind->text == "Pooling") != (i == 0))
+        refuse(where + ".kind=" + kind->text + " must be " + (i == 0 ? "Pooling" : "another") + " at this place");
+      check(module, *fields, where);
+      if (const Json* folder = module.find("folder"))
+        if (at(root_, "files").find(folder->text + "/model.safetensors") == nullptr)
+          refuse(where + ".folder='" + folder->text + "/model.safetensors' is not in files");
+      const char* takes = kind->text == "Dense" ? "in_features" : kind->text == "LayerNorm" ? "dimension" : nullptr;
+      if (takes != nullptr && at(module, takes).integer != width)
+        refuse(where + "." + takes + "=" + at(module, takes).text + ", but vectors of " + std::to_string(width) +
+               " numbers come in");
+      if (kind->text == "Pooling") {
+        const auto modes = static_cast<std::int64_t>(at(module, "modes").items.size());
+        if (modes == 0) refuse(where + ".modes is empty");
+        if (width > kMaxWidth / modes) refuse(where + ".modes gives vectors of more numbers than can be");
+        width *= modes;
+      } else if (kind->text == "Dense") {
+        width = at(module, "out_features").integer;
+      } else if (kind->text == "Truncate") {
+        width = std::min(width, at(module, "dimension").integer);
+      }
+    }
+    if (at(embedding, "dimension").integer != width)
+      refuse("embedding.dimension=" + at(embedding, "dimension").text + ", but the modules give " + std::to_string(width));
   }
 
   // Fields that contradict each other.
@@ -342,8 +395,11 @@ class ManifestReader {
              " is not model.dtype=" + at(model, "dtype").text);
     const std::vector<std::string> inputs = texts(at(model, "inputs")), outputs = texts(at(model, "outputs"));
     if (!holds(inputs, "input_ids") || !holds(inputs, "attention_mask")) refuse("model.inputs lacks input_ids or attention_mask");
-    if (holds(outputs, "sentence_embedding") != (at(root_, "pooling").kind != Kind::kNull))
-      refuse("pooling=" + shown(at(root_, "pooling")) + " does not go with model.outputs");
+    if (holds(outputs, "sentence_embedding") != (at(root_, "embedding").kind != Kind::kNull))
+      refuse("embedding=" + shown(at(root_, "embedding")) + " does not go with model.outputs");
+    const Json &text = at(root_, "text"), &default_prompt = at(text, "default_prompt");
+    if (default_prompt.kind != Kind::kNull && at(text, "prompts").find(default_prompt.text) == nullptr)
+      refuse("text.default_prompt=" + shown(default_prompt) + " is none of text.prompts");
     if (at(model, "pad_token_id").integer >= at(model, "vocab_size").integer)
       refuse("model.pad_token_id=" + at(model, "pad_token_id").text +
              " is not below model.vocab_size=" + at(model, "vocab_size").text);
@@ -366,7 +422,7 @@ class ManifestReader {
   }
 
   Bundle bundle() const {
-    const Json &model = at(root_, "model"), &pooling = at(root_, "pooling"), &tokenizer = at(root_, "tokenizer");
+    const Json &model = at(root_, "model"), &embedding = at(root_, "embedding"), &tokenizer = at(root_, "tokenizer");
     Bundle out;
     out.directory = directory_;
     out.architecture = at(model, "architecture").text;
@@ -378,11 +434,23 @@ class ManifestReader {
     out.length_step = at(model, "length_step").integer;
     out.inputs = texts(at(model, "inputs"));
     out.outputs = texts(at(model, "outputs"));
-    if (pooling.kind != Kind::kNull) {
-      out.pooling = at(pooling, "mode").text;
-      out.normalize = at(pooling, "normalize").integer != 0;
+    if (embedding.kind != Kind::kNull) {
+      const std::vector<Json>& modules = at(embedding, "modules").items;
+      for (const std::string& mode : texts(at(modules.front(), "modes"))) out.pooling += (out.pooling.empty() ? "" : "+") + mode;
+      out.include_prompt = at(modules.front(), "include_prompt").integer != 0;
+      out.normalize = at(modules.back(), "kind").text == "Normalize";
+      out.dimension = at(embedding, "dimension").integer;
+      out.similarity = at(embedding, "similarity").text;
     }
-    if (tokenizer.kind != Kind::kNull) out.tokenizer_file = directory_ + "/" + at(tokenizer, "file").text;
+    const Json &prompts = at(at(root_, "text"), "prompts"), &default_prompt = at(at(root_, "text"), "default_prompt");
+    for (std::size_t i = 0; i < prompts.names.size(); ++i) out.prompts[prompts.names[i]] = prompts.items[i].text;
+    if (default_prompt.kind != Kind::kNull) out.default_prompt = default_prompt.text;
+    out.max_length = out.max_seq_len;
+    if (tokenizer.kind != Kind::kNull) {
+      out.tokenizer_file = directory_ + "/" + at(tokenizer, "file").text;
+      out.max_length = at(tokenizer, "max_length").integer;
+      out.truncation_side = at(tokenizer, "truncation_side").text;
+    }
     for (const Json& entry : at(root_, "variants").items) {
       const Json& library = at(entry, "library");
       out.variants.push_back({at(entry, "backend").text, at(entry, "file").text, directory_ + "/" + at(entry, "file").text,

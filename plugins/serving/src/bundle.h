@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,8 +32,16 @@ struct Bundle {
   std::int64_t length_step = 1;  // tokens of a block: how many blocks there are is part of what the model computes
   std::vector<std::string> inputs;
   std::vector<std::string> outputs;
-  std::string pooling;  // "mean" or "cls"; empty without
-  bool normalize = false;
+  // Of the output sentence_embedding; without one, `pooling` is empty and `dimension` 0.
+  std::string pooling;  // "mean", "cls+max" ...
+  bool include_prompt = true;
+  bool normalize = false;  // whether the last of the modules does
+  std::int64_t dimension = 0;
+  std::string similarity;  // empty where it is not said
+  std::map<std::string, std::string> prompts;
+  std::optional<std::string> default_prompt;
+  std::int64_t max_length = 0;  // of the tokenizer, max_seq_len without one
+  std::string truncation_side;  // empty without a tokenizer
   std::string tokenizer_file;
   std::vector<Variant> variants;
 };

@@ -138,8 +138,8 @@ class Embedder::Impl {
     if (options.max_batch_tokens < bundle_.max_seq_len)
       fail(Code::kInput, "max_batch_tokens=" + std::to_string(options.max_batch_tokens) + " must be at least the longest text's " +
                              std::to_string(bundle_.max_seq_len) + " tokens.");
-    if (bundle_.hidden_size > kMaxHiddenSize)
-      fail(Code::kInput, directory + " has hidden_size=" + std::to_string(bundle_.hidden_size) + ", more than the " +
+    if (const std::int64_t most = std::max(bundle_.hidden_size, bundle_.dimension); most > kMaxHiddenSize)
+      fail(Code::kInput, directory + " has vectors of " + std::to_string(most) + " numbers, more than the " +
                              std::to_string(kMaxHiddenSize) + " that are served.");
     pad_to_longest_ = options.pad_to_longest;
     choose(options);
@@ -167,7 +167,10 @@ class Embedder::Impl {
 
   const Info& info() const noexcept { return info_; }
   Counters counters() const noexcept { return {texts_, tokens_, padded_, runs_}; }
-  std::size_t hidden_size() const noexcept { return static_cast<std::size_t>(bundle_.hidden_size); }
+  // Numbers in a vector.
+  std::size_t dimension() const noexcept {
+    return static_cast<std::size_t>(bundle_.pooling.empty() ? bundle_.hidden_size : bundle_.dimension);
+  }
 
  private:
   static void check(const Options& options) {
@@ -203,7 +206,7 @@ class Embedder::Impl {
       request.has_types = std::find(bundle_.inputs.begin(), bundle_.inputs.end(), "token_type_ids") != bundle_.inputs.end();
       request.mean_of_tokens = bundle_.pooling.empty();
       request.output = request.mean_of_tokens ? "last_hidden_state" : "sentence_embedding";
-      request.hidden_size = bundle_.hidden_size;
+      request.hidden_size = static_cast<std::int64_t>(dimension());
       request.vocab_size = bundle_.vocab_size;
       request.pad_token_id = bundle_.pad_token_id;
       request.length_step = bundle_.length_step;
@@ -243,7 +246,7 @@ class Embedder::Impl {
       const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores;
       const Limits limits = backend->limits();
       const std::int64_t rows = most_rows(limits, bundle_.length_step, 1);
-      auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, static_cast<std::size_t>(rows * bundle_.hidden_size));
+      auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, static_cast<std::size_t>(rows * request.hidden_size));
       if (is_engine) pool->reserve();  // memory that a GPU lacks is missed now, not in the middle of the night
       backend_ = std::move(backend);
       pool_ = std::move(pool);
@@ -296,10 +299,17 @@ class Embedder::Impl {
     info_.architecture = bundle_.architecture;
     info_.length_step = bundle_.length_step;
     info_.hidden_size = bundle_.hidden_size;
+    info_.dimension = static_cast<std::int64_t>(dimension());
     info_.max_seq_len = std::min(bundle_.max_seq_len, limits_.max_width);
     info_.vocab_size = bundle_.vocab_size;
     info_.pooling = bundle_.pooling.empty() && options.mean_of_tokens ? "mean of tokens" : bundle_.pooling;
     info_.normalized = bundle_.normalize;
+    info_.similarity = bundle_.similarity;
+    info_.prompts = bundle_.prompts;
+    info_.default_prompt = bundle_.default_prompt;
+    info_.include_prompt = bundle_.include_prompt;
+    info_.max_length = std::min(bundle_.max_length, info_.max_seq_len);
+    info_.truncation_side = bundle_.truncation_side;
     info_.tokenizer_file = bundle_.tokenizer_file;
   }
 
@@ -362,9 +372,9 @@ class Embedder::Impl {
     }
     if (Status status = slot.context->run(rows, run.width, wanted, slot.vectors.data()); !status.ok())
       throw Failure{std::move(status)};
-    const std::size_t hidden = hidden_size();
+    const std::size_t numbers = dimension();
     for (std::size_t i = run.first; i < run.last; ++i)
-      std::memcpy(out + order[i] * hidden, slot.vectors.data() + (i - run.first) * hidden, hidden * sizeof(float));
+      std::memcpy(out + order[i] * numbers, slot.vectors.data() + (i - run.first) * numbers, numbers * sizeof(float));
     return static_cast<std::uint64_t>(rows * run.width);
   }
 
@@ -397,7 +407,7 @@ Result<Matrix> Embedder::embed(const std::vector<std::vector<std::int64_t>>& tex
     rows.reserve(texts.size());
     for (const std::vector<std::int64_t>& text : texts) rows.push_back({text.data(), text.size()});
     matrix.rows = texts.size();
-    matrix.columns = impl_->hidden_size();
+    matrix.columns = impl_->dimension();
     matrix.values.resize(matrix.rows * matrix.columns);
     impl_->embed(rows, matrix.values.data());
   });

@@ -126,7 +126,7 @@ void check_signature(const Model& model) {
     if (element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && info.GetShape().back() > 0 &&
         info.GetShape().back() != request.hidden_size)
       fail(Code::kInput, request.file + ": " + name + " has " + std::to_string(info.GetShape().back()) +
-                             " numbers a vector, manifest.json says hidden_size=" + std::to_string(request.hidden_size) + ".");
+                             " numbers a vector, manifest.json says " + std::to_string(request.hidden_size) + ".");
   };
   std::vector<std::string> wanted = {"input_ids", "attention_mask"};
   if (request.has_types) wanted.emplace_back("token_type_ids");

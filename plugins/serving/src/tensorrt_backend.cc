@@ -201,8 +201,8 @@ class EngineContext final : public Context {
                           dims.d[dims.nbDims - 1] == request.hidden_size && (!request.mean_of_tokens || dims.d[1] == width);
         if (!fits)
           fail(Code::kInput, request.file + ": " + output + " has the shape " + text_of(dims) + " for inputs of [" +
-                                 std::to_string(rows) + ", " + std::to_string(width) +
-                                 "] and hidden_size=" + std::to_string(request.hidden_size) + ".");
+                                 std::to_string(rows) + ", " + std::to_string(width) + "] and vectors of " +
+                                 std::to_string(request.hidden_size) + ".");
         host_out_ = on_host(bytes, "pinned memory for vectors");
       }
       device_.emplace_back(output, on_device(bytes, "the engine's outputs"));

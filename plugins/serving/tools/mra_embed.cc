@@ -34,7 +34,7 @@ constexpr const char* kUsage =
        mra-embed BUNDLE --bench [OPTIONS]
 
 BUNDLE is what `mra-export bundle` wrote. IDS holds one text a line, as token ids with spaces between; special tokens are among
-them. `python -m mra_export.embedding.token_ids BUNDLE < TEXTS > IDS` makes them. Vectors come in the order of the texts, one JSON list a
+them. `python -m mra_export.embedding.token_ids BUNDLE < TEXTS > IDS` makes them, with the bundle's prompt. Vectors come in the order of the texts, one JSON list a
 line. Exit codes: 0 done, 2 bad usage or input, 4 a library or GPU is missing, 1 anything else.
 
   --binary                 write raw float32 instead of JSON

@@ -102,6 +102,21 @@ std::string open(const Fields& fields) {  // open NAME DIRECTORY OPTION=VALUE...
   return answer;
 }
 
+std::string texts(const Fields& fields) {  // texts DIRECTORY: what a caller has to know of texts and vectors
+  const Result<Embedder> opened = Embedder::open(fields.at(1));
+  if (!opened) return error(opened.status());
+  const Info& info = opened->info();
+  std::string answer = "ok\t" + info.pooling + "\t" + std::to_string(info.hidden_size) + "\t" + std::to_string(info.dimension) +
+                       "\t" + std::to_string(info.normalized) + "\t" + std::to_string(info.include_prompt) + "\t" +
+                       info.similarity + "\t" + info.default_prompt.value_or("none") + "\t" + std::to_string(info.max_length) +
+                       "\t" + info.truncation_side;
+  for (const auto& [name, prompt] : info.prompts) {
+    answer += "\t" + name + "=";
+    for (const char c : prompt) answer += c == '\n' ? std::string("\\n") : std::string(1, c);
+  }
+  return answer;
+}
+
 std::string embed(const Fields& fields) {  // embed NAME FILE TEXTS: writes float32 [rows, columns] to FILE
   const Result<Matrix> vectors = embedders.at(fields.at(1)).embed(texts_of(fields.size() > 3 ? fields[3] : ""));
   if (!vectors) return error(vectors.status());
@@ -241,6 +256,7 @@ std::string answer(const Fields& fields) {
     const Status status = verify_bundle(fields.at(1), fields.at(2) == "1");
     return status.ok() ? "ok" : error(status);
   }
+  if (fields[0] == "texts") return texts(fields);
   if (fields[0] == "embed") return embed(fields);
   if (fields[0] == "counters") return counters(fields);
   if (fields[0] == "misuse") return misuse(fields);

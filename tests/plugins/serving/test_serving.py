@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -332,7 +333,22 @@ def full_manifest(bundle: Path) -> dict[str, Any]:
     }
     manifest["variants"].append(engine)
     manifest["parity"] = [comparison]
-    manifest["tokenizer"] = {"file": "tokenizer.json", "max_length": 200}
+    manifest["tokenizer"] = {"file": "tokenizer.json", "max_length": 200, "truncation_side": "left"}
+    manifest["text"] = {"prompts": {"query": "query: ", "passage": ""}, "default_prompt": "passage"}
+    dense = {"in_features": 64, "out_features": 40, "bias": False, "activation": "GELU", "residual": True}
+    manifest["embedding"] = {
+        "dimension": 30,
+        "similarity": "dot",
+        "modules": [
+            {"kind": "Pooling", "modes": ["mean"], "include_prompt": False},
+            {"kind": "Dense", "folder": "2_Dense", **dense},
+            {"kind": "LayerNorm", "folder": "3_LayerNorm", "dimension": 40},
+            {"kind": "Normalize"},
+            {"kind": "Truncate", "dimension": 30},
+        ],
+    }
+    for folder in ("2_Dense", "3_LayerNorm"):
+        manifest["files"][f"{folder}/model.safetensors"] = {"bytes": 1, "sha256": "0" * 64}
     manifest["license"] = {"id": "apache-2.0", "name": None, "link": None, "source": "README.md", "file": "LICENSE"}
     manifest["provenance"] = {"source": "org/model", "base_model": ["org/base"], "random_init": 3}
     return manifest
@@ -340,7 +356,9 @@ def full_manifest(bundle: Path) -> dict[str, Any]:
 
 def is_free(way: list[Any]) -> bool:
     """Whether an object of the manifest has any names."""
-    return way[-1:] in (["files"], ["versions"], ["profiles"], ["metrics"], ["tolerance"]) or way[-2:-1] in (
+    return way[-1:] in (["files"], ["versions"], ["profiles"], ["metrics"], ["tolerance"], ["prompts"]) or way[
+        -2:-1
+    ] in (
         ["attributes"],
         ["layers"],
         ["cases"],
@@ -402,8 +420,21 @@ def values(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         ("model.length_step", ["model", "length_step"], 0),
         ("model.dtype", ["model", "dtype"], "fp64"),
         ("model.inputs", ["model", "inputs"], ["input_ids"]),
-        ("pooling", ["pooling"], None),
-        ("pooling.mode", ["pooling", "mode"], "max"),
+        ("embedding", ["embedding"], None),
+        ("embedding.dimension", ["embedding", "dimension"], 31),
+        ("embedding.similarity", ["embedding", "similarity"], "cos"),
+        ("embedding.modules is empty", ["embedding", "modules"], []),
+        ("embedding.modules[0].modes[0]", ["embedding", "modules", 0, "modes"], ["most"]),
+        ("embedding.modules[0].modes is empty", ["embedding", "modules", 0, "modes"], []),
+        ("embedding.modules[1].in_features=64", ["embedding", "modules", 0, "modes"], ["cls", "max"]),
+        ("embedding.modules[0].kind", ["embedding", "modules", 0, "kind"], "Dense"),
+        ("embedding.modules[1].kind", ["embedding", "modules", 1, "kind"], "Pooling"),
+        ("embedding.modules[3].kind", ["embedding", "modules", 3, "kind"], "Dropout"),
+        ("embedding.modules[1].folder", ["embedding", "modules", 1, "folder"], "../2_Dense"),
+        ("embedding.modules[2].folder", ["embedding", "modules", 2, "folder"], "3_Other"),
+        ("embedding.modules[2].dimension", ["embedding", "modules", 1, "out_features"], 41),
+        ("text.default_prompt", ["text", "default_prompt"], "document"),
+        ("tokenizer.truncation_side", ["tokenizer", "truncation_side"], "middle"),
         ("tokenizer.file", ["tokenizer", "file"], "vocab.txt"),
         ("tokenizer.max_length", ["tokenizer", "max_length"], 257),
         ("license.file", ["license", "file"], "../LICENSE"),
@@ -447,6 +478,23 @@ def test_each_wrong_field_is_refused_here_as_in_python(any_driver: Driver, tiny_
         assert where in str(in_python.value), (where, str(in_python.value))
 
 
+def test_what_a_bundle_says_of_texts_is_told(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Prompts, limit and side are the caller's to obey; the width of a vector is not the model's where modules change it."""
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    told = any_driver.ask("texts", bundle)
+    assert told == ["mean", "64", "64", "0", "1", "", "none", str(manifest["model"]["max_seq_len"]), ""]
+    (bundle / "tokenizer.json").write_text("{}")
+    manifest["files"]["tokenizer.json"] = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    manifest["tokenizer"] = {"file": "tokenizer.json", "max_length": 200, "truncation_side": "left"}
+    manifest["text"] = {"prompts": {"query": "q: ", "passage": "größer\n"}, "default_prompt": "query"}
+    pooling = {"kind": "Pooling", "modes": ["mean"], "include_prompt": False}
+    manifest["embedding"] = {"dimension": 64, "similarity": "dot", "modules": [pooling, {"kind": "Normalize"}]}
+    write_manifest(bundle, manifest)
+    told = any_driver.ask("texts", bundle)
+    assert told == ["mean", "64", "64", "1", "0", "dot", "query", "200", "left", "passage=größer\\n", "query=q: "]
+
+
 def test_a_manifest_that_was_touched_is_refused(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
     """Without a new seal: each value, even where the new one would do."""
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
@@ -455,7 +503,7 @@ def test_a_manifest_that_was_touched_is_refused(any_driver: Driver, tiny_bundle:
     changes = [
         ('"hidden_size": 64', '"hidden_size": 65'),
         ('"pad_token_id": 1', '"pad_token_id": 2'),
-        ('"normalize": ', '"normalize":  '),
+        ('"include_prompt": ', '"include_prompt":  '),
         (manifest["manifest_sha256"], "0" * 64),
         ('"mean"', '"cls"'),
         ("\n}\n", "\n}\n\n"),
@@ -492,8 +540,11 @@ def test_a_manifest_that_was_touched_is_refused(any_driver: Driver, tiny_bundle:
 
 def test_a_model_that_is_not_the_manifests_is_refused(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
     """With a new seal and new hashes, as an attacker writes them: nothing is believed that the file contradicts."""
+    pooling = {"kind": "Pooling", "modes": ["mean"], "include_prompt": True}
+    modules = [pooling, {"kind": "Truncate", "dimension": 32}]
+    narrow = {"dimension": 32, "similarity": None, "modules": modules}
     cases: list[tuple[list[Any], Any, str]] = [
-        (["model", "hidden_size"], 32, "sentence_embedding has 64 numbers a vector, manifest.json says hidden_size=32"),
+        (["embedding"], narrow, "sentence_embedding has 64 numbers a vector, manifest.json says 32"),
         (
             ["model", "inputs"],
             ["input_ids", "attention_mask"],
@@ -519,7 +570,7 @@ FACTS: list[tuple[str, int, str]] = [
     ("pad_token_id", 2, "manifest.json says pad_token_id=2, and .*model.onnx is a model of 1"),
     ("pad_token_id", 120, "model.pad_token_id=120 is not below model.vocab_size=120"),
     ("length_step", 64, "manifest.json says length_step=64, and .*model.onnx is a model of 32"),
-    ("hidden_size", 1 << 40, "has hidden_size=1099511627776, more than the 1048576 that are served"),
+    ("hidden_size", 1 << 40, "has vectors of 1099511627776 numbers, more than the 1048576 that are served"),
 ]
 
 
@@ -530,6 +581,8 @@ def test_what_the_manifest_says_of_ids_and_lengths_is_held_against_the_model(
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["model"][name] = value
+    if name == "hidden_size":
+        manifest["embedding"]["dimension"] = value
     write_manifest(bundle, manifest)
     with pytest.raises(Refused, match=message) as refused:
         any_driver.ask("open", "m", bundle)

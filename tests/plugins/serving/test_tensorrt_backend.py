@@ -217,7 +217,7 @@ def test_a_fault_on_the_device_is_an_error_and_the_next_run_is_right(fake: Drive
 
 def test_states_are_averaged_where_there_is_no_pooling(fake: Driver, bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["pooling"], manifest["model"]["outputs"] = None, ["last_hidden_state"]
+    manifest["embedding"], manifest["model"]["outputs"] = None, ["last_hidden_state"]
     write_manifest(bundle, manifest)
     add_engine(bundle, pooled=0)
     fake.ask("open", "m", bundle, backend_dir("static"), "mean_of_tokens=1")
@@ -231,7 +231,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, int], str]] = [
     ({"backend": "rtx"}, {}, "libmra_serving_rtx.so cannot be loaded"),
     ({}, {"min_width": 64}, "takes sequences from 64 tokens only"),
     ({}, {"types": 0}, "has the inputs input_ids, attention_mask; manifest.json has others"),
-    ({}, {"hidden": 32}, r"sentence_embedding has the shape \[8, 32\] .* and hidden_size=64"),
+    ({}, {"hidden": 32}, r"sentence_embedding has the shape \[8, 32\] .* and vectors of 64"),
     ({}, {"half": 1}, "sentence_embedding must be float32"),
     ({}, {"pooled": 0}, "lacks the output sentence_embedding"),
     ({}, {"working": 1 << 31}, "the engine's working memory: out of memory"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ from triton_support import (
 )
 
 from mra_export.bundle.manifest import Bundle
-from mra_export.checkpoint.pooling import Pooling, pool
+from mra_export.checkpoint.module_torch import as_torch
+from mra_export.checkpoint.modules import POOLING_MODES, Normalize, Pooling
+from mra_export.errors import InputError
 from mra_export.triton.repository import write_model_repository
 from mra_export.triton.settings import TritonSettings
 
@@ -74,7 +78,7 @@ def test_text_that_is_no_text_fails_alone(error: type[Exception], bundle: Bundle
     np.testing.assert_array_equal(other.tensors["attention_mask"].sum(), 4)
 
 
-@pytest.mark.parametrize("mode", ["cls", "mean"])
+@pytest.mark.parametrize("mode", POOLING_MODES)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_pooling_step_pools_as_the_export_does(
     bare_bundle: Bundle, tmp_path: Path, mode: str, normalize: bool
@@ -83,15 +87,95 @@ def test_the_pooling_step_pools_as_the_export_does(
 
     settings = TritonSettings(tokenizer=True, pooling=mode, normalize=normalize)
     write_model_repository(bare_bundle, tmp_path / "r", settings)
-    random = np.random.default_rng(0)
-    states = random.standard_normal((3, 40, HIDDEN)).astype(np.float32)
-    mask = (random.random((3, 40)) < 0.7).astype(np.int64)
-    mask[2] = 0
+    states = np.random.default_rng(0).standard_normal((3, 40, HIDDEN)).astype(np.float32)
+    mask = (np.arange(40) < np.array([[40], [17], [1]])).astype(np.int64)
     with python_model(tmp_path / "r" / "mra_pooling") as execute:
         (response,) = execute([{"last_hidden_state": states, "attention_mask": mask}])
-    expected = pool(torch.from_numpy(states), torch.from_numpy(mask), Pooling(mode, normalize)).numpy()
+    modules = [Pooling((mode,)), *([Normalize()] if normalize else [])]
+    expected = as_torch(modules, tmp_path)(torch.from_numpy(states), torch.from_numpy(mask)).numpy()
     assert response.tensors["sentence_embedding"].dtype == np.float32
     np.testing.assert_allclose(response.tensors["sentence_embedding"], expected, rtol=1e-5, atol=1e-6)
+
+
+PROMPTS = {"query": "one another ", "document": ""}
+
+
+def prompted(bundle: Bundle, default: str | None, *, include: bool = True) -> Bundle:
+    """The bundle with prompts in its manifest, of which only the repository's generator is told."""
+    manifest = copy.deepcopy(bundle.manifest)
+    manifest["text"] = {"prompts": PROMPTS, "default_prompt": default}
+    manifest["embedding"]["modules"][0]["include_prompt"] = include
+    return dataclasses.replace(bundle, manifest=manifest)
+
+
+@pytest.mark.parametrize("model", ["mra_tokenizer", "mra_onnx_texts"])
+def test_a_request_gets_the_default_prompt_or_the_one_that_it_names(model: str, bundle: Bundle, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+    write_model_repository(prompted(bundle, "query"), tmp_path / "r", TritonSettings(tokenizer=True))
+    called: list[np.ndarray] = []
+
+    def encoder(name: str, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        called.append(inputs["input_ids"])
+        return [np.zeros((len(inputs["input_ids"]), HIDDEN), np.float32)]
+
+    requests = [
+        {"text": strings("A sentence.")},
+        {"text": strings("A sentence."), "prompt_name": strings("query")},
+        {"text": strings("A sentence."), "prompt_name": strings("")},
+        {"text": strings("A sentence.", "A sentence."), "prompt_name": strings("document", "query")},
+        {"text": strings("A sentence."), "prompt_name": strings("passage")},
+        {"text": strings("A sentence."), "prompt_name": strings(b"\xff")},
+    ]
+    with python_model(tmp_path / "r" / model, encoder) as execute:
+        responses = execute(requests)
+    assert [response.has_error() for response in responses] == [False] * 4 + [True] * 2
+    assert "no prompt 'passage'. The model has document, query" in str(responses[4].error())
+    assert "prompt_name is not UTF-8" in str(responses[5].error())
+    plain, with_prompt = (tokenizer(prompt + "A sentence.")["input_ids"] for prompt in ("", PROMPTS["query"]))
+    expected = [with_prompt, with_prompt, plain, plain, with_prompt]
+    found = called if model.endswith("texts") else [response.tensors["input_ids"] for response in responses[:4]]
+    rows = sorted([id for id in row.tolist() if id] for batch in found for row in batch)
+    assert rows == sorted(expected)
+
+
+def test_an_ensemble_takes_the_name_of_a_prompt(bundle: Bundle, tmp_path: Path) -> None:
+    write_model_repository(prompted(bundle, "query"), tmp_path / "r", TritonSettings(tokenizer=True))
+    session = open_session(bundle)
+    for name, prompt in ((None, PROMPTS["query"]), ("document", "")):
+        outputs = run_ensemble(tmp_path / "r", "mra_onnx_text", "A sentence.", session, prompt_name=name)
+        wanted = vector(bundle, session, prompt + "A sentence.")
+        np.testing.assert_allclose(outputs["sentence_embedding"], wanted, atol=1e-6)
+
+
+def test_a_prompt_that_must_not_count_is_refused_or_not_offered(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"prompt 'query' before each text, and has include_prompt=false"):
+        write_model_repository(prompted(bundle, "query", include=False), tmp_path / "r", TritonSettings(tokenizer=True))
+    assert not (tmp_path / "r").exists()
+    made = write_model_repository(
+        prompted(bundle, "document", include=False), tmp_path / "r", TritonSettings(tokenizer=True)
+    )
+    assert "take no prompt_name" in made.describe(tmp_path / "r")
+    with python_model(tmp_path / "r" / "mra_tokenizer") as execute:
+        (plain, named) = execute([{"text": strings("one")}, {"text": strings("one"), "prompt_name": strings("query")}])
+    assert not plain.has_error()
+    assert "no prompt 'query'" in str(named.error())
+
+
+def test_texts_are_cut_on_the_side_of_the_tokenizer(bundle: Bundle, tmp_path: Path) -> None:
+    manifest = copy.deepcopy(bundle.manifest)
+    manifest["tokenizer"].update(truncation_side="left", max_length=6)
+    write_model_repository(
+        dataclasses.replace(bundle, manifest=manifest), tmp_path / "r", TritonSettings(tokenizer=True)
+    )
+    with python_model(tmp_path / "r" / "mra_tokenizer") as execute:
+        left, short = execute(
+            [{"text": strings(text)} for text in ("one another one another one sentence", "one another one sentence")]
+        )
+    # [CLS], the last four words, [SEP]
+    np.testing.assert_array_equal(left.tensors["input_ids"][0, 2:6], short.tensors["input_ids"][0, 2:6])
+    assert left.tensors["attention_mask"].sum() == 6
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -117,14 +118,22 @@ struct Info {
   std::string precision;         // fp32, fp16 or bf16
   bool native_operator = false;  // whether the native operator runs, not its function body
   std::string architecture;
-  std::int64_t hidden_size = 0;  // numbers in a vector
+  std::int64_t hidden_size = 0;  // numbers in the vector of a token
+  std::int64_t dimension = 0;    // numbers in the vector of a text
   std::int64_t max_seq_len = 0;  // most tokens of a text, special tokens included
   std::int64_t vocab_size = 0;   // ids are 0 to this, excluded
   std::int64_t length_step = 0;  // tokens of a block: texts with the same number of blocks share runs
-  std::string pooling;           // "mean", "cls"; "mean of tokens" where Options::mean_of_tokens made it
-  bool normalized = false;
-  std::string tokenizer_file;            // path of tokenizer.json, or empty
-  std::vector<std::string> passed_over;  // variants that were not taken, and why
+  std::string pooling;           // "mean", "cls+max" ...; "mean of tokens" where Options::mean_of_tokens made it
+  bool normalized = false;       // whether vectors have length 1
+  std::string similarity;        // that vectors are made for: "cosine", "dot", "euclidean", "manhattan"; empty where it is not said
+  // Texts are the caller's to tokenize, by tokenizer_file: with a prompt before each, and cut to max_length tokens.
+  std::map<std::string, std::string> prompts;  // name -> what is put before a text
+  std::optional<std::string> default_prompt;   // name of the one that is meant where none is asked for
+  bool include_prompt = true;                  // if false, a prompt's tokens must not count, which they do here: give no prompt
+  std::int64_t max_length = 0;                 // tokens to which a text is cut, special tokens included
+  std::string truncation_side;                 // "left" or "right", where a text that is too long loses tokens
+  std::string tokenizer_file;                  // path of tokenizer.json, or empty
+  std::vector<std::string> passed_over;        // variants that were not taken, and why
 };
 
 // Counts since the bundle was opened.
@@ -153,7 +162,7 @@ class MRA_SERVING_API Embedder {
   Result<Matrix> embed(const std::vector<std::vector<std::int64_t>>& texts) const noexcept;
 
   // The same without containers: `ids` holds the texts one after the other, `lengths` [texts] their numbers of tokens, and
-  // the vectors go to `out` [texts, hidden_size]. After an error, what `out` holds is not defined.
+  // the vectors go to `out` [texts, dimension]. After an error, what `out` holds is not defined.
   Status embed(const std::int64_t* ids, const std::size_t* lengths, std::size_t texts, float* out) const noexcept;
 
   // Both stay valid as long as the Embedder. Of an Embedder that was moved away, info() is empty.
