@@ -120,7 +120,9 @@ def build_engine(
         tensorrt_library(library)
     made = comparisons if comparisons is not None else []
     proof = Proof(find_library("onnxruntime"), made, "builds the engine") if prove else None
-    with open_source(source, replace(request, dtype=dtype), proof=proof, progress=progress) as exported:
+    notes: list[str] = []
+    opening = open_source(source, replace(request, dtype=dtype), proof=proof, notes=notes, progress=progress)
+    with opening as exported:
         check_dtype(exported, dtype)
         dims = exported.input_axes
         ranges = ranges_of(exported, dims, batch, seq_len, choices)
@@ -131,7 +133,6 @@ def build_engine(
         plugin = load_plugin(opened, tensorrt_library(library), name) if name else None
         if embed_plugin and plugin is None:
             raise InputError(f"--embed-plugin: an engine of {exported.family.title} needs no plugin. Leave it out.")
-        notes: list[str] = []
         parity = [as_json(each) for each in made]
         if gpus and plugin and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
             raise DependencyError(
