@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow  # processes of an environment of their own
 MODULES = [
     "export/test_exporter.py",
     "checkpoint/from_dense",
+    "checkpoint/test_text_ids.py",
     "families/test_mra_kernels.py",
     "parity/test_compare.py",
 ]

@@ -47,21 +47,9 @@ def source_tokenizer(directory: Path, contract: TextContract, positions: int) ->
     Raises:
         InputError: it cannot be loaded.
     """
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, contract.tokenizer_options)
     if tokenizer is None:
         return None
-    if contract.tokenizer_options:
-        from transformers import AutoTokenizer
-
-        from mra_export.quiet import quiet_transformers
-
-        with quiet_transformers():
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(directory, **contract.tokenizer_options)
-            except Exception as error:
-                shown = ", ".join(f"{key}={value!r}" for key, value in contract.tokenizer_options.items())
-                first = " ".join(str(error).split())[:200]
-                raise InputError(f"{directory} has no tokenizer with {shown}: {first}. Mend its settings.") from error
     tokenizer = _own_kind(directory, tokenizer)
     tokenizer.model_max_length = max_length(contract, tokenizer.model_max_length, positions)
     if contract.lowercase and getattr(tokenizer, "backend_tokenizer", None) is not None:
@@ -97,9 +85,7 @@ def _lowered(normalizer: Any) -> Any:
     return normalizer if any(isinstance(part, Lowercase) for part in parts) else Sequence([Lowercase(), *parts])
 
 
-def write_tokenizer(
-    directory: Path, target: Path, contract: TextContract, positions: int, *, vocab_size: int
-) -> list[str]:
+def write_tokenizer(directory: Path, target: Path, contract: TextContract, positions: int) -> list[str]:
     """Writes the tokenizer.json that does what sentence-transformers does with the source's files, and proves that it does.
 
     Truncation at the limit and on the tokenizer's side is in it, and no padding. What `AutoTokenizer` makes of the files in
@@ -110,7 +96,6 @@ def write_tokenizer(
         target: where its other files and a config.json are already.
         contract: of the source.
         positions: tokens that the model has positions for.
-        vocab_size: of the model.
 
     Returns:
         Notes, one sentence each.
@@ -121,8 +106,6 @@ def write_tokenizer(
     tokenizer = source_tokenizer(directory, contract, positions)
     if tokenizer is None:
         return []
-    if not (directory / TOKENIZER_FILE).is_file() and 2 * len(tokenizer) <= vocab_size:
-        return []  # transformers makes one of a few special tokens where it does not find the vocabulary of the class
     notes = _padding_side(tokenizer, target)
     backend = as_backend(tokenizer)
     if backend is None:

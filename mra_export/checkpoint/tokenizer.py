@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mra_export.checkpoint.json_files import read_json, refuse_pointer
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["load_tokenizer"]
 
@@ -16,11 +19,12 @@ _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE_FI
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
-def load_tokenizer(directory: Path) -> Any | None:
+def load_tokenizer(directory: Path, options: Mapping[str, Any] | None = None) -> Any | None:
     """The tokenizer of a checkpoint, as transformers' AutoTokenizer gives it.
 
     Args:
         directory: with the files of the tokenizer.
+        options: arguments that count before what the files say.
 
     Returns:
         The tokenizer; None where there is no vocabulary, or none in the files of the class that tokenizer_config.json names.
@@ -42,16 +46,21 @@ def load_tokenizer(directory: Path) -> Any | None:
         _check_own_format(files[0])
     elif files[0].name in _SENTENCEPIECE_FILES:
         _check_sentencepiece(files[0])
-    from transformers import AutoTokenizer
+    import transformers
 
     names = ", ".join(path.name for path in files)
+    stated = read_json(directory / "tokenizer_config.json").get("tokenizer_class")
+    # transformers 5 writes this name for what 4 knows as the other.
+    is_renamed = stated == "TokenizersBackend" and not hasattr(transformers, stated)
+    kind = transformers.PreTrainedTokenizerFast if is_renamed else transformers.AutoTokenizer
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory)
+            tokenizer = kind.from_pretrained(directory, **(options or {}))
         except Exception as error:
             first = " ".join(str(error).split())[:300] or type(error).__name__
+            given = "".join(f" with {key}={value!r}" for key, value in (options or {}).items())
             raise InputError(
-                f"The tokenizer in {directory} ({names}) cannot be loaded: {first} Mend its files, or take them away."
+                f"The tokenizer in {directory} ({names}) cannot be loaded{given}: {first} Mend its files, or take them away."
             ) from error
     # transformers makes do with these where the class finds none of its files: every text would be unknown.
     is_empty = set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)

@@ -288,5 +288,4 @@ def _copy_side_files(checkpoint: Checkpoint, stage: Path, contract: TextContract
     if contract.modules:
         write_modules(contract.modules, root, stage, checkpoint.config.hidden_size)
     positions = checkpoint.family.max_seq_len(checkpoint.config)
-    size = checkpoint.config.vocab_size
-    return write_tokenizer(checkpoint.directory, stage, contract, positions, vocab_size=size)
+    return write_tokenizer(checkpoint.directory, stage, contract, positions)

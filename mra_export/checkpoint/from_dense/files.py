@@ -52,10 +52,10 @@ def copy_side_files(directory: Path, stage: Path, config: Any, family: DenseFami
         write_json(path, settings)
     else:
         notes.append("The source has no tokenizer, so the result has none.")
-    return notes + _text_files(directory, stage, config, length)
+    return notes + _text_files(directory, stage, length)
 
 
-def _text_files(directory: Path, stage: Path, config: Any, length: int) -> list[str]:
+def _text_files(directory: Path, stage: Path, length: int) -> list[str]:
     """The limit of sentence-transformers under the present name of its file, and the tokenizer that it uses."""
     contract = read_contract(directory, embedding=False)
     notes = list(contract.notes)
@@ -68,7 +68,7 @@ def _text_files(directory: Path, stage: Path, config: Any, length: int) -> list[
         notes.append(
             f"max_seq_length in {length_file(directory).name} was lowered from {contract.max_length} to {length}."
         )
-    return notes + write_tokenizer(directory, stage, contract, length, vocab_size=config.vocab_size)
+    return notes + write_tokenizer(directory, stage, contract, length)
 
 
 _TOKENIZER_FILES = (

@@ -36,7 +36,8 @@ def test_tokenizer_and_sentence_transformers_files_come_along(tmp_path: Path, be
     write_files(bert, files)
     result = from_dense(bert, tmp_path / "mra", task="feature-extraction")
     carried = set(files) - {"tokenizer_config.json", "training_args.json"}
-    assert set(result.files) == carried | {"config.json", "model.safetensors", "README.md", "tokenizer_config.json"}
+    written = {"config.json", "model.safetensors", "README.md", "tokenizer_config.json", "tokenizer.json"}
+    assert set(result.files) == carried | written
     for name in carried:
         assert (tmp_path / "mra" / name).read_bytes() == (bert / name).read_bytes(), name
     settings = json.loads((tmp_path / "mra" / "tokenizer_config.json").read_text())
