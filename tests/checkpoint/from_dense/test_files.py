@@ -49,7 +49,7 @@ def test_tokenizer_and_sentence_transformers_files_come_along(tmp_path: Path, be
     [
         ({}, {}, "BertTokenizer"),
         (None, {}, "BertTokenizer"),
-        ({"do_lower_case": True}, {"tokenizer_class": "XLMRobertaTokenizer"}, "XLMRobertaTokenizer"),
+        ({"do_lower_case": True}, {"tokenizer_class": "ElectraTokenizer"}, "ElectraTokenizer"),
         ({"tokenizer_class": "ElectraTokenizer"}, {"tokenizer_class": "BertTokenizer"}, "ElectraTokenizer"),
     ],
 )
