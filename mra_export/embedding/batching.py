@@ -18,7 +18,7 @@ from mra_export.errors import InputError, MraExportError
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
-__all__ = ["Batch", "batches_run", "blocks_of", "collate", "padded_width", "plan_batches", "run_batched"]
+__all__ = ["Batch", "batches_run", "blocks_of", "collate", "padded_width", "plan_batches"]
 
 Array = np.ndarray[Any, Any]
 
@@ -142,6 +142,8 @@ def batches_run(
 ) -> Iterator[tuple[Batch, Array]]:
     """Runs a window of texts batch by batch; the batches are the same whatever is done.
 
+    A vector is the same bits whatever else is in the window, as long as `run` gives the rows of a batch independently.
+
     Args:
         run: takes int64 inputs [batch, width], returns float32 [batch, hidden_size].
         token_ids: of each text.
@@ -171,55 +173,3 @@ def batches_run(
                 f"[{len(batch.rows)}, {hidden_size}]."
             )
         yield batch, out
-
-
-def run_batched(
-    run: Callable[[dict[str, Array]], Array],
-    token_ids: Sequence[Sequence[int]],
-    type_ids: Sequence[Sequence[int]] | None = None,
-    *,
-    max_tokens: int,
-    step: int,
-    hidden_size: int,
-    max_length: int | None = None,
-    pad_id: int = 0,
-    done: Callable[[int], None] = lambda texts: None,
-) -> tuple[Array, int]:
-    """Runs a window of texts batch by batch and returns the vectors in the order of the texts.
-
-    A vector is the same bits whatever else is in the window, as long as `run` gives the rows of a batch independently.
-
-    Args:
-        run: takes int64 inputs [batch, width], returns float32 [batch, hidden_size].
-        token_ids: of each text.
-        type_ids: as for `collate`.
-        max_tokens: as for `plan_batches`.
-        step: as for `plan_batches`.
-        hidden_size: length of a vector.
-        max_length: as for `plan_batches`.
-        pad_id: the padding token.
-        done: called after each batch with its number of texts.
-
-    Returns:
-        float32 [texts, hidden_size], and the number of tokens that were run, padding included.
-
-    Raises:
-        InputError: as `plan_batches`.
-        MraExportError: `run` returned another shape.
-    """
-    vectors = np.empty((len(token_ids), hidden_size), np.float32)
-    computed = 0
-    for batch, out in batches_run(
-        run,
-        token_ids,
-        type_ids,
-        max_tokens=max_tokens,
-        step=step,
-        hidden_size=hidden_size,
-        max_length=max_length,
-        pad_id=pad_id,
-    ):
-        vectors[batch.rows] = out
-        computed += len(batch.rows) * batch.width
-        done(len(batch.rows))
-    return vectors, computed

@@ -117,8 +117,7 @@ class Worker:
         return found, np.array(facts, np.int64).reshape(-1, 4)
 
     def _measure(self, texts: Sequence[str]) -> list[int]:
-        prompted = [self._encoder.options.prompt + text for text in texts]
-        return [len(encoding.ids) for encoding in self._encoder.tokenizer.encode_batch_fast(prompted)]
+        return [len(encoding.ids) for encoding in self._encoder.tokenized(texts)]
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[int]]:

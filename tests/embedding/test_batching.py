@@ -11,7 +11,7 @@ from embed_support import HIDDEN, make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mra_export.embedding.batching import Batch, blocks_of, collate, padded_width, plan_batches, run_batched
+from mra_export.embedding.batching import Batch, batches_run, blocks_of, collate, padded_width, plan_batches
 from mra_export.errors import InputError, MraExportError
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
@@ -76,19 +76,29 @@ def _describe(inputs: dict[str, Any]) -> np.ndarray:
 
 
 @given(LENGTHS, st.integers(1, 2000), st.randoms(use_true_random=False))
-def test_vectors_come_back_in_order_whatever_the_company(lengths: list[int], max_tokens: int, rng: Any) -> None:
+def test_vectors_belong_to_their_texts_whatever_the_company(lengths: list[int], max_tokens: int, rng: Any) -> None:
     texts = [[rng.randint(4, 99) for _ in range(length)] for length in lengths]
-    seen: list[int] = []
-    vectors, computed = run_batched(_describe, texts, max_tokens=max_tokens, step=32, hidden_size=3, done=seen.append)
-    assert vectors.dtype == np.float32
-    assert sum(seen) == len(texts)
-    assert vectors.tolist() == [[sum(text), len(text), blocks_of(len(text), 32)] for text in texts]
-    assert computed == sum(len(b.rows) * b.width for b in plan_batches(lengths, max_tokens=max_tokens, step=32))
+    made = list(batches_run(_describe, texts, max_tokens=max_tokens, step=32, hidden_size=3))
+    plan = plan_batches(lengths, max_tokens=max_tokens, step=32)
+    assert [(batch.rows.tolist(), batch.width) for batch, _ in made] == [(b.rows.tolist(), b.width) for b in plan]
+    for batch, vectors in made:
+        assert vectors.dtype == np.float32
+        expected = [[sum(texts[row]), len(texts[row]), blocks_of(len(texts[row]), 32)] for row in batch.rows]
+        assert vectors.tolist() == expected
+
+
+@given(LENGTHS, st.sets(st.integers(0, 59)))
+def test_a_batch_that_is_done_is_left_out_and_the_others_stay_as_they_are(lengths: list[int], done: set[int]) -> None:
+    texts = [[5] * length for length in lengths]
+    plan = plan_batches(lengths, max_tokens=300, step=32)
+    made = batches_run(_describe, texts, max_tokens=300, step=32, hidden_size=3, done=done)
+    left = [batch.rows.tolist() for batch in plan if not done.issuperset(batch.rows.tolist())]
+    assert [batch.rows.tolist() for batch, _ in made] == left
 
 
 def test_a_model_of_another_size_is_refused() -> None:
     with pytest.raises(MraExportError, match=r"shape \[2, 3\] for 2 texts; expected is \[2, 5\]"):
-        run_batched(_describe, [[1], [2]], max_tokens=64, step=32, hidden_size=5)
+        list(batches_run(_describe, [[1], [2]], max_tokens=64, step=32, hidden_size=5))
 
 
 @pytest.fixture
