@@ -34,6 +34,9 @@ INPUT_FORMATS = tuple(dict.fromkeys(INPUT_KINDS.values()))
 
 STANDARD_INPUT = "-"
 
+_TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
+"""Folder within the folder of a table -> format."""
+
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -89,6 +92,12 @@ def _expand(source: Path) -> list[tuple[Path, Path | None]]:
     if text == STANDARD_INPUT:
         return [(source, None)]
     if source.is_dir():
+        for name, what in _TABLES.items():
+            if (source / name).is_dir():
+                raise InputError(
+                    f"{source} is a table of {what}, whose files also hold rows that were deleted or changed. Write it out as "
+                    "plain parquet with the program that it is from."
+                )
         inside = sorted(_walk(source))
         if not inside:
             raise InputError(f"{source} is a folder without files.")

@@ -117,8 +117,8 @@ def scan(
     chunks = Chunks(chunk_rows)
     files: list[InputFile] = []
     row = 0
+    progress(f"reading {found[0].name}" if len(found) == 1 else f"reading {len(found)} files")
     for index, file in enumerate(found):
-        progress(f"reading {file.name}")
         try:
             count = _scan_file(index, file, column, id_columns, null, chunks)
             read = dataclasses.replace(

@@ -11,7 +11,7 @@ import numpy as np
 
 from mra_export.errors import InputError
 
-__all__ = ["OUTPUT_TYPES", "Layout", "companion", "npy_header"]
+__all__ = ["OUTPUT_TYPES", "Layout", "companion", "drop_companion", "npy_header"]
 
 OUTPUT_TYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 """Name -> NumPy's."""
@@ -116,3 +116,16 @@ def npy_header(rows: int, columns: int | None, dtype: np.dtype[Any]) -> bytes:
 def companion(output: Path) -> Path:
     """Where the facts of a .npy output are: OUT.npy -> OUT.rows.npy."""
     return output.with_suffix(".rows.npy")
+
+
+def drop_companion(output: Path) -> None:
+    """Removes the facts of an output that was replaced by one that has none; another file of that name stays."""
+    path = companion(output)
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            *_, dtype = np.lib.format.read_array_header_1_0(file)
+    except (OSError, ValueError):
+        return
+    if dtype.names and dtype.names[0] == "row" and set(dtype.names) <= {"row", "chunk", "begin", "end", "scale"}:
+        path.unlink()

@@ -22,7 +22,7 @@ from mra_export.embedding.encoder import (
 from mra_export.embedding.files import STANDARD_INPUT
 from mra_export.embedding.input import scan
 from mra_export.embedding.journal import Partial, partial_path, rows_kept
-from mra_export.embedding.layout import OUTPUT_TYPES, Layout, companion
+from mra_export.embedding.layout import OUTPUT_TYPES, Layout, companion, drop_companion
 from mra_export.embedding.parquet_output import RESERVED, ROW_GROUP, write_parquet
 from mra_export.embedding.pieces import Cut, check_cut
 from mra_export.embedding.spool import spooled
@@ -316,6 +316,8 @@ def _embed(
             else:
                 files = partial.finish(ROW_GROUP)
             partial.publish(files)
+            if output.suffix == ".npy" and layout.facts is None:
+                drop_companion(output)
     except KeyboardInterrupt as error:
         if partial is not None and partial.published:
             raise Interrupted(f"Interrupted at the very end; {output} is complete.") from error

@@ -57,6 +57,7 @@ def test_files_come_as_they_are_named_and_those_of_patterns_and_folders_sorted()
         (["none*.txt"], r"No file fits the pattern none\*\.txt\.$"),
         (["fold*"], r"No file fits the pattern fold\*\. It fits folders; end it in /\*"),
         (["folder/empty"], "folder/empty is a folder without files"),
+        (["delta"], "delta is a table of Delta Lake, whose files also hold rows that were deleted"),
         (["folder"], r"folder/README is of a kind that embed does not read.*, or say what it is with --input-format"),
         (["t.gz"], r"t\.gz is of a kind"),
         (["pipe.txt"], r"pipe\.txt is not a regular file. It is read twice: save it as a file first, or pipe it in"),
@@ -66,6 +67,7 @@ def test_what_is_not_there_is_named(sources: list[str], message: str) -> None:
     write("folder/README")
     write("t.gz")
     Path("folder/empty").mkdir()
+    Path("delta/_delta_log").mkdir(parents=True)
     os.mkfifo("pipe.txt")
     with pytest.raises(InputError, match=message):
         find_files(sources)

@@ -103,3 +103,10 @@ def test_the_file_beside_the_vectors_is_not_replaced_unasked(bundle: Path, lines
         embed(bundle, lines, tmp_path / "o.npy", output_type="int8")
     embed(bundle, lines, tmp_path / "o.npy")  # needs none
     assert (tmp_path / "o.rows.npy").read_text() == "mine"
+    np.save(tmp_path / "o.rows.npy", np.zeros(3))
+    embed(bundle, lines, tmp_path / "o.npy", force=True)
+    assert np.load(tmp_path / "o.rows.npy").tolist() == [0, 0, 0]
+    embed(bundle, lines, tmp_path / "o.npy", output_type="int8", force=True)
+    assert np.load(tmp_path / "o.rows.npy").dtype.names == ("row", "scale")
+    embed(bundle, lines, tmp_path / "o.npy", force=True)
+    assert not (tmp_path / "o.rows.npy").exists()  # it would say what is no longer there

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
+import itertools
 import json
 import os
 import re
@@ -22,6 +25,7 @@ from embed_support import PAGE, Stop, blocks, hidden, interrupt, make_texts, wri
 from mra_export.bundle.manifest import read_bundle
 from mra_export.embedding.journal import partial_path
 from mra_export.embedding.run import Interrupted, embed
+from mra_export.embedding.work import Worker
 from mra_export.errors import DependencyError, InputError
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -128,6 +132,36 @@ def test_a_run_begun_on_ray_goes_on_on_ray_and_ends_here(
     result = embed(embed_bundle, lines, output, chunk_rows=50, threads=threads, **ASKED)
     assert (result.resumed_rows, result.engine) == (350, "local")
     assert output.read_bytes() == expected
+
+
+def test_packed_files_pieces_and_rows_left_out_give_the_local_engines_bytes(
+    nodes: Nodes, embed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun here, in the midst of a chunk, and ended there; the file that all workers read is packed."""
+    texts = make_texts(300, seed=9)
+    rows = [json.dumps({"text": text if i % 7 else None}) + "\n" for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(rows[:120]).encode()))
+    (tmp_path / "b.json").write_text(f"[{','.join(rows[120:])}]")
+    sources = [tmp_path / "a.jsonl.gz", tmp_path / "b.json"]
+    options: dict[str, Any] = {
+        "null": "skip",
+        "chunk": 24,
+        "overlap": 4,
+        "output_type": "int8",
+        "chunk_rows": 60,
+        "threads": 1,
+    }
+    embed(embed_bundle, sources, tmp_path / "local.npy", **options)
+    with monkeypatch.context() as patched:
+        clock = itertools.count(0, 3).__next__  # each batch takes three seconds
+        patched.setattr("mra_export.embedding.run.Worker", functools.partial(Worker, clock=clock))
+        with pytest.raises(Interrupted):
+            embed(embed_bundle, sources, tmp_path / "o.npy", watcher=Stop(2, interrupt), batch_tokens=2048, **options)
+    result = embed(embed_bundle, sources, tmp_path / "o.npy", engine="ray", workers=2, **options)
+    assert 0 < result.resumed_rows < result.rows
+    for name in ("{}.npy", "{}.rows.npy"):
+        assert (tmp_path / name.format("o")).read_bytes() == (tmp_path / name.format("local")).read_bytes()
+    assert not hidden(tmp_path)
 
 
 def test_what_is_wrong_at_a_worker_is_said_as_here(
