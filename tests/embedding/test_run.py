@@ -187,8 +187,7 @@ def test_memory_does_not_grow_with_the_input(kind: str, bundle: Path, tmp_path: 
     peaks = []
     for count in (100, 1000):
         source = tmp_path / f"t.{kind}"
-        opened = gzip.open(source, "wt", compresslevel=1) if kind == "csv.gz" else source.open("w")
-        with opened as file:
+        with gzip.open(source, "wt", compresslevel=1) if kind == "csv.gz" else source.open("w") as file:
             file.write({"jsonl": "", "json": "[", "csv.gz": "text,other\n"}[kind])
             for index in range(count):
                 row = {"text": TEXTS[index % 10], "other": "x" * 100_000}
