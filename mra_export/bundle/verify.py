@@ -117,6 +117,11 @@ def described(root: Path) -> dict[str, Any]:
     """
     model, config = read_onnx(root / MODEL_FILE), load_config(root)
     longest = longest_of(model, config)
+    if (rows := model.vocabulary) is not None and config.vocab_size > rows:
+        raise InputError(
+            f"{root / 'config.json'} has vocab_size={config.vocab_size}, but {MODEL_FILE} has embeddings of {rows} tokens: they do "
+            "not belong together. Export the checkpoint again."
+        )
     names = getattr(config, "architectures", None) or [None]
     domain, kind = model.family.operator
     is_pooled = EMBEDDING in model.outputs

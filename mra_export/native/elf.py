@@ -35,6 +35,8 @@ def cut_off(library: Path) -> str:
     The hash of a manifest says the same, and more; this is for a library that comes without one, or was listed after it was cut
     off. The C++ library does it in plugins/serving/src/shared_library.h.
     """
+    if not library.is_file():
+        return ""
     try:
         with library.open("rb") as file:
             size = library.stat().st_size

@@ -20,7 +20,7 @@ from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_
 from mra_export.checkpoint.text import read_contract
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE, write_tokenizer
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
-from mra_export.errors import InputError
+from mra_export.errors import InputError, escaped
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
@@ -97,12 +97,14 @@ def create_bundle(
                 check_whole(path)
                 _copy(path, stage / LIBRARIES / LIBRARY_FILES["tensorrt" if path == plugin else "onnxruntime"])
             provenance = {**provenance_of(stage), "random_init": stated.pop("random_init")}
-            fields = {**described(stage), **stated, "license": licence_of(stage), "provenance": provenance}
+            told = _told({"license": licence_of(stage), "provenance": provenance})
+            fields = {**described(stage), **stated, **told}
             _write_manifest(stage, fields)
             if triton is not None:
                 progress("writing the model repository for Triton")
                 triton(read_bundle(stage), stage / "triton")
                 _write_manifest(stage, fields)
+            read_bundle(stage)  # what a reader would refuse gets no name
     if notes is not None:
         notes += dict.fromkeys(said)
     return read_bundle(output)
@@ -229,7 +231,7 @@ def _write_tokenizer(model: OnnxModel, stage: Path) -> list[str]:
     """
     contract, config = read_contract(model.directory, embedding=EMBEDDING in model.outputs), load_config(stage)
     positions = longest_of(model, config)
-    notes = write_tokenizer(model.directory, stage, contract, positions, vocab_size=config.vocab_size)
+    notes = write_tokenizer(model.directory, stage, contract, positions)
     return [*contract.notes, *notes]
 
 
@@ -275,6 +277,15 @@ def _write_manifest(root: Path, fields: dict[str, Any]) -> None:
     manifest = root / MANIFEST_FILE
     manifest.write_bytes(seal({"format": FORMAT, "mra_export": __version__, **fields, "files": files}))
     manifest.chmod(0o644)
+
+
+def _told(value: Any) -> Any:
+    """What a model card or a configuration tells, with the control characters escaped that a manifest must not have."""
+    if isinstance(value, dict):
+        return {name: _told(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_told(inner) for inner in value]
+    return escaped(value, keep="") if isinstance(value, str) else value
 
 
 def _versions(*names: str) -> dict[str, str]:

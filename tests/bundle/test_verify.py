@@ -278,6 +278,18 @@ def test_a_field_that_the_files_contradict_is_named(field: str, bundle: Path) ->
     assert field in str(caught.value) or field.replace(".max_length", "") in str(caught.value)
 
 
+def test_a_vocabulary_that_the_model_does_not_have(bundle: Path) -> None:
+    """The manifest and config.json agree, and the embeddings are fewer."""
+    file = bundle / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 121}))
+    entry = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    change(bundle, lambda m: (m["files"].update({"config.json": entry}), m["model"].update(vocab_size=121)))  # type: ignore[func-returns-value]
+    with pytest.raises(
+        InputError, match=r"config.json has vocab_size=121, but onnx/model.onnx has embeddings of 120 tokens"
+    ):
+        verify_bundle(bundle)
+
+
 @pytest.mark.parametrize("field", ["engine_sha256", "plugin_sha256", "plugin_name"])
 def test_an_engine_whose_manifest_is_another_one(field: str, bundle: Path) -> None:
     file = bundle / "engines" / "other.engine.json"

@@ -58,6 +58,7 @@ struct Request {
   std::int64_t pad_token_id = 0;
   std::int64_t length_step = 1;  // tokens of a block: a run may not be filled up into more blocks than its texts have
   std::int64_t max_seq_len = 0;
+  bool is_length_noted = false;  // whether the file of the model says that it takes texts of max_seq_len
   std::int64_t max_batch_tokens = 0;
   int gpu = 0;
   bool use_gpu = false;  // ONNX Runtime: its CUDA provider

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,6 +19,7 @@
 #include "engine_check.h"
 #include "failure.h"
 #include "mra/serving.h"
+#include "onnx_notes.h"
 #include "shared_library.h"
 
 namespace mra::serving {
@@ -141,6 +144,7 @@ class Embedder::Impl {
     if (const std::int64_t most = std::max(bundle_.hidden_size, bundle_.dimension); most > kMaxHiddenSize)
       fail(Code::kInput, directory + " has vectors of " + std::to_string(most) + " numbers, more than the " +
                              std::to_string(kMaxHiddenSize) + " that are served.");
+    check_notes();
     pad_to_longest_ = options.pad_to_longest;
     choose(options);
     limits_ = backend_->limits();
@@ -185,6 +189,30 @@ class Embedder::Impl {
     range("max_batch_tokens", options.max_batch_tokens, 1, std::int64_t{1} << 24);
   }
 
+  // What manifest.json says of ids and lengths, held against what the exporter noted in the ONNX file. Engines are made from it, and
+  // nothing else of theirs says what ids they take.
+  void check_notes() {
+    const std::string& file = bundle_.variants.front().file;
+    const std::map<std::string, std::string> notes = detail::onnx_notes(file);
+    const auto check = [&](const char* name, std::int64_t stated, bool is_limit) {
+      const auto note = notes.find(name);
+      if (note == notes.end()) return false;
+      std::int64_t found = 0;
+      const char* last = note->second.data() + note->second.size();
+      const auto [end, error] = std::from_chars(note->second.data(), last, found);
+      if (error != std::errc() || end != last)
+        fail(Code::kInput, file + " notes " + name + "=" + note->second + ", which is no number. Export it again.");
+      if (is_limit ? stated > found : stated != found)
+        fail(Code::kInput, "manifest.json says " + std::string(name) + "=" + std::to_string(stated) + ", and " + file +
+                               " is a model of " + std::to_string(found) + ". Write the bundle again with `mra-export bundle`.");
+      return true;
+    };
+    check("vocab_size", bundle_.vocab_size, false);
+    check("pad_token_id", bundle_.pad_token_id, false);
+    check("length_step", bundle_.length_step, false);
+    is_length_noted_ = check("max_seq_len", bundle_.max_seq_len, true);
+  }
+
   // Most texts of one run. Shorter ones than a block do not make it larger: the memory for vectors is bounded.
   static std::int64_t most_rows(const Limits& limits, std::int64_t length_step, std::int64_t width) {
     const std::int64_t least = std::min(length_step, limits.max_width);
@@ -211,6 +239,7 @@ class Embedder::Impl {
       request.pad_token_id = bundle_.pad_token_id;
       request.length_step = bundle_.length_step;
       request.max_seq_len = bundle_.max_seq_len;
+      request.is_length_noted = is_length_noted_;
       request.max_batch_tokens = options.max_batch_tokens;
       request.gpu = options.gpu;
       const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -380,7 +409,7 @@ class Embedder::Impl {
 
   Bundle bundle_;
   Info info_;
-  bool pad_to_longest_ = false;
+  bool pad_to_longest_ = false, is_length_noted_ = false;
   Limits limits_;
   std::unique_ptr<Backend> backend_;  // before pool_, whose contexts use it
   std::unique_ptr<Pool> pool_;

@@ -3,7 +3,6 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -164,36 +163,12 @@ std::vector<std::int64_t> shape_of_run(Model& model, std::vector<std::int64_t> i
   return result.GetTensorTypeAndShapeInfo().GetShape();
 }
 
-// What manifest.json says of ids and lengths, held against what the exporter noted in the file, and against the model itself: it
-// is run on the largest id and on that of padding, and on the longest text where the file does not say how long that is.
-void check_facts(Model& model) {
+// What manifest.json says of ids and lengths, tried on the model itself: it is run on the largest id and on that of padding, and
+// on the longest text where its file does not say how long that is.
+void try_facts(Model& model) {
   const Request& request = model.request;
-  Ort::AllocatorWithDefaultOptions allocator;
-  const Ort::ModelMetadata metadata = model.session.GetModelMetadata();
-  const auto noted = [&](const char* name) -> std::int64_t {  // -1 where the file says nothing
-    const auto text = metadata.LookupCustomMetadataMapAllocated(name, allocator);
-    if (text == nullptr) return -1;
-    const std::string digits = text.get();
-    std::int64_t value = -1;
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (error != std::errc() || end != digits.data() + digits.size() || value < 0)
-      fail(Code::kInput, request.file + " notes " + name + "=" + digits + ", which is no number. Export it again.");
-    return value;
-  };
-  const auto refuse = [&](const std::string& name, std::int64_t stated, std::int64_t found) {
-    fail(Code::kInput, "manifest.json says " + name + "=" + std::to_string(stated) + ", and " + request.file + " is a model of " +
-                           std::to_string(found) + ". Write the bundle again with `mra-export bundle`.");
-  };
-  const std::int64_t longest = noted("max_seq_len");
-  if (longest >= 0 && request.max_seq_len > longest) refuse("max_seq_len", request.max_seq_len, longest);
-  const std::pair<const char*, std::int64_t> facts[] = {
-      {"vocab_size", request.vocab_size}, {"pad_token_id", request.pad_token_id}, {"length_step", request.length_step}};
-  for (const auto& [name, stated] : facts)
-    if (const std::int64_t found = noted(name); found >= 0 && found != stated) refuse(name, stated, found);
-
-  std::vector<std::int64_t> ids(static_cast<std::size_t>(longest >= 0 ? std::min<std::int64_t>(2, request.max_seq_len)
-                                                                      : std::min(request.max_seq_len, request.max_batch_tokens)),
-                                request.pad_token_id);
+  const std::int64_t length = std::min(request.is_length_noted ? 2 : request.max_batch_tokens, request.max_seq_len);
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(length), request.pad_token_id);
   ids.front() = request.vocab_size - 1;
   const auto width = static_cast<std::int64_t>(ids.size());
   std::vector<std::int64_t> shape;
@@ -251,7 +226,7 @@ std::shared_ptr<const Model> open_model(const Request& request) {
     fail(Code::kInput, "ONNX Runtime " + model->version + " cannot load " + request.file + ": " + error.what());
   }
   check_signature(*model);
-  check_facts(*model);
+  try_facts(*model);
   return model;
 }
 

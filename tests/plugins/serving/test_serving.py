@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -589,6 +590,31 @@ def test_what_the_manifest_says_of_ids_and_lengths_is_held_against_the_model(
     assert refused.value.code == 2
 
 
+def test_a_note_that_is_no_number_is_refused(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    for value in ("many", "", "12 ", "9" * 30, "\x1b[2J"):
+        note_in_model(bundle, "vocab_size", value)
+        relist(bundle)
+        with pytest.raises(Refused, match=r"model.onnx notes vocab_size=.*, which is no number") as refused:
+            any_driver.ask("open", "m", bundle)
+        assert str(refused.value).isprintable()
+
+
+def test_a_damaged_model_ends_nothing(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Without the hashes: what stands at each field of the file is overwritten with lengths and numbers that lead anywhere."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    file = bundle / "onnx" / "model.onnx"
+    whole = file.read_bytes()
+    places = [0, 1, 2, 3, 5, 8, 13, len(whole) - 1, len(whole) - 2, len(whole) - 5, len(whole) - 30, len(whole) - 60]
+    for place in [*places, *(whole.index(word) - 1 for word in (b"vocab_size", b"max_seq_len", b"pad_token_id"))]:
+        for damage in (b"\xff" * 10, b"\x72\xff\xff\xff\xff\x0f", b"\x00"):
+            file.write_bytes(whole[:place] + damage + whole[place + len(damage) :])
+            with contextlib.suppress(Refused):
+                any_driver.ask("open", "m", bundle, "verify_files=0")
+    file.write_bytes(whole)
+    any_driver.ask("open", "m", bundle)
+
+
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 121), ("max_seq_len", 300)])
 def test_a_model_that_notes_nothing_is_tried(
     name: str, value: int, any_driver: Driver, tiny_bundle: Path, tmp_path: Path
@@ -623,6 +649,16 @@ def test_a_library_that_was_cut_off_is_refused(
     if listed and keep != 0.0:
         with pytest.raises(InputError, match="was cut off or damaged"):
             verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["lib/libmra_onnxruntime.so", "onnx/model.onnx"])
+def test_a_pipe_is_not_waited_on(name: str, any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    for verify in (0, 1):
+        with pytest.raises(Refused, match=rf"{name} is .*no file"):
+            any_driver.ask("open", "m", bundle, f"verify_files={verify}")
 
 
 def test_a_manifest_of_more_than_a_mebibyte_is_not_read(any_driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:

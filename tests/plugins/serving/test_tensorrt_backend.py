@@ -184,6 +184,15 @@ def test_a_run_is_no_wider_than_the_profile_wants(
     assert int(fake.ask("counters", "m")[2]) == padded
 
 
+def test_the_ids_of_an_engine_are_those_of_the_onnx_file(fake: Driver, bundle: Path) -> None:
+    add_engine(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["model"]["vocab_size"] = 121
+    write_manifest(bundle, manifest)
+    with pytest.raises(Refused, match=r"manifest.json says vocab_size=121, and .*model.onnx is a model of 120"):
+        fake.ask("open", "m", bundle, backend_dir("static"), "variant=tensorrt")
+
+
 @pytest.mark.parametrize("verify", [0, 1])
 def test_a_plugin_that_was_cut_off_is_refused(verify: int, fake: Driver, bundle: Path) -> None:
     library = (bundle / "lib" / "libmra_onnxruntime.so").read_bytes()
