@@ -217,7 +217,7 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
     gives = [
         value.type.tensor_type.shape.dim[-1].dim_value for value in model.proto.graph.output if value.name == EMBEDDING
     ]
-    if gives and gives[0] != (says := width_of(modules, load_config(stage).hidden_size)):
+    if gives and gives[0] not in (0, says := width_of(modules, load_config(stage).hidden_size)):
         raise InputError(
             f"{model.path} gives vectors of {gives[0]} numbers, but {root / MODULES_FILE} makes {says}. Export the checkpoint "
             "again, and keep the exported directory together."
