@@ -57,7 +57,7 @@ def describe_alone(directory: Path) -> str:
     base = settings.get("base_model_name_or_path") or "a model that it does not name"
     return (
         f"{directory} is an adapter ({_kind(settings)}) for {base}, not a checkpoint: it has no config.json. "
-        f"Merge it into that model first:\n{_recipe(str(base), directory)}"
+        f"Merge it into that model first:\n{_recipe(str(base), str(directory))}"
     )
 
 
@@ -65,12 +65,12 @@ def _kind(settings: dict[str, Any]) -> str:
     return str(settings.get("peft_type") or "of no stated kind")
 
 
-def _recipe(base: str, directory: Path) -> str:
+def _recipe(base: str, adapter: str) -> str:
     return (
         "  from peft import PeftModel\n"
         "  from transformers import AutoModel\n"
         f'  base = AutoModel.from_pretrained("{base}")\n'
-        f'  PeftModel.from_pretrained(base, "{directory}").merge_and_unload().save_pretrained("merged")\n'
+        f'  PeftModel.from_pretrained(base, "{adapter}").merge_and_unload().save_pretrained("merged")\n'
         "and put the tokenizer's and sentence-transformers' files beside it."
     )
 
@@ -98,8 +98,10 @@ def require_peft(directory: Path) -> Any:
     return require(
         "peft",
         f"{directory} has an adapter ({_kind(settings)}, {ADAPTER_CONFIG}) beside its weights, and peft, which merges the two, "
-        f"cannot be imported ({{error}}). Install it with `pip install 'mra-export[adapter]'`, or merge the adapter first:\n"
-        f"{_recipe(str(directory), directory)}\nTo export the weights without it, take {ADAPTER_CONFIG} away.",
+        f"cannot be imported ({{error}}). Install it with `pip install 'mra-export[adapter]'`, or merge the adapter first: move "
+        # Where it is left beside them, transformers applies it too.
+        f"{ADAPTER_CONFIG} and its weights to a folder of their own, here ADAPTER, and run, where peft is installed:\n"
+        f"{_recipe(str(directory), 'ADAPTER')}\nTo export the weights without it, take {ADAPTER_CONFIG} away.",
     )
 
 

@@ -101,9 +101,9 @@ def _why_none(path: Path, directory: Path) -> str:
     for folder in (directory, path):
         if (folder / ADAPTER_CONFIG).is_file():
             return describe_alone(folder)
-    snapshots = sorted((path / "snapshots").glob("*/config.json")) if path.name.startswith("models--") else []
-    if snapshots:
-        return f"{path} is the hub's cache of a model, not a checkpoint. Give {snapshots[-1].parent}."
+    snapshots = sorted(each for each in (path / "snapshots").glob("*") if each.is_dir())
+    if (path / "blobs").is_dir() and snapshots:
+        return f"{path} is the hub's cache of a model, not a checkpoint. Give {' or '.join(map(str, snapshots))}."
     if directory != path:
         return (
             f"{directory} has no config.json, but {path / MODULES_FILE} names it for the Transformer. "

@@ -16,6 +16,8 @@ __all__ = ["load_tokenizer"]
 
 _SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE_FILES)
+_NEWER_CLASS = "TokenizersBackend"
+"""What transformers 5 writes for its release 4's PreTrainedTokenizerFast."""
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
@@ -48,21 +50,23 @@ def load_tokenizer(directory: Path, options: Mapping[str, Any] | None = None) ->
         _check_sentencepiece(files[0])
     import transformers
 
-    names = ", ".join(path.name for path in files)
+    loader = transformers.AutoTokenizer
     stated = read_json(directory / "tokenizer_config.json").get("tokenizer_class")
-    # transformers 5 writes this name for what 4 knows as the other.
-    is_renamed = stated == "TokenizersBackend" and not hasattr(transformers, stated)
-    kind = transformers.PreTrainedTokenizerFast if is_renamed else transformers.AutoTokenizer
+    if stated == _NEWER_CLASS and not hasattr(transformers, stated):
+        loader = transformers.PreTrainedTokenizerFast
+    names = ", ".join(path.name for path in files)
     with quiet_transformers():
         try:
-            tokenizer = kind.from_pretrained(directory, **(options or {}))
+            tokenizer = loader.from_pretrained(directory, **(options or {}))
         except Exception as error:
+            if isinstance(error, TypeError) and "NoneType" in str(error):
+                return None  # so says transformers 4 where the class finds none of its files
             first = " ".join(str(error).split())[:300] or type(error).__name__
             given = "".join(f" with {key}={value!r}" for key, value in (options or {}).items())
             raise InputError(
                 f"The tokenizer in {directory} ({names}) cannot be loaded{given}: {first} Mend its files, or take them away."
             ) from error
-    # transformers makes do with these where the class finds none of its files: every text would be unknown.
+    # transformers 5 makes do with these where the class finds none of its files: every text would be unknown.
     is_empty = set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)
     return None if is_empty else tokenizer
 

@@ -91,7 +91,7 @@ def test_refused_without_peft(command: str, mra: Path, capsys: pytest.CaptureFix
     code, result = run(*(word.format(mra) for word in COMMANDS[command]), capsys=capsys)
     assert code == 4
     assert f"{mra} has an adapter (LORA, adapter_config.json) beside its weights, and peft" in result["error"]
-    assert "merge the adapter first:" in result["error"]
+    assert "or merge the adapter first: move adapter_config.json" in result["error"]
     assert "merge_and_unload()" in result["error"]
     assert sorted(mra.parent.iterdir()) == before
 

@@ -186,7 +186,7 @@ def test_a_repository_without_a_model(hub: Any) -> None:
 def test_the_cache_of_a_model_is_not_its_snapshot(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--someone--model" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--someone--model" / "blobs").mkdir()
     with pytest.raises(InputError, match=f"is the hub's cache of a model, not a checkpoint. Give {snapshot}"):
         locate(tmp_path / "models--someone--model")
 
