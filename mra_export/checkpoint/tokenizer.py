@@ -50,7 +50,7 @@ def load_tokenizer(directory: Path, options: Mapping[str, Any] | None = None) ->
         _check_sentencepiece(files[0])
     import transformers
 
-    loader = transformers.AutoTokenizer
+    loader: Any = transformers.AutoTokenizer
     stated = read_json(directory / "tokenizer_config.json").get("tokenizer_class")
     if stated == _NEWER_CLASS and not hasattr(transformers, stated):
         loader = transformers.PreTrainedTokenizerFast

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mra_export.checkpoint.json_files import refuse_pointer
 from mra_export.dtypes import dtype_of_onnx
 from mra_export.errors import InputError
 from mra_export.families._base import Family, OnnxLayer, read_options
@@ -190,6 +191,7 @@ def read_onnx(path: Path) -> OnnxModel:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
+    refuse_pointer(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
         graph = model.graph
@@ -268,6 +270,7 @@ def _check_external_data(path: Path, proto: Any) -> None:
                 f"{path} needs {data.name} beside it, which is not there. Keep the exported directory together."
             )
         end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        refuse_pointer(data)
         if data.stat().st_size < end:
             raise InputError(
                 f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "

@@ -20,7 +20,7 @@ from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_
 from mra_export.checkpoint.text import read_contract
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE, write_tokenizer
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
-from mra_export.errors import InputError, escaped
+from mra_export.errors import InputError, MraExportError, escaped
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
@@ -88,7 +88,8 @@ def create_bundle(
         library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
         progress(f"writing {output}")
-        with staged_directory(output, force=force) as stage:
+        shown = source if find_exported(source, request) is None else model.directory
+        with staged_directory(output, force=force) as stage, _named(stage, shown):
             _copy_model(model, stage)
             said += _write_tokenizer(model, stage)
             _check_tokenizer(stage)
@@ -222,6 +223,17 @@ def _copy_model(model: OnnxModel, stage: Path) -> None:
             f"{model.path} gives vectors of {gives[0]} numbers, but {root / MODULES_FILE} makes {says}. Export the checkpoint "
             "again, and keep the exported directory together."
         )
+
+
+@contextlib.contextmanager
+def _named(stage: Path, source: str | Path) -> Iterator[None]:
+    """Names the source in what is said of a copy of its files: that is gone when the message is read."""
+    try:
+        yield
+    except MraExportError as error:
+        if str(stage) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(stage), str(source))) from error
 
 
 def _write_tokenizer(model: OnnxModel, stage: Path) -> list[str]:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mra_export.errors import InputError
 from mra_export.export.half import convert
 from mra_export.export.onnx_model import find_onnx, read_onnx
 
@@ -21,6 +22,13 @@ def test_the_limit_is_read_from_the_configuration_or_from_the_file(model: Path, 
     assert read_onnx(tmp_path / "alone.onnx").position_limit == 100
     (tmp_path / "config.json").write_text("not json")
     assert read_onnx(tmp_path / "alone.onnx").position_limit == 256
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(InputError, match=r"model\.onnx is a pointer of Git LFS, not the file itself"):
+        read_onnx(path)
 
 
 def test_a_directory_that_is_no_export_is_a_checkpoint(tiny_checkpoint: Path, tiny_export: Path) -> None:

@@ -96,6 +96,19 @@ def test_pooling_as_asked_and_random_weights(parts: Parts, tmp_path: Path) -> No
     verify_bundle(made.path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"])
+@pytest.mark.parametrize("content", ["\ufeff{}", '{"a": 1,}', "[", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_cannot_be_read_is_named_where_it_is(name: str, content: str, parts: Parts, tmp_path: Path) -> None:
+    """Not as the copy of it that is gone by then."""
+    source = Path(shutil.copytree(parts.onnx, tmp_path / "onnx"))
+    (source / name).write_text(content)
+    with pytest.raises(InputError, match=name) as caught:
+        create_bundle(source, tmp_path / "b", check=False, library=parts.library)
+    assert str(source / name) in str(caught.value) or f"The checkpoint's {name}" in str(caught.value)
+    assert ".b." not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.slow
 def test_another_task(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "c", "MraForSequenceClassification")
