@@ -41,10 +41,18 @@ TOLERATED = (
     ".gitattributes",  # the hub puts it into every repository
     ".gitignore",
     ".gitkeep",
+    ".gitmodules",
+    ".lfsconfig",
+    "/.dvc",  # version control of data
+    ".dvcignore",
+    "/.hg",
+    "/.svn",
     "/.cache/huggingface",  # the hub's client, beside what it downloaded to a folder
     "/.huggingface",  # the same of its release 0.23
     "/README.md",  # the model card that the hub's pages add
     "/lost+found",  # the root of a volume; only root may read it
+    "/.snapshot",  # the root of a volume of NetApp and others
+    "/.Trash-*",  # the root of a volume that a desktop has shown
     ".DS_Store",  # macOS
     "._*",  # macOS, on volumes of others
     ".nfs*",  # NFS, of a file that was removed while it was open
@@ -248,10 +256,10 @@ def _check_tree(bundle: Bundle) -> None:
 def _is_tolerated(inside: str, is_folder: bool) -> bool:
     name = inside.rpartition("/")[2]
     for pattern in TOLERATED:
-        if pattern.startswith("/"):
-            if inside == pattern[1:]:
-                return True
-        elif not is_folder and (name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern):
+        subject = f"/{inside}" if pattern.startswith("/") else "" if is_folder else name
+        if subject == pattern or (
+            pattern.endswith("*") and "/" not in subject[1:] and subject.startswith(pattern[:-1])
+        ):
             return True
     return False
 

@@ -89,12 +89,16 @@ def without_adapter(directory: Path) -> Iterator[Path]:
 
 
 def require_peft(directory: Path) -> Any:
-    """The module peft.
+    """The module peft, for the adapter of a checkpoint.
 
     Raises:
         DependencyError: it cannot be imported.
+        InputError: the adapter is not one of peft.
     """
-    settings = read_json(directory / ADAPTER_CONFIG)
+    path = directory / ADAPTER_CONFIG
+    settings = read_json(path)
+    if not settings.get("peft_type"):
+        raise InputError(f"{path} names no peft_type: it is not of peft. Merge the adapter with what wrote it first.")
     return require(
         "peft",
         f"{directory} has an adapter ({_kind(settings)}, {ADAPTER_CONFIG}) beside its weights, and peft, which merges the two, "
@@ -125,8 +129,6 @@ def merge_adapter(model: Any, directory: Path) -> Merged:
             f"{path} has no {' or '.join(_WEIGHTS)} beside it. Copy the adapter whole, or take {path.name} away."
         )
     refuse_pointer(weights)
-    if not settings.get("peft_type"):
-        raise InputError(f"{path} names no peft_type: it is not of peft. Merge the adapter with what wrote it first.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

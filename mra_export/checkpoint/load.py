@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "input_names", "load_checkpoint", "share_weights"]
 
+_BUFFERS = ("position_ids", "token_type_ids")
+"""Of older releases of transformers, in the files of weights; they hold nothing that was trained."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -160,7 +163,39 @@ def _load_weights(auto_class: Any, directory: Path, config: Any, task: Task) -> 
             f"The checkpoint {directory} has no weights for {shown}, which {type(model).__name__} needs. "
             f"They would be random. Choose the --task it was trained for (now {task.name})."
         )
-    return model, () if merged is None else (merged.note,)
+    notes = [] if merged is None else [merged.note]
+    return model, (*notes, *_notes_on_strays(model, sorted(info["unexpected_keys"]), directory))
+
+
+def _notes_on_strays(model: Any, names: list[str], directory: Path) -> list[str]:
+    """Refuses weights of the encoder that the model has no place for: it would compute something else than was trained.
+
+    Args:
+        model: as loaded.
+        names: of the weights that were not used.
+        directory: of the checkpoint.
+
+    Returns:
+        A note of layers beyond those of config.json.
+    """
+    base = model.base_model
+    parts = {name for name, _ in base.named_children()}
+    layers = 0
+    for name in names:
+        inside = name.removeprefix(f"{model.base_model_prefix}.").split(".")
+        if inside[0] not in parts or inside[0] == "pooler" or inside[-1] in _BUFFERS:
+            continue
+        index = next((int(part) for part in inside if part.isdigit()), -1)
+        if index < model.config.num_hidden_layers:
+            raise InputError(
+                f"The checkpoint {directory} has a weight {name} that {type(model).__name__} does not use, so the model would not "
+                "be the one that was trained. Merge adapters into the weights first, or take a plain checkpoint."
+            )
+        layers = max(layers, index + 1)
+    if not layers:
+        return []
+    kept = model.config.num_hidden_layers
+    return [f"There are weights of {layers} layers, but config.json says {kept}: so many has the result."]
 
 
 def input_names(config: Any) -> tuple[str, ...]:

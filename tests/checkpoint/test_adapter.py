@@ -108,6 +108,14 @@ def test_check_and_from_dense_refuse_too(
 
 
 @pytest.mark.usefixtures("without_peft")
+def test_peft_is_not_asked_for_where_it_is_of_no_use(mra: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"names no peft_type: it is not of peft\. Merge the adapter with what wrote it"
+    ):
+        load_checkpoint(add_adapter(mra, peft_type=None))
+
+
+@pytest.mark.usefixtures("without_peft")
 def test_random_weights_have_no_adapter(mra: Path) -> None:
     assert load_checkpoint(add_adapter(mra), random_init=1).notes == ()
 
@@ -154,6 +162,24 @@ def test_from_dense_merges(suffix: str, prefix: str, tmp_path: Path) -> None:
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
+@with_peft
+def test_a_head_that_the_adapter_brings_whole(tmp_path: Path) -> None:
+    """Where the checkpoint has the encoder alone."""
+    whole = save_checkpoint(tmp_path / "whole", "MraForSequenceClassification", max_position_embeddings=32)
+    head = {
+        name: tensor for name, tensor in load_file(whole / "model.safetensors").items() if name.startswith("classifier")
+    }
+    assert len(head) == 4
+    base = save_checkpoint(tmp_path / "base", max_position_embeddings=32)
+    state = {**lora("mra."), **{f"base_model.model.{name}": tensor + 1 for name, tensor in head.items()}}
+    add_adapter(base, state=state, task_type="SEQ_CLS", modules_to_save=["classifier"])
+    found = load_checkpoint(base, task="text-classification").model.state_dict()
+    for name, tensor in head.items():
+        assert torch.equal(found[name], tensor + 1)
+    with pytest.raises(InputError, match=r"so it is not for MraModel|cannot be merged"):
+        load_checkpoint(base)
 
 
 @with_peft

@@ -27,8 +27,9 @@ constexpr std::int64_t kMaxManifestBytes = 1 << 20;
 // What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
 // from the bundle's root where it begins with a slash, a file of that name anywhere else.
 constexpr const char* kTolerated[] = {
-    "/.git",       ".gitattributes", ".gitignore", ".gitkeep", "/.cache/huggingface", "/.huggingface", "/README.md",
-    "/lost+found", ".DS_Store",      "._*",        ".nfs*",    "Thumbs.db",           "desktop.ini",
+    "/.git", ".gitattributes",      ".gitignore",    ".gitkeep",   ".gitmodules", ".lfsconfig", "/.dvc",     ".dvcignore", "/.hg",
+    "/.svn", "/.cache/huggingface", "/.huggingface", "/README.md", "/lost+found", "/.snapshot", "/.Trash-*", ".DS_Store",  "._*",
+    ".nfs*", "Thumbs.db",           "desktop.ini",
 };
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 62;  // beyond it no product is taken
 constexpr const char* kMend = "Copy the bundle again, or write it again with `mra-export bundle`.";
@@ -214,13 +215,11 @@ class ManifestReader {
 
  private:
   static bool is_tolerated(const std::string& name, bool is_folder) {
-    const std::string last = name.substr(name.rfind('/') + 1);  // npos + 1 is 0
+    const std::string last = is_folder ? "" : name.substr(name.rfind('/') + 1);  // npos + 1 is 0
     for (const std::string pattern : kTolerated) {
-      const bool matches = pattern[0] == '/'       ? name == pattern.substr(1)
-                           : is_folder             ? false
-                           : pattern.back() == '*' ? last.rfind(pattern.substr(0, pattern.size() - 1), 0) == 0
-                                                   : last == pattern;
-      if (matches) return true;
+      const std::string subject = pattern[0] == '/' ? "/" + name : last;
+      const bool begins = pattern.back() == '*' && subject.rfind(pattern.substr(0, pattern.size() - 1), 0) == 0;
+      if (subject == pattern || (begins && subject.find('/', 1) == std::string::npos)) return true;
     }
     return false;
   }
