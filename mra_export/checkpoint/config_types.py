@@ -1,4 +1,4 @@
-"""Whether config.json names a kind of model, and its settings are of the types that transformers means."""
+"""Whether config.json names a kind of model, and whether settings are of the types that transformers means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from mra_export.errors import InputError
 from mra_export.schema import shown
 
-__all__ = ["architectures_of", "check_config"]
+__all__ = ["architectures_of", "check_config", "check_tokenizer_config"]
 
 _SIZES = (
     "block_per_row",
@@ -54,6 +54,39 @@ def check_config(stated: dict[str, Any], path: Path) -> None:
         if name.endswith("_token_id") and isinstance(value, list):
             continue
         raise InputError(f"{path}: {name}={shown(value)} must be {expected}. Mend it.")
+
+
+def check_tokenizer_config(stated: dict[str, Any], path: Path) -> None:
+    """Refuses a setting of another type in tokenizer_config.json, of those that decide what a text becomes.
+
+    Args:
+        stated: the file as parsed.
+        path: of the file.
+
+    Raises:
+        InputError: the message names the setting.
+    """
+    for name, expected in _OF_TOKENIZER.items():
+        value = stated.get(name)
+        is_flag = isinstance(value, bool)
+        fits = {
+            "a number": isinstance(value, int | float) and not is_flag,
+            "a text": isinstance(value, str),
+            "true or false": is_flag,
+        }
+        if value is not None and not fits[expected]:
+            raise InputError(f"{path}: {name}={shown(value)} must be {expected}. Mend it.")
+
+
+_OF_TOKENIZER = {
+    "model_max_length": "a number",
+    "padding_side": "a text",
+    "truncation_side": "a text",
+    "tokenizer_class": "a text",
+    "do_lower_case": "true or false",
+    "strip_accents": "true or false",
+    "tokenize_chinese_chars": "true or false",
+}
 
 
 def _expected(default: Any) -> str | None:

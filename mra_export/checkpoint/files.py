@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mra_export.checkpoint.adapter import ADAPTER_CONFIG, describe_alone
+from mra_export.checkpoint.config_types import check_tokenizer_config
 from mra_export.checkpoint.hub import fetch
 from mra_export.checkpoint.json_files import read_json, refuse_pointer, write_json
 from mra_export.checkpoint.layout import MODULES_FILE, read_listing, sentence_root, transformer_folder
@@ -122,7 +123,9 @@ def _check_json(directory: Path) -> None:
         *(files[name] for name in names),
         *(directory / name for name in ("generation_config.json", ADAPTER_CONFIG)),
     ]:
-        read_json(path)
+        settings = read_json(path)
+        if path.name == "tokenizer_config.json":
+            check_tokenizer_config(settings, path)
     root = sentence_root(directory)
     for module in read_listing(root):
         if root / module.folder != directory:

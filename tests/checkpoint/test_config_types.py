@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from bundle_support import run
 from checkpoints import save_checkpoint
-from dense_support import edit_config
+from dense_support import edit_config, write_files
 
+from mra_export.checkpoint.files import locate
 from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint, load_config
 from mra_export.errors import InputError
@@ -109,6 +110,33 @@ def test_the_class_of_an_mra_model(architectures: Any, tmp_path: Path, capsys: p
     assert code == 0, result
     code, result = run("check", tmp_path / "bundle", capsys=capsys)
     assert (code, result["ok"]) == (0, True), result
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("model_max_length", "512", 'model_max_length="512" must be a number'),
+        ("model_max_length", [512], r"model_max_length=\[512\] must be a number"),
+        ("model_max_length", True, "model_max_length=true must be a number"),
+        ("padding_side", 1, "padding_side=1 must be a text"),
+        ("truncation_side", ["left"], "truncation_side=.* must be a text"),
+        ("tokenizer_class", {"a": 1}, "tokenizer_class=.* must be a text"),
+        ("do_lower_case", "false", 'do_lower_case="false" must be true or false'),
+        ("do_lower_case", 0, "do_lower_case=0 must be true or false"),
+        ("strip_accents", "no", 'strip_accents="no" must be true or false'),
+    ],
+)
+def test_a_setting_of_the_tokenizer(name: str, value: Any, expected: str, bert: Path, tmp_path: Path) -> None:
+    write_files(bert, {"tokenizer_config.json": {name: value}})
+    with pytest.raises(InputError, match=expected) as caught:
+        from_dense(bert, tmp_path / "mra")
+    assert str(bert / "tokenizer_config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"model_max_length": 1e30}, {"model_max_length": 512.0}, {"strip_accents": None}])
+def test_what_tokenizers_have(settings: dict[str, Any], bert: Path) -> None:
+    write_files(bert, {"tokenizer_config.json": settings})
+    assert locate(bert) == bert
 
 
 @pytest.mark.parametrize("settings", [{"pad_token_id": None}, {"eos_token_id": [1, 2]}, {"extra": "x"}])
