@@ -292,7 +292,9 @@ def id_tables(source: Source, columns: tuple[str, ...], rows: int) -> tuple[Any,
                     "Make them the same."
                 ) from error
     fields = [seen.get(name, pa.field(name, pa.string())) for name in columns]
-    schema = pa.schema([pa.field(f.name, pa.string(), True) if pa.types.is_null(f.type) else f for f in fields])
+    if any(file.kind != "parquet" for file in source.files):  # which have no types of their own
+        fields = [pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in fields]
+    schema = pa.schema(fields)
     return schema, _id_rows(pa, source, columns, rows, schema)
 
 

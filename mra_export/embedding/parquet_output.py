@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.embedding.input import changed, id_tables
+from mra_export.embedding.records import runs_of
 from mra_export.errors import InputError
 from mra_export.optional import require_pyarrow
 from mra_export.outputs import file_sha256
@@ -103,6 +104,17 @@ class _Aligned:
                 if self._table is None:
                     raise InputError(changed("The input"))
             count = int(np.searchsorted(rows, self._first + len(self._table)))
-            parts.append(self._table.take(pa.array(rows[:count] - self._first)))
+            parts += _picked(pa, self._table, rows[:count] - self._first)
             rows = rows[count:]
         return pa.concat_tables(parts)
+
+
+def _picked(pa: Any, table: Any, rows: np.ndarray[Any, Any]) -> list[Any]:
+    """Rows of a table, as tables."""
+    runs = list(runs_of(rows))
+    if len(runs) > 1:
+        try:
+            return [table.take(pa.array(rows))]
+        except pa.ArrowNotImplementedError:  # as of views; any type can be sliced
+            pass
+    return [table.slice(int(rows[first]), last - first) for first, last in runs]

@@ -124,6 +124,33 @@ def test_several_files_are_one_input_and_the_output_says_which(
         embed(bundle, "data", Path("data/part=1/p.parquet"), column="doc.text", force=True)
 
 
+@pytest.mark.parametrize("null", ["skip", "empty"])
+def test_id_columns_of_any_type_keep_type_and_row(null: str, bundle: Path, tmp_path: Path) -> None:
+    rows = range(60)
+    ids = {
+        "dictionary": pa.array([f"k{i % 9}" for i in rows]).dictionary_encode(),
+        "time": pa.array([1_700_000_000_000_000 + i for i in rows], pa.timestamp("us", "UTC")),
+        "list": pa.array([[i, None] for i in rows]),
+        "struct": pa.array([{"a": i, "b": "x"} for i in rows]),
+        "decimal": pa.array(list(rows), pa.decimal128(10, 2)),
+        "bytes": pa.array([bytes([i]) for i in rows]),
+        "map": pa.array([[("a", i)] for i in rows], pa.map_(pa.string(), pa.int64())),
+    }
+    if int(pa.__version__.split(".")[0]) >= 20:  # older ones do not write views
+        ids["view"] = pa.array([f"v{i}" for i in rows], pa.string_view())
+    text = pa.array([f"word{i}" if i % 5 else None for i in rows])
+    table = pa.table({"text": text, **ids})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=17)
+    embed(bundle, tmp_path / "t.parquet", tmp_path / "o.parquet", id_columns=list(ids), null=null)
+    made = pq.read_table(tmp_path / "o.parquet")
+    kept = [i for i in rows if null == "empty" or i % 5]
+    assert made["row"].to_pylist() == kept
+    for name in ids:
+        assert made[name].type == table[name].type
+        values = table[name].to_pylist()
+        assert made[name].to_pylist() == [values[row] for row in kept]
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
