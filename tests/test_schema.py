@@ -11,7 +11,7 @@ import pytest
 
 from mra_export.engine.manifest import FORMAT, Manifest, manifest_path, read_manifest
 from mra_export.errors import InputError
-from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, check_value, choice
+from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, check_texts, check_value, choice
 
 SCHEMA = {
     "name": WORD,
@@ -42,6 +42,23 @@ def test_what_is_of_its_kind_passes() -> None:
     check_value({**GOOD, "mode": "mean"}, SCHEMA, "", refuse)
     check_value((1 << 62) - 1, Int(0), "n", refuse)
     check_value("", TEXT, "n", refuse)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": [{"b": "x\x1b"}]}, r"m.json: a\[0\].b=.* holds a control character"),
+        ({"a": {"x\x7f": 1}}, r"m.json: a has the name 'x\\x7f', which holds a control character"),
+        ({"x\u2028": 1}, "m.json: the manifest has the name .*, which holds a control character"),
+        ("\ud800", "m.json: the manifest=.* holds a control character"),
+    ],
+)
+def test_text_that_would_steer_a_terminal_is_refused_wherever_it_is(value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_texts(value, "", refuse)
+    check_texts(
+        {"notes": ["two\nlines", "a\ttab", "naïve 日本語 😀", "non\xa0breaking"], "n": [1, None, True]}, "", refuse
+    )
 
 
 @pytest.mark.parametrize(

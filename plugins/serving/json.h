@@ -34,6 +34,16 @@ inline bool is_control(std::uint32_t code) {
          code == 0xFEFF || (code >= 0xFFF9 && code <= 0xFFFB) || (code >= 0xE0000 && code <= 0xE007F);
 }
 
+// Whether a text of a manifest holds what no terminal should get; it may have several lines.
+inline bool has_control(const std::string& text) {
+  std::uint32_t code = 0;
+  for (std::size_t at = 0, size = 0; at < text.size(); at += size > 0 ? size : 1) {
+    size = read_utf8(text, at, &code);
+    if (size > 0 && is_control(code) && code != '\n' && code != '\t') return true;
+  }
+  return false;
+}
+
 // Text for a message: control characters, and bytes that are not UTF-8, as \n, \x1b, \u202e or \U000e0041.
 inline std::string printable(const std::string& text) {
   static constexpr const char* kDigits = "0123456789abcdef";

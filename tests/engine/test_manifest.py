@@ -183,6 +183,18 @@ def test_what_is_left_out_is_not_checked(tmp_path: Path, agrees: Agrees) -> None
     agrees([(str(engine), "", "", "", "")], lambda said: said == [""])
 
 
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x9b31m", "\u202e", "\x7f", "\U000e0041"], ids=ascii)
+def test_text_that_would_steer_a_terminal_is_refused_and_not_obeyed(text: str, tmp_path: Path, agrees: Agrees) -> None:
+    engine = make_engine(tmp_path, gpu=f"a{text}b")
+    with pytest.raises(InputError, match="holds a control character") as caught:
+        check_engine(engine)
+    assert str(caught.value).isprintable()
+    agrees(
+        [(str(engine), "", "", "", ""), (f"{tmp_path}/no{text}where", "", "", "", "")],
+        lambda said: "holds a control character" in said[0] and all(each.isprintable() for each in said),
+    )
+
+
 def test_an_engine_that_was_cut_off(tmp_path: Path, agrees: Agrees) -> None:
     engine = make_engine(tmp_path)
     engine.write_bytes(engine.read_bytes()[:700])

@@ -196,6 +196,32 @@ def test_licence_and_name_go_from_the_dense_model_to_the_bundle(tmp_path: Path) 
     assert (made.path / "NOTICE").is_file()
 
 
+def test_a_model_card_cannot_steer_a_terminal(parts: Parts, tmp_path: Path) -> None:
+    """What it says is kept, escaped; else the bundle could not be read."""
+    source = Path(shutil.copytree(parts.onnx, tmp_path / "onnx"))
+    (source / "README.md").write_text('---\nlicense_name: "a\\e[2Jb"\nbase_model: "c\\u202ed"\n---\n')
+    made = create_bundle(source, tmp_path / "b", check=False, library=parts.library)
+    assert made.manifest["license"]["name"] == r"a\x1b[2Jb"
+    assert made.manifest["provenance"]["base_model"] == [r"c\u202ed"]
+
+
+def test_what_a_reader_would_refuse_gets_no_name(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mra_export.bundle.manifest.MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(InputError, match="bytes, more than a manifest can have"):
+        create_bundle(parts.onnx, tmp_path / "b", check=False, library=parts.library)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.native
+def test_a_library_that_was_cut_off_is_not_bundled(parts: Parts, tmp_path: Path) -> None:
+    library = native(parts)
+    short = tmp_path / "libmra_onnxruntime.so"
+    short.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"it was cut off or damaged\. Copy it again"):
+        create_bundle(parts.onnx, tmp_path / "b", check=False, library=short)
+    assert [path.name for path in tmp_path.iterdir()] == [short.name]
+
+
 # The same bytes, anywhere.
 
 

@@ -101,14 +101,6 @@ bool is_utf8(const std::string& text) {
   return true;
 }
 
-// Whether a text of the manifest holds what no terminal should get; notes may have several lines.
-bool has_control(const std::string& text) {
-  std::uint32_t code = 0;
-  for (std::size_t at = 0; at < text.size(); at += std::max<std::size_t>(1, detail::read_utf8(text, at, &code)))
-    if (detail::read_utf8(text, at, &code) > 0 && detail::is_control(code) && code != '\n' && code != '\t') return true;
-  return false;
-}
-
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 // What is wrong with a value of this kind, as "must be ..."; nullptr where it is right.
@@ -338,7 +330,8 @@ class ManifestReader {
 
   // What stands in a manifest is shown to people: nothing in it may steer their terminal.
   void check_texts(const Json& value, const std::string& where) const {
-    if (value.kind == Kind::kString && has_control(value.text)) refuse(where + "=" + shown(value) + " holds a control character");
+    if (value.kind == Kind::kString && detail::has_control(value.text))
+      refuse(where + "=" + shown(value) + " holds a control character");
     for (std::size_t i = 0; i < value.items.size(); ++i) {
       if (value.kind != Kind::kObject) {
         check_texts(value.items[i], where + "[" + std::to_string(i) + "]");
@@ -346,7 +339,7 @@ class ManifestReader {
       }
       const std::string& name = value.names[i];
       if (where.empty() && name == "text") continue;  // prompts are put before texts as they are, whatever characters they hold
-      if (has_control(name))
+      if (detail::has_control(name))
         refuse((where.empty() ? "the manifest" : where) + " has the name '" + name + "', which holds a control character");
       check_texts(value.items[i], where.empty() ? name : where + "." + name);
     }

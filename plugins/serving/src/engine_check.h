@@ -166,7 +166,7 @@ inline std::string read_manifest(const std::string& engine, Manifest* manifest) 
                                                           {"precision", &found.precision}};
   for (const auto& [name, member] : strings)
     if (const auto* value = field(name, Kind::kString)) {
-      if (detail::printable(value->text) != value->text)
+      if (detail::has_control(value->text))
         return path + ": " + name + "=" + value->text + " holds a control character. Build the engine again.";
       *member = value->text;
     }
