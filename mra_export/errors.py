@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError"]
+import re
+
+__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError", "is_out_of_memory"]
 
 
 class MraExportError(Exception):
@@ -30,3 +32,14 @@ class DependencyError(MraExportError):
     """Something of the environment is missing: a library, a compiler, a GPU."""
 
     exit_code = 4
+
+
+_NO_MEMORY = re.compile(
+    r"failed to allocate memory|bad_alloc|bad allocation|can.?t allocate memory|cannot allocate memory|out of memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory: Python's own, ONNX Runtime's, torch's, the system's."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))

@@ -12,7 +12,7 @@ import numpy as np
 from mra_export.embedding.batching import run_batched
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
-from mra_export.runners.session import open_session, session_options
+from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +52,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
 
     Raises:
         InputError: it is no bundle, is damaged, or does not give one vector a text.
+        DependencyError: ONNX Runtime is not installed, or too old for the bundle's library.
     """
     from mra_export.bundle.verify import is_bundle, verify_bundle
 
@@ -69,6 +70,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
         raise InputError(
             f"{path} has no tokenizer.json. Put the checkpoint's into the ONNX directory and bundle that again."
         )
+    check_runtime(bundle.library)
     return bundle
 
 
@@ -102,7 +104,7 @@ class Encoder:
 
     Raises:
         InputError: ONNX Runtime cannot run the model.
-        DependencyError: ONNX Runtime or tokenizers is not installed.
+        DependencyError: ONNX Runtime or tokenizers is not installed, or ONNX Runtime too old for the bundle.
     """
 
     def __init__(
@@ -115,10 +117,10 @@ class Encoder:
         providers = list(dict.fromkeys((on or provider(), "CPUExecutionProvider")))
         try:
             self._session = open_session(str(bundle.model_file), options, providers)
-        except Exception as error:
+        except InputError as error:
             raise InputError(
                 f"ONNX Runtime {ort.__version__} cannot run {bundle.model_file} ({bundle.dtype}) on the {providers[0]}: "
-                f"{str(error).splitlines()[0]} Bundle an export in another type, or use another ONNX Runtime."
+                f"{str(error.__cause__ or error).splitlines()[0]} Bundle an export in another type, or use another ONNX Runtime."
             ) from error
         if (got := self._session.get_providers()[0]) != providers[0]:
             raise DependencyError(
@@ -168,7 +170,8 @@ class Encoder:
         return Encoded(vectors, truncated, sum(map(len, ids)), computed)
 
     def _run(self, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
-        hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
+        with runtime_errors(str(self._bundle.model_file)):
+            hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
         return pool(hidden, inputs["attention_mask"].sum(axis=1), self._pooling)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from mra_export.checkpoint.pooling import POOLINGS, Pooling, pool, pooling_of
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import MODEL_FILE, save_program
+from mra_export.export.opset17 import to_opset_17
 from mra_export.outputs import staged_directory
 from mra_export.quiet import quiet_exporter
 from mra_export.version import __version__
@@ -31,6 +34,8 @@ __all__ = ["DEFAULT_OPSET", "ExportResult", "export_onnx"]
 
 DEFAULT_OPSET = 20
 """Of most families; see `Family.default_opset`."""
+OLDEST_EXPORTED_OPSET = 18
+"""The oldest that torch's exporter writes; `to_opset_17` goes on from there."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
 
@@ -156,7 +161,7 @@ def _trace(
             dynamic_shapes=tuple(dims for _ in inputs),
             input_names=list(inputs),
             output_names=list(outputs),
-            opset_version=opset,
+            opset_version=max(opset, OLDEST_EXPORTED_OPSET),
             verbose=False,
         )
     if program is None:
@@ -213,6 +218,7 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
 def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str) -> int:
     """Names the attention nodes, has their family finish them, and drops whatever tells of this machine; counts them."""
     import onnx_ir
+    from onnx.helper import find_min_ir_version_for, make_opsetid
 
     names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
     nodes = [node for node in model.graph if (node.domain, node.op_type) == checkpoint.family.operator]
@@ -221,6 +227,7 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     for node, name in zip(nodes, names, strict=True):
         node.name = f"{name}.{node.op_type}"
     count = len(nodes)
+    _name_nodes(model.graph)
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
@@ -241,10 +248,27 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     model.metadata_props["max_seq_len"] = str(checkpoint.family.max_seq_len(checkpoint.config))
     model.metadata_props.update({f"option.{name}": str(value) for name, value in checkpoint.options.items()})
     checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
+    if opset < OLDEST_EXPORTED_OPSET:
+        to_opset_17(model)
     for function in checkpoint.family.functions(opset):
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
+    # The oldest of the file's own format that goes with the opset: older runtimes refuse a newer one, whatever is in it.
+    model.ir_version = find_min_ir_version_for([make_opsetid("", opset)])
     return count
+
+
+def _name_nodes(graph: onnx_ir.Graph) -> None:
+    """Names each node of a module by it, as in "encoder.layer.0.output.dense.MatMul": who finds one in a file knows where it is."""
+    taken: Counter[str] = Counter()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        path = scopes[-2].partition(".")[2] if len(scopes) > 1 else ""  # without that of `Wrapped.model`
+        if not path or node.domain:  # attention nodes have their names
+            continue
+        name = f"{path}.{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, pooling: Pooling) -> None:
