@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from typing import Any
 
@@ -28,10 +29,21 @@ def require(module: str, otherwise: str) -> Any:
     except ImportError as error:
         if "{error}" in otherwise or not _is_installed(module):
             raise DependencyError(otherwise.replace("{error}", str(error))) from error
+        package, reason = (
+            module.partition(".")[0],
+            str(error) or "it was made for other versions of the packages beside it",
+        )
         raise DependencyError(
-            f"The package {module.partition('.')[0]} is installed, but cannot be imported: {error}. Install it again, in a version "
-            "that fits the other packages."
+            f"The package {package}{_version(package)} is installed, but cannot be imported: {reason}. Install it again, in a "
+            "version that fits the other packages."
         ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return f" {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _is_installed(module: str) -> bool:

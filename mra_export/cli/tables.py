@@ -84,7 +84,8 @@ def print_recorded(bundle: Bundle) -> None:
         numbers = [
             f"{name.replace('_', ' ')} {_number(name, value)}"
             for name, value in sorted(made["metrics"].items())
-            if value is not None and name in ("relative_error", "max_abs_error", "cosine_min", "operator_error", "largest_value")
+            if value is not None
+            and name in ("relative_error", "max_abs_error", "cosine_min", "operator_error", "largest_value")
         ]
         text = f"RECORDED {verdict}: {made['candidate']} against {made['reference']}: {', '.join(numbers)}"
         console.print(text, soft_wrap=True, markup=False)

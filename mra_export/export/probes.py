@@ -71,7 +71,7 @@ def write_probed(model: OnnxModel, target: Path) -> list[Probe]:
     wanted = _wanted(graph)
     _widen(graph)
     graph.outputs.clear()
-    probes = []
+    probes: list[Probe] = []
     for value in wanted:
         layer, tensor = labels[value]
         probes.append(_add_probe(graph, value, f"probe_{len(probes)}", layer, tensor))
@@ -113,7 +113,9 @@ def _wanted(graph: ir.Graph) -> list[ir.Value]:
         if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT16:
             continue
         # The mask, alone and added to logits: large on purpose, and the logits have a probe.
-        is_masked = node.op_type == "Add" and any(value in weightless and not _is_constant(value) for value in node.inputs)
+        is_masked = node.op_type == "Add" and any(
+            value in weightless and not _is_constant(value) for value in node.inputs
+        )
         if is_masked or weightless.issuperset(node.inputs):
             continue
         found += [v for v in node.outputs if v.dtype == ir.DataType.FLOAT16 and v not in harmless]

@@ -76,7 +76,8 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
                 if value is not None
             ],
             "ranges": [
-                (r.name, r.tensor, f"{r.largest:.6g}", f"{r.largest / c.tolerance['largest_value']:.1%}") for r in c.ranges
+                (r.name, r.tensor, f"{r.largest:.6g}", f"{r.largest / c.tolerance['largest_value']:.1%}")
+                for r in c.ranges
             ],
             "plots": _plots(c) if c.cases else [],
             "cases": [

@@ -39,7 +39,7 @@ def check_runtime(library: Path | None = None) -> None:
     needed = ".".join(map(str, OLDEST_FOR_LIBRARY))
     raise DependencyError(
         f"ONNX Runtime {ort.__version__} is too old for {library.name}, which needs {needed} or newer. Upgrade it with "
-        f"`pip install --upgrade {_distribution()}`."
+        f"`pip install --upgrade {_distribution()}`. Without that library it would run the file's function body, which is slower."
     )
 
 

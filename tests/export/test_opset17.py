@@ -38,9 +38,7 @@ def test_the_oldest_format_of_each_opset(
     inputs["attention_mask"][:, 0] = 1
     got, want = OnnxRuntimeRunner(model).run(inputs), OnnxRuntimeRunner(reference).run(inputs)
     mask = inputs["attention_mask"].astype(bool)
-    np.testing.assert_allclose(
-        got["last_hidden_state"][mask], want["last_hidden_state"][mask], rtol=0, atol=2e-5
-    )
+    np.testing.assert_allclose(got["last_hidden_state"][mask], want["last_hidden_state"][mask], rtol=0, atol=2e-5)
 
 
 def graph(text: str) -> ir.Model:

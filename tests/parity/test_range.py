@@ -122,7 +122,9 @@ def test_what_is_too_large_is_named(
     model, inputs = export(class_name)
     found = check_range(filled(model, f"model.{parameter}", value), inputs)
     assert found.ok is False
-    assert re.search(rf"margin 2\): {re.escape(expected)}: (49|50)\d{{3}}[.;\d]* ", describe_failures([found])[0]), found.notes
+    assert re.search(rf"margin 2\): {re.escape(expected)}: (49|50)\d{{3}}[.;\d]* ", describe_failures([found])[0]), (
+        found.notes
+    )
     assert 49000 < found.metrics["largest_value"] < 130000  # type: ignore[operator]
 
 
@@ -138,9 +140,7 @@ def test_what_is_too_large_is_named(
         ("RobertaPreLayerNormForCausalLM", 18, {"is_decoder": True}),
     ],
 )
-def test_an_ordinary_model_passes(
-    class_name: str, opset: int | None, settings: dict[str, Any], export: Export
-) -> None:
+def test_an_ordinary_model_passes(class_name: str, opset: int | None, settings: dict[str, Any], export: Export) -> None:
     """The mask of standard attention, -32752, is large on purpose."""
     found = check_range(*export(class_name, opset, **settings))
     assert found.ok is True, found.notes
@@ -185,7 +185,9 @@ def test_the_convolution_of_yoso(tmp_path: Path) -> None:
         own.conv.weight.fill_(300)
     found = check_range(*exported(checkpoint, tmp_path))
     assert found.ok is False
-    assert re.match(r"layer 0, attention context: 1[78]\d{4}; layer 0|layer 0, attention context: 1[78]\d{4}", found.notes[0])
+    assert re.match(
+        r"layer 0, attention context: 1[78]\d{4}; layer 0|layer 0, attention context: 1[78]\d{4}", found.notes[0]
+    )
 
 
 @pytest.mark.slow

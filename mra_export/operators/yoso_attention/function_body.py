@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mra_export.operators.limits import OP_DOMAIN
+from mra_export.operators.old_opsets import for_opset
 from mra_export.operators.yoso_attention.spec import (
     ATTRIBUTES,
     GRID_LIMIT,
@@ -21,7 +22,6 @@ from mra_export.operators.yoso_attention.spec import (
     OUTPUTS,
     YosoAttentionAttributes,
 )
-from mra_export.operators.old_opsets import for_opset
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
