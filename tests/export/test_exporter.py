@@ -227,8 +227,8 @@ def test_a_module_that_would_be_left_out_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset": 17}, "opset=17 must be between 18 and"),
-        ({"opset": 99}, "opset=99 must be between 18 and"),
+        ({"opset": 16}, "opset=16 must be between 17 and"),
+        ({"opset": 99}, "opset=99 must be between 17 and"),
         ({"dtype": "int8"}, "dtype='int8' must be one of"),
         ({"pooling": Pooling("max")}, "pooling='max' must be one of"),
         ({"pooling": Pooling("none", True)}, "needs --pooling cls or mean"),

@@ -54,7 +54,6 @@ def test_a_runtime_that_is_new_enough(version: str, monkeypatch: pytest.MonkeyPa
         ["embed", "{bundle}", "{lines}", "-o", "{tmp}/o.npy"],
         ["onnx", "{checkpoint}", "-o", "{tmp}/o"],
         ["check", "{checkpoint}", "{export}"],
-        ["check", "{bundle}"],
         ["bench", "{export}"],
         ["bundle", "{checkpoint}", "-o", "{tmp}/o"],
         ["bundle", "{export}", "-o", "{tmp}/o"],
