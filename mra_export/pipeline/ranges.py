@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.errors import InputError
-from mra_export.parity.cases import build_cases
+from mra_export.parity.cases import SENTENCES
 from mra_export.parity.comparison import Comparison
 from mra_export.parity.range import check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.export.onnx_model import OnnxModel
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["file_range", "random_inputs", "stand_in"]
 
-LONGEST_RANDOM = 512
-"""Tokens of random ids, where nothing says how long the model's texts are."""
+SHAPES = ((1, 48), (4, 128), (1, 512))
+"""Rows and tokens of what a file by itself is run with; cut to what the model takes."""
 
 
 def stand_in(model: OnnxModel) -> Checkpoint:
@@ -48,7 +48,7 @@ def file_range(
     lost: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """`check_range` of a file, with the inputs of a check where there is its directory.
+    """`check_range` of a file, with the check's sentences where a tokenizer lies in its directory.
 
     Args:
         model: the file; fp16.
@@ -57,21 +57,45 @@ def file_range(
         progress: called with a line before the run.
     """
     source = source or model
+    inputs = [random_inputs(source, width, rows) for rows, width in SHAPES]
+    text = _fill_with_text(inputs, source.directory / "tokenizer.json", source.vocabulary)
+    return check_range(model, inputs, lost=lost, origin="text" if text else "random ids", progress=progress)
+
+
+def _fill_with_text(inputs: Sequence[Inputs], path: Path, vocabulary: int | None) -> bool:
+    """Puts the ids of sentences in the place of random ones; false where no tokenizer of the model is at hand.
+
+    By the tokenizer alone: loading transformers for it would take longer than the run.
+    """
     try:
-        cases, origin = build_cases(stand_in(source))
-        inputs = [case.inputs for case in cases]
-    except InputError:  # a file by itself
-        lengths = dict.fromkeys((96, min(LONGEST_RANDOM, source.position_limit or LONGEST_RANDOM)))
-        inputs, origin = [random_inputs(source, seq_len) for seq_len in lengths], "random ids"
-    return check_range(model, inputs, lost=lost, origin=origin, progress=progress)
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # of the library's own; any failure means the same, as in `load_tokenizer`
+        return False
+    if vocabulary is None or tokenizer.get_vocab_size(with_added_tokens=True) > vocabulary:
+        return False
+    sentences = SENTENCES.read_text(encoding="utf-8").split("\n")
+    generator = np.random.default_rng(0)
+    tokenizer.no_padding()
+    for each in inputs:
+        ids = each["input_ids"]
+        width = ids.shape[-1]
+        tokenizer.enable_truncation(max(width, 8))
+        for row in ids.reshape(-1, width):
+            words = " ".join(generator.permutation(sentences).tolist() * (1 + width // 256))
+            found = tokenizer.encode(words).ids[:width]
+            row[: len(found)] = found
+    return True
 
 
-def random_inputs(model: OnnxModel, seq_len: int) -> Inputs:
-    """Two examples of random ids, of which one is padded.
+def random_inputs(model: OnnxModel, seq_len: int, rows: int = 2) -> Inputs:
+    """Random ids, the last row padded.
 
     Args:
         model: a file.
         seq_len: tokens of each; cut to what the model takes.
+        rows: examples.
     """
     graph = model.proto.graph
     tables = {
@@ -79,7 +103,7 @@ def random_inputs(model: OnnxModel, seq_len: int) -> Inputs:
     }
     seq_len = min(seq_len, model.position_limit or seq_len)
     rank = next(len(i.type.tensor_type.shape.dim) for i in graph.input if i.name == "input_ids")
-    shape = (2,) * (rank - 1) + (seq_len,)
+    shape = (*(rows, 2)[: rank - 1], seq_len)  # of a multiple choice two choices
     generator = np.random.default_rng(0)
     mask: np.ndarray[Any, Any] = np.ones(shape, np.int64)
     mask[-1, ..., seq_len - seq_len // 3 :] = 0

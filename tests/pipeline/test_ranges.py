@@ -18,7 +18,7 @@ from mra_export.errors import ParityError
 from mra_export.export.half import convert
 from mra_export.export.onnx_model import read_onnx
 from mra_export.pipeline.check import check_alone
-from mra_export.pipeline.ranges import file_range, random_inputs
+from mra_export.pipeline.ranges import _fill_with_text, file_range, random_inputs
 from mra_export.pipeline.source import Proof, in_dtype
 
 BIAS = "model.encoder.layer.1.intermediate.dense.bias"
@@ -150,3 +150,18 @@ def test_the_manifest_of_an_engine(tiny_export: Path, plugin: Path, rtx: Any, tm
     assert 0.5 < found["largest"] < 50
     assert [each["name"] for each in found["layers"]] == ["embeddings", "layer 0", "layer 1"]
     assert found["tensor"] in [f"{each['name']}, {each['tensor']}" for each in found["layers"]]
+
+
+def test_the_text_of_a_directory(tiny_export: Path, tmp_path: Path) -> None:
+    from embed_support import save_tokenizer
+
+    folder = tmp_path / "export"
+    shutil.copytree(tiny_export, folder)
+    model = read_onnx(folder / "onnx" / "model.onnx")
+    inputs = [random_inputs(model, 40, 3)]
+    assert not _fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
+    save_tokenizer(folder / "tokenizer.json")
+    assert not _fill_with_text(inputs, folder / "tokenizer.json", 20)  # of another model
+    assert _fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
+    assert inputs[0]["input_ids"][:, 0].tolist() == [0, 0, 0]  # <s>
+    assert inputs[0]["input_ids"][:, -1].tolist() == [2, 2, 2]  # </s>
