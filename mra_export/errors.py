@@ -23,13 +23,13 @@ class InputError(MraExportError):
 
 
 class ParityError(MraExportError):
-    """The exported model does not compute what the PyTorch model computes."""
+    """The exported model does not compute what the PyTorch model computes, or its type does not hold its tensors."""
 
     exit_code = 3
 
 
 class DependencyError(MraExportError):
-    """Something of the environment is missing: a library, a compiler, a GPU."""
+    """Something of the environment is missing or too old: a library, a compiler, a GPU, memory."""
 
     exit_code = 4
 

@@ -18,9 +18,7 @@ __all__ = ["OLDEST_FOR_LIBRARY", "check_runtime", "open_session", "runtime_error
 OLDEST_FOR_LIBRARY = (1, 21)
 """The ONNX Runtime whose API the native library asks for: kApiVersion in plugins/onnxruntime/custom_op.h."""
 
-_TOO_OLD = re.compile(
-    r"Unsupported model IR version|under development and support for this is limited|only \*guarantees\* support"
-)
+_TOO_OLD = re.compile(r"Unsupported model IR version|(ONNX Runtime only \*guarantees\*|Opset \d+ is under development)")
 
 
 def check_runtime(library: Path | None = None) -> None:
@@ -113,9 +111,10 @@ def runtime_errors(shown: str) -> Iterator[None]:
                 f"There is not enough memory to run {shown}. Run it with smaller batches or shorter texts, or on a machine with "
                 "more."
             ) from error
-        if _TOO_OLD.search(text):
+        if found := _TOO_OLD.search(text):
+            reason = text[found.start() :].rstrip(".")
             raise DependencyError(
-                f"ONNX Runtime {version} is too old for {shown}: {text} Upgrade it with `pip install --upgrade "
+                f"ONNX Runtime {version} is too old for {shown}: {reason}. Upgrade it with `pip install --upgrade "
                 f"{_distribution()}`, or export the checkpoint again with `--opset 17`."
             ) from error
         raise InputError(f"ONNX Runtime {version} refused {shown}: {text}") from error
