@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError", "escaped"]
+import re
+
+__all__ = ["DependencyError", "InputError", "MraExportError", "ParityError", "escaped", "is_out_of_memory"]
 
 
 def escaped(text: str, keep: str = "\n") -> str:
@@ -32,12 +34,23 @@ class InputError(MraExportError):
 
 
 class ParityError(MraExportError):
-    """The exported model does not compute what the PyTorch model computes."""
+    """The exported model does not compute what the PyTorch model computes, or its type does not hold its tensors."""
 
     exit_code = 3
 
 
 class DependencyError(MraExportError):
-    """Something of the environment is missing: a library, a compiler, a GPU."""
+    """Something of the environment is missing or too old: a library, a compiler, a GPU, memory."""
 
     exit_code = 4
+
+
+_NO_MEMORY = re.compile(
+    r"failed to allocate memory|bad_alloc|bad allocation|can.?t allocate memory|cannot allocate memory|out of memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory: Python's own, ONNX Runtime's, torch's, the system's."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))

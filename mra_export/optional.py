@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 from typing import Any
 
 from mra_export.errors import DependencyError
@@ -19,14 +21,38 @@ def require(module: str, otherwise: str) -> Any:
         otherwise: the text of the error; `{error}` in it becomes Python's own.
 
     Raises:
-        DependencyError: it cannot be imported.
+        DependencyError: it cannot be imported; the text is another where it is installed and damaged.
     """
     try:
         parts = module.split(".")
         # One by one: a submodule that is loaded already says nothing of the package above it.
         return [importlib.import_module(".".join(parts[: count + 1])) for count in range(len(parts))][-1]
     except ImportError as error:
-        raise DependencyError(otherwise.replace("{error}", str(error))) from error
+        if "{error}" in otherwise or not _is_installed(module):
+            raise DependencyError(otherwise.replace("{error}", str(error))) from error
+        package, reason = (
+            module.partition(".")[0],
+            str(error) or "it was made for other versions of the packages beside it",
+        )
+        raise DependencyError(
+            f"The package {package}{_version(package)} is installed, but cannot be imported: {reason}. Install it again, in a "
+            "version that fits the other packages."
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return f" {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module that could not be imported is there, so that something else is the matter."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):  # as where a test has put None in its place
+        return False
 
 
 def require_onnxruntime(why: str = "", otherwise: str = "") -> Any:

@@ -31,10 +31,11 @@ Every command takes `--json`, `-v`, `-q` and `--help`. `python -m mra_export` is
 | | |
 |---|---|
 | 0 | done |
-| 1 | interrupted, and the message says what is kept; or a bug |
+| 1 | a bug, or a standard output that cannot be written to |
 | 2 | bad usage or bad input: a file, a configuration, an option or a value |
-| 3 | parity failed: the exported model does not compute what the PyTorch model computes; only a `--report` was written |
-| 4 | something is missing on this machine: a package, a library, a compiler, a GPU |
+| 3 | parity failed: the exported model is not the PyTorch model, or float16 cannot hold a tensor; only a `--report` was written |
+| 4 | something is missing on this machine, or too old: a package, a library, a compiler, a GPU, memory |
+| 129, 130, 143 | interrupted by SIGHUP, SIGINT (Ctrl-C) or SIGTERM; the message says what is kept |
 
 A failure is one message on standard error: what is wrong with the values, and what to do. `-v` adds the traceback. Outputs appear
 whole or not at all, and an existing one needs `--force`.
@@ -53,7 +54,8 @@ too. Its keys stay:
 | `comparisons` | `onnx`, `trt`, `check`, `bundle` | also where parity failed |
 
 A comparison has `reference`, `candidate`, `ok` (null where it was not judged), `metrics`, `tolerance`, `notes`, `layers` and
-`cases`; numbers that are not finite are null. What else each command gives stands below its options.
+`cases`; numbers that are not finite are null. That of a float16 file with the range of its type has `largest_value` among its
+metrics, and of each layer `name`, `tensor` and `largest`. What else each command gives stands below its options.
 """
 
 KEYS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from mra_export.cli.from_dense import from_dense_command
 from mra_export.cli.onnx import onnx_command
 from mra_export.cli.output import print_json
 from mra_export.cli.trt import trt_command
-from mra_export.errors import MraExportError
+from mra_export.errors import DependencyError, InputError, MraExportError, is_out_of_memory
 from mra_export.outputs import INTERRUPTED
 from mra_export.quiet import quiet_onnxruntime
 from mra_export.version import __version__
@@ -64,52 +65,76 @@ def main(arguments: list[str] | None = None) -> None:
     verbose = _is_given(arguments, "-v", "--verbose")
     INTERRUPTED.clear()
     quiet_onnxruntime()  # whatever imports it
+    _received.clear()
     # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for name in _SIGNALS:
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, _interrupt)
     try:
         code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
-    except click.ClickException as error:
-        code = 2
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and _stdout_is_broken():
+            sys.stderr.write(f"Error: {error.strerror or error}\n")
+            sys.stdout = None  # Python would try to flush it again
+            sys.exit(1)
+        code, message = _judged(error)
+        if verbose and code not in _INTERRUPTIONS and not isinstance(error, click.ClickException):
+            traceback.print_exc()
         if as_json:
-            _print_error(arguments, error.format_message())
-        else:
+            _print_error(arguments, message)
+        elif isinstance(error, click.ClickException):
             error.show()
-    except MraExportError as error:
-        code = error.exit_code
-        if verbose:
-            traceback.print_exc()
-        if as_json:
-            _print_error(arguments, str(error))
         else:
-            click.echo(f"Error: {error}", err=True)
-    except (KeyboardInterrupt, click.Abort) as error:
-        code = 1
-        # A command that keeps what it did says so; click hides that behind its Abort.
-        message = str(error) or str(error.__cause__ or "") or "Interrupted; no output was written."
-        if as_json:
-            _print_error(arguments, message)
-        else:
-            click.echo(message, err=True)
-    except OSError as error:
-        # Files that the commands write have messages of their own: what is left is standard output itself.
-        code = 1
-        sys.stderr.write(f"Error: {error.strerror or error}\n")
-        sys.stdout = None  # Python would try to flush it again
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        code = 1
-        text = f"{type(error).__name__}: {error}"
-        message = f"This is a bug in mra-export. {text.splitlines()[0]} Run it again with -v for the traceback."
-        if as_json:
-            _print_error(arguments, message)
-        else:
-            click.echo(f"Error: {message}", err=True)
+            click.echo(message if code in _INTERRUPTIONS else f"Error: {message}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _judged(error: BaseException) -> tuple[int, str]:
+    """The exit code of what ended a command, and the message."""
+    cause = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ is not None else error
+    # Code in between, as of torch's exporter, may have made another error of the interruption.
+    if _received or isinstance(cause, (KeyboardInterrupt, click.Abort)):
+        # A command that keeps what it did says so; click hides that behind its Abort.
+        kept = str(cause) if isinstance(cause, KeyboardInterrupt) else ""
+        number = _received[0] if _received else signal.SIGINT
+        return 128 + number, kept or "Interrupted; no output was written."
+    if isinstance(cause, click.ClickException):
+        return cause.exit_code, cause.format_message()
+    if isinstance(cause, MraExportError):
+        return cause.exit_code, str(cause)
+    if is_out_of_memory(cause):
+        text = "There is not enough memory for this. Give smaller sizes or batches, or run it on a machine with more."
+        return DependencyError.exit_code, text
+    if isinstance(cause, OSError):
+        return InputError.exit_code, _file_message(cause)
+    text = f"{type(cause).__name__}: {cause}"
+    return 1, f"This is a bug in mra-export. {text.splitlines()[0]} Run it again with -v for the traceback."
+
+
+def _file_message(error: OSError) -> str:
+    """What the system says of a file, and what to do; files that the commands write have messages of their own."""
+    advice = {
+        errno.ENOSPC: " Free some space, or set TMPDIR to a larger folder.",
+        errno.EDQUOT: " Free some space, or set TMPDIR to a larger folder.",
+        errno.EACCES: " Check its permissions.",
+        errno.EPERM: " Check its permissions.",
+        errno.EROFS: " Choose another place, or set TMPDIR to one.",
+        errno.ENOENT: " It was removed meanwhile, or is a link to nowhere.",
+    }.get(error.errno or 0, "")
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return f"{name}{(error.strerror or str(error)).rstrip('.')}.{advice}"
+
+
+def _stdout_is_broken() -> bool:
+    """Whether standard output cannot be written to, which is then what an `OSError` is about."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _is_given(arguments: list[str], *names: str) -> bool:
@@ -125,8 +150,16 @@ class _Interrupted(KeyboardInterrupt):
     """Unlike its parent, CPython does not kill the process at its end for one that passed through `exec` and was handled."""
 
 
-def _interrupt(*_: object) -> None:
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTIONS = tuple(128 + number for number in _SIGNALS)
+"""The exit codes of interrupted commands, as shells have them: 130, 143 and 129."""
+_received: list[int] = []
+"""The signals that came, first one first."""
+
+
+def _interrupt(number: int, _: object) -> None:
     INTERRUPTED.set()
+    _received.append(number)
     raise _Interrupted
 
 

@@ -57,7 +57,7 @@ def onnx_command(
     """Exports a checkpoint to an ONNX directory and proves that it is the same model.
 
     MODEL is a checkpoint directory or a hub id. The directory loads in ONNX Runtime, optimum and sentence-transformers as it
-    is. If the check fails, nothing is written.
+    is. If the check fails, or float16 does not hold what the model computes, nothing is written.
 
     \b
     Example:

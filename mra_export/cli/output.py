@@ -56,4 +56,9 @@ def print_result(command: str, text: str, as_json: bool, **fields: Any) -> None:
 
 def print_json(**fields: Any) -> None:
     """One JSON object on standard output."""
-    click.echo(json.dumps(fields, ensure_ascii=False))
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:  # a path that is not UTF-8, or a terminal that is not
+        text = json.dumps(fields)
+    click.echo(text)

@@ -34,6 +34,9 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
             console.print("  " + ", ".join(shown), soft_wrap=True)
         for note in comparison.notes:
             console.print(f"  note: {note}", soft_wrap=True)
+        if comparison.ranges:
+            each = (f"{layer.name} {layer.largest:.4g} ({layer.tensor})" for layer in comparison.ranges)
+            console.print(f"  largest values: {', '.join(each)}", soft_wrap=True, markup=False)
         if comparison.ok is False and comparison.layers:
             table = Table("layer", "input error", "operator error", "same choice", "largest gap swapped", "problem")
             for layer in comparison.layers:
@@ -85,7 +88,8 @@ def print_recorded(bundle: Bundle) -> None:
         numbers = [
             f"{name.replace('_', ' ')} {_number(name, value)}"
             for name, value in sorted(made["metrics"].items())
-            if value is not None and name in ("relative_error", "max_abs_error", "cosine_min", "operator_error")
+            if value is not None
+            and name in ("relative_error", "max_abs_error", "cosine_min", "operator_error", "largest_value")
         ]
         text = f"RECORDED {verdict}: {made['candidate']} against {made['reference']}: {', '.join(numbers)}"
         console.print(text, soft_wrap=True, markup=False)
@@ -147,4 +151,6 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 def _number(name: str, value: float) -> str:
     if name.startswith("cosine"):
         return f"{value:.6f}"
+    if name == "largest_value":
+        return f"{value:.6g}"
     return f"{value:.2%}" if name.endswith("agreement") else f"{value:.1e}"

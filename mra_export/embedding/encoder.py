@@ -16,7 +16,7 @@ from mra_export.checkpoint.modules import width_of
 from mra_export.embedding.batching import batches_run
 from mra_export.errors import DependencyError, InputError
 from mra_export.optional import require_onnxruntime, require_tokenizers
-from mra_export.runners.session import open_session, session_options
+from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
@@ -122,6 +122,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
 
     Raises:
         InputError: it is no bundle, is damaged, or does not give one vector a text.
+        DependencyError: ONNX Runtime is not installed, or too old for the bundle's library.
     """
     from mra_export.bundle.verify import is_bundle, verify_bundle
 
@@ -139,6 +140,7 @@ def require_embedding_bundle(path: Path) -> Bundle:
         raise InputError(
             f"{path} has no tokenizer.json. Put the checkpoint's into the ONNX directory and bundle that again."
         )
+    check_runtime(bundle.library)
     return bundle
 
 
@@ -173,7 +175,7 @@ class Encoder:
 
     Raises:
         InputError: ONNX Runtime cannot run the model.
-        DependencyError: ONNX Runtime or tokenizers is not installed.
+        DependencyError: ONNX Runtime or tokenizers is not installed, or ONNX Runtime too old for the bundle.
     """
 
     def __init__(
@@ -192,10 +194,10 @@ class Encoder:
         providers = list(dict.fromkeys((on or provider(), "CPUExecutionProvider")))
         try:
             self._session = open_session(str(bundle.model_file), settings, providers)
-        except Exception as error:
+        except InputError as error:
             raise InputError(
                 f"ONNX Runtime {ort.__version__} cannot run {bundle.model_file} ({bundle.dtype}) on the {providers[0]}: "
-                f"{str(error).splitlines()[0]} Bundle an export in another type, or use another ONNX Runtime."
+                f"{str(error.__cause__ or error).splitlines()[0]} Bundle an export in another type, or use another ONNX Runtime."
             ) from error
         if (got := self._session.get_providers()[0]) != providers[0]:
             raise DependencyError(
@@ -287,7 +289,8 @@ class Encoder:
         ONNX Runtime sums over the tokens in one order or another, which depends on the size of the batch and on the number of
         threads; so its output `sentence_embedding` is left aside.
         """
-        hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
+        with runtime_errors(str(self._bundle.model_file)):
+            hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
         lengths = inputs["attention_mask"].sum(axis=1)
         rows = zip(hidden, lengths, strict=True)
         return np.stack([vector_of(row[: int(length)], self._steps, self._skip) for row, length in rows])

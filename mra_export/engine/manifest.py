@@ -58,6 +58,8 @@ class Manifest:
             without it or where that is not known.
         parity: comparisons of the ONNX file with the PyTorch model, or None where none was made.
         versions: name -> version of what took part.
+        range: of a float16 engine the largest absolute values of its tensors in float32: "limit", "largest", "tensor" and "layers",
+            each with "name", "tensor" and "largest"; None for other types, or where it was not measured.
     """
 
     format: int
@@ -89,6 +91,7 @@ class Manifest:
     pooling: dict[str, Any] | None
     parity: list[dict[str, Any]] | None
     versions: dict[str, str | None]
+    range: dict[str, Any] | None = None
 
 
 _SHAPE = [Int(0)]
@@ -100,6 +103,7 @@ _KINDS: dict[str, Any] = {field.name: _PLAIN.get(str(field.type)) for field in f
     "pooling": Or(dict),
     "parity": Or([dict]),
     "versions": Map(Or(TEXT)),
+    "range": Or(dict),
 }
 """Of the fields of ENGINE.json, as `check_value` takes them."""
 
@@ -141,7 +145,7 @@ def read_manifest(engine: Path) -> Manifest:
             f"{path} has format {raw['format']}, this mra-export reads {FORMAT}. Build the engine again, or take the "
             f"mra-export that wrote it ({raw.get('mra_export')})."
         )
-    known = {name: raw[name] for name in _KINDS if name in raw}
+    known = {"range": None} | {name: raw[name] for name in _KINDS if name in raw}
     check_value(known, _KINDS, "", lambda text: InputError(f"{path}{text}. Build the engine again."))
     check_texts(known, "", lambda text: InputError(f"{path}{text}. Build the engine again."))
     return Manifest(**known)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from mra_export.checkpoint.text_ids import write_tokenizer
 from mra_export.dtypes import DTYPES
 from mra_export.errors import InputError, MraExportError
 from mra_export.export.onnx_model import MODEL_FILE, save_program
+from mra_export.export.opset17 import to_opset_17
 from mra_export.outputs import staged_directory
 from mra_export.quiet import quiet_exporter
 from mra_export.version import __version__
@@ -36,6 +39,8 @@ __all__ = ["DEFAULT_OPSET", "ExportResult", "export_onnx"]
 
 DEFAULT_OPSET = 20
 """Of most families; see `Family.default_opset`."""
+OLDEST_EXPORTED_OPSET = 18
+"""The oldest that torch's exporter writes; `to_opset_17` goes on from there."""
 MAX_OPSET = 25
 """The newest to which torch's exporter brings all operators of these models (26 leaves Gelu behind)."""
 
@@ -167,7 +172,7 @@ def _trace(
             dynamic_shapes=tuple(dims for _ in inputs),
             input_names=list(inputs),
             output_names=list(outputs),
-            opset_version=opset,
+            opset_version=max(opset, OLDEST_EXPORTED_OPSET),
             verbose=False,
         )
     if program is None:
@@ -226,6 +231,7 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
 def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtype: str, contract: TextContract) -> int:
     """Names the attention nodes, has their family finish them, and drops whatever tells of this machine; counts them."""
     import onnx_ir
+    from onnx.helper import find_min_ir_version_for, make_opsetid
 
     names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
     nodes = [node for node in model.graph if (node.domain, node.op_type) == checkpoint.family.operator]
@@ -234,6 +240,7 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     for node, name in zip(nodes, names, strict=True):
         node.name = f"{name}.{node.op_type}"
     count = len(nodes)
+    _name_nodes(model.graph)
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
@@ -256,9 +263,13 @@ def _finish_model(model: onnx_ir.Model, checkpoint: Checkpoint, opset: int, dtyp
     asked = {"pooling": contract.pooling, "normalize": contract.normalize}  # `check` holds the file against the same
     model.metadata_props.update({name: str(value) for name, value in asked.items() if value is not None})
     checkpoint.family.lower(model, nodes, checkpoint.family.attributes(checkpoint.config), opset)
+    if opset < OLDEST_EXPORTED_OPSET:
+        to_opset_17(model)
     for function in checkpoint.family.functions(opset):
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
+    # The oldest of the file's own format that goes with the opset: older runtimes refuse a newer one, whatever is in it.
+    model.ir_version = find_min_ir_version_for([make_opsetid("", opset)])
     return count
 
 
@@ -271,6 +282,19 @@ def _served_facts(checkpoint: Checkpoint) -> dict[str, int]:
         "pad_token_id": config.pad_token_id if isinstance(config.pad_token_id, int) else 0,
         "length_step": family.length_step,
     }
+
+
+def _name_nodes(graph: onnx_ir.Graph) -> None:
+    """Names each node of a module by it, as in "encoder.layer.0.output.dense.MatMul": who finds one in a file knows where it is."""
+    taken: Counter[str] = Counter()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        path = scopes[-2].partition(".")[2] if len(scopes) > 1 else ""  # without that of `Wrapped.model`
+        if not path or node.domain:  # attention nodes have their names
+            continue
+        name = f"{path}.{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def _copy_side_files(checkpoint: Checkpoint, stage: Path, contract: TextContract) -> list[str]:

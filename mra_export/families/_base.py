@@ -142,7 +142,7 @@ class Family(ABC):
     """Version of the operator's domain."""
     plugin: str | None = None
     """Name of the TensorRT plugin that computes the node; None if TensorRT's own layers do."""
-    min_opset: int = 18
+    min_opset: int = 17
     default_opset: int = 20
     options: Mapping[str, Option] = {}
     """Choices left to the user: name -> option."""

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,32 @@ def _explicit(kind: str, directory: Path, named: str, source: str) -> Headers:
     return Headers(kind, directory, _spell(kind, version), source)
 
 
+def _unpack(package: Path, into: Path) -> None:
+    """The headers of an archive, or all of a .deb."""
+    name = package.name.lower()
+    if name.endswith(".deb"):
+        _run(["dpkg-deb", "-x", str(package), str(into)], "")
+    elif name.endswith((".whl", ".zip")):
+        with zipfile.ZipFile(package) as bundle:
+            for member in bundle.namelist():
+                if member.endswith(".h"):
+                    bundle.extract(member, into)
+    elif tarfile.is_tarfile(package):
+        with tarfile.open(package) as bundle_tar:
+            for entry in bundle_tar:
+                if entry.isfile() and entry.name.endswith(".h"):
+                    # One flat folder per directory of the archive: no path of the archive is trusted.
+                    folder = into / hashlib.sha256(os.path.dirname(entry.name).encode()).hexdigest()[:16]
+                    folder.mkdir(exist_ok=True)
+                    source = bundle_tar.extractfile(entry)
+                    assert source is not None  # a regular file
+                    (folder / os.path.basename(entry.name)).write_bytes(source.read())
+    else:
+        raise InputError(
+            f"{package} is not an archive that is understood: .tgz, .tar.gz, .zip, .whl, .deb or a directory."
+        )
+
+
 def _unpack_and_find(kind: str, package: Path, into: Path) -> Path:
     """Unpacks `package` (or takes the directory) and returns the path of the kind's marker header in it."""
     spec = _KINDS[kind]
@@ -215,28 +242,10 @@ def _unpack_and_find(kind: str, package: Path, into: Path) -> Path:
     if package.is_file():
         into.mkdir()
         root = into
-        name = package.name.lower()
-        if name.endswith(".deb"):
-            _run(["dpkg-deb", "-x", str(package), str(into)], "")
-        elif name.endswith((".whl", ".zip")):
-            with zipfile.ZipFile(package) as bundle:
-                for member in bundle.namelist():
-                    if member.endswith(".h"):
-                        bundle.extract(member, into)
-        elif tarfile.is_tarfile(package):
-            with tarfile.open(package) as bundle_tar:
-                for entry in bundle_tar:
-                    if entry.isfile() and entry.name.endswith(".h"):
-                        # One flat folder per directory of the archive: no path of the archive is trusted.
-                        folder = into / hashlib.sha256(os.path.dirname(entry.name).encode()).hexdigest()[:16]
-                        folder.mkdir(exist_ok=True)
-                        source = bundle_tar.extractfile(entry)
-                        assert source is not None  # a regular file
-                        (folder / os.path.basename(entry.name)).write_bytes(source.read())
-        else:
-            raise InputError(
-                f"{package} is not an archive that is understood: .tgz, .tar.gz, .zip, .whl, .deb or a directory."
-            )
+        try:
+            _unpack(package, into)
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+            raise InputError(f"{package} is damaged: {error}. Fetch it again.") from error
     found = sorted(root.rglob(spec.marker), key=lambda path: (len(path.parts), path))
     if not found:
         raise InputError(f"{package} holds no {spec.marker}. {_hint(kind)}")

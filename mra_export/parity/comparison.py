@@ -27,6 +27,21 @@ class CaseReport:
     rows: int
 
 
+@dataclass(frozen=True)
+class LayerRange:
+    """The largest absolute value of a layer in float32.
+
+    Attributes:
+        name: of the layer, as in "layer 1" or "embeddings".
+        tensor: that has it, as in "intermediate.dense".
+        largest: the value.
+    """
+
+    name: str
+    tensor: str
+    largest: float
+
+
 @dataclass
 class Comparison:
     """One reference against one candidate.
@@ -40,6 +55,7 @@ class Comparison:
         notes: what a person should know.
         layers: layer by layer, where the reference used the candidate's blocks.
         cases: case by case.
+        ranges: layer by layer, where the largest values were held against a type's range.
     """
 
     reference: str
@@ -50,6 +66,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     cases: list[CaseReport] = field(default_factory=list)
+    ranges: list[LayerRange] = field(default_factory=list)
 
     @classmethod
     def not_judged(cls, reference: str, candidate: str, why: str) -> Comparison:
@@ -60,14 +77,14 @@ class Comparison:
 def describe_failures(comparisons: list[Comparison]) -> list[str]:
     """A sentence for each comparison that failed."""
     return [
-        f"{c.candidate} is not {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
+        f"{c.candidate} is {'beyond' if c.ranges else 'not'} {c.reference}: {' '.join(c.notes) or 'see the numbers'}"
         for c in comparisons
         if c.ok is False
     ]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data, NaN and infinity as None."""
+    """A comparison as plain data, NaN and infinity as None; its ranges are among the layers."""
     from dataclasses import asdict
 
     def plain(value: Any) -> Any:
@@ -80,4 +97,5 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     data = plain(asdict(comparison))
     for layer in data["layers"]:
         del layer["shared"], layer["selected"]
+    data["layers"] += data.pop("ranges")
     return dict(data)

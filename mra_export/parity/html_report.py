@@ -34,11 +34,14 @@ both models.</p>
 <table><tr><th>metric</th><th>value</th><th>limit</th></tr>
 {% for name, value, limit in c.metrics %}<tr><td>{{ name }}</td><td>{{ value }}</td><td>{{ limit }}</td></tr>{% endfor %}
 </table>
+{% if c.ranges %}<table><tr><th>layer</th><th>tensor</th><th>largest value</th><th>of the limit</th></tr>
+{% for row in c.ranges %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</table>{% endif %}
 {% for plot in c.plots %}{{ plot|safe }}{% endfor %}
-<table><tr><th>case</th><th>tokens</th><th>relative error</th><th>largest error</th><th>least cosine</th>
+{% if c.cases %}<table><tr><th>case</th><th>tokens</th><th>relative error</th><th>largest error</th><th>least cosine</th>
 <th>same choice</th><th>rows judged</th></tr>
 {% for row in c.cases %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</table>
+</table>{% endif %}
 {% endfor %}
 </body></html>
 """
@@ -71,6 +74,10 @@ def write_report(path: Path, comparisons: list[Comparison], *, title: str, force
                 (name.replace("_", " "), number(value), number(c.tolerance.get(name)))
                 for name, value in c.metrics.items()
                 if value is not None
+            ],
+            "ranges": [
+                (r.name, r.tensor, f"{r.largest:.6g}", f"{r.largest / c.tolerance['largest_value']:.1%}")
+                for r in c.ranges
             ],
             "plots": _plots(c) if c.cases else [],
             "cases": [

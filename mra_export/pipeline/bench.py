@@ -13,7 +13,7 @@ import numpy as np
 
 from mra_export.errors import InputError
 from mra_export.optional import require_onnxruntime
-from mra_export.runners.session import open_session, session_options
+from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,9 +78,9 @@ def bench(
 
     Raises:
         InputError: the file is not ours or not of type fp32.
-        DependencyError: ONNX Runtime is not installed.
+        DependencyError: ONNX Runtime is not installed, or too old for the file or the library.
     """
-    require_onnxruntime()
+    check_runtime(library if model.nodes else None)
     if model.dtype != "fp32":
         raise InputError(
             f"{model.path} is of type {model.dtype}; on a CPU only fp32 is compared, since ONNX Runtime's dense attention has no "
@@ -88,7 +88,7 @@ def bench(
         )
 
     def session(source: str | bytes, custom: Path | None) -> Any:
-        return open_session(source, session_options(custom, threads=threads))
+        return open_session(source, session_options(custom, threads=threads), shown=str(model.path))
 
     if model.nodes:
         title = model.family.title
@@ -102,8 +102,9 @@ def bench(
         for seq_len in seq_lens:
             progress(f"timing {batch} x {seq_len} tokens")
             feed = _feed(model, batch, seq_len)
-            runs = {name: bound_run(each, feed) for name, each in sessions.items()}
-            times = in_turns(runs, seconds)
+            with runtime_errors(str(model.path)):
+                runs = {name: bound_run(each, feed) for name, each in sessions.items()}
+                times = in_turns(runs, seconds)
             for name, values in times.items():
                 median = statistics.median(values)
                 ratios = [dense / own for dense, own in zip(times[DENSE], values, strict=True)]

@@ -22,6 +22,7 @@ from mra_export.families._registry import families
 from mra_export.native.libraries import find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_file
 from mra_export.parity.comparison import Comparison, as_json
+from mra_export.parity.range import recorded
 from mra_export.pipeline.source import ExportRequest, Proof, check_dtype, find_exported, in_dtype, open_source
 from mra_export.version import __version__
 
@@ -100,13 +101,14 @@ def build_engine(
         strip_weights: whether weights are left out, to be put back by refitting from the ONNX file.
         embed_plugin: whether the engine carries the plugin library.
         layer_outputs: whether each attention layer's query, key, value and context become outputs, for `check`.
-        prove: whether what is exported or converted is compared with its source.
-        comparisons: takes the comparisons of an export with its checkpoint.
+        prove: whether what is exported or converted is compared with its source, and the tensors of a float16 file with the range
+            of that type.
+        comparisons: takes the comparisons of an export with its checkpoint, and that of the range.
         force: whether existing outputs are replaced.
         progress: called with a line before each step.
 
     Raises:
-        ParityError: an exported or a converted file is not the same model.
+        ParityError: an exported or a converted file is not the same model, or float16 does not hold its tensors.
         InputError: the source, a range, the plugin or the output is wrong; or the types are not those asked for.
         DependencyError: no backend, no plugin or no GPU where one is needed.
         MraExportError: the builder failed on a network that it had accepted.
@@ -133,14 +135,14 @@ def build_engine(
         plugin = load_plugin(opened, tensorrt_library(library), name) if name else None
         if embed_plugin and plugin is None:
             raise InputError(f"--embed-plugin: an engine of {exported.family.title} needs no plugin. Leave it out.")
-        parity = [as_json(each) for each in made]
         if gpus and plugin and plugin.architectures and not covers(plugin.architectures, gpus[0].compute_capability):
             raise DependencyError(
                 f"{plugin.path} was compiled for the GPU architectures {plugin.architectures}, and {gpus[0].name} has compute "
                 f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
             )
 
-        with in_dtype(exported, dtype, prove=prove, progress=progress) as (model, comparison):
+        with in_dtype(exported, dtype, proof=proof, progress=progress) as (model, comparison):
+            parity = [as_json(each) for each in made if not each.ranges]  # which has a place of its own
             if comparison is not None:
                 parity.append(as_json(comparison))
                 error = comparison.metrics["relative_error"]
@@ -206,6 +208,7 @@ def build_engine(
                 attributes=model.distinct_attributes,
                 pooling=_pooling(exported),
                 parity=parity or None,
+                range=recorded(made),
                 versions=_versions(opened, plugin),
             )
             write_manifest(manifest, manifest_stage)

@@ -18,11 +18,14 @@ from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import build_cases
 from mra_export.parity.compare import check_candidate, check_operator
 from mra_export.parity.comparison import Comparison
+from mra_export.parity.range import check_range, lost_weights
 from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
 from mra_export.pipeline.check_texts import check_texts
 from mra_export.pipeline.match import match, match_engine, match_family
+from mra_export.pipeline.ranges import stand_in
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.session import check_runtime
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
 if TYPE_CHECKING:
@@ -123,8 +126,9 @@ def check(
         progress: called with a line before each step.
 
     Returns:
-        Two comparisons for each file and way of running it, and one of texts where the checkpoint is one of
-        sentence-transformers; one for an engine that does not show its layers, and one more
+        Two comparisons for each file and way of running it, one of texts where the checkpoint is one of sentence-transformers, and
+        one for a float16 file, whose tensors are held against the range of that type; one for an engine that does not show its
+        layers, and one more
         for an engine beside the ONNX file from which it was built.
 
     Raises:
@@ -184,6 +188,9 @@ def check(
             comparisons += result
         if texts := check_texts(checkpoint, model, reference, runner, max_seq_len=max_seq_len, progress=progress):
             comparisons.append(texts)
+        if model.dtype == "fp16":
+            inputs, lost = [case.inputs for case in cases], lost_weights(checkpoint.model.state_dict())
+            comparisons.append(check_range(model, inputs, lost=lost, origin=origin, progress=progress))
     for engine in engines:
         try:
             comparisons += check_engine_runs(checkpoint, engine, models, max_seq_len, kernel_sources, progress)
@@ -251,25 +258,18 @@ def check_alone(
         progress: called with a line before each step.
 
     Returns:
-        One comparison for the function body, two for the native operator, one for each engine.
+        One comparison for the function body, two for the native operator, one of the range of a float16 file, one for each engine.
 
     Raises:
         InputError: the file is not in an ONNX directory with its configuration.
         DependencyError: ONNX Runtime is missing.
     """
-    from mra_export.checkpoint.load import Checkpoint, load_config
-    from mra_export.checkpoint.tasks import TASKS
-    from mra_export.families._registry import family_of
-
-    folder = model.path.parent
-    directory = folder if (folder / "config.json").is_file() else folder.parent
-    config = load_config(directory)
-    task = TASKS[model.task or "feature-extraction"]
-    stand_in = Checkpoint(directory, family_of(config), task, config, model=None, random_init=None)
+    checkpoint = stand_in(model)
+    task = checkpoint.task
     limit = max_seq_len
     if model.dtype == "bf16":
-        limit = min(max_seq_len or stand_in.family.max_seq_len(config), BF16_MAX_SEQ_LEN)
-    cases, origin = build_cases(stand_in, max_seq_len=limit)
+        limit = min(max_seq_len or checkpoint.family.max_seq_len(checkpoint.config), BF16_MAX_SEQ_LEN)
+    cases, origin = build_cases(checkpoint, max_seq_len=limit)
     comparisons: list[Comparison] = []
     body: Runner | None = None
     for runner in _runners(model, library):
@@ -285,13 +285,16 @@ def check_alone(
             progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
         )
         body = runner
-    return comparisons + [engine_alone(stand_in, model, engine, cases, progress) for engine in engines]
+    if model.dtype == "fp16":
+        comparisons.append(check_range(model, [case.inputs for case in cases], origin=origin, progress=progress))
+    return comparisons + [engine_alone(checkpoint, model, engine, cases, progress) for engine in engines]
 
 
 def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
     if model.dtype == "bf16":
         return [OnnxReferenceRunner(model)]
     require_onnxruntime(", so the exported file cannot be run", " (or onnxruntime-gpu)")
+    check_runtime(library if model.nodes else None)
     runners: list[Runner] = [OnnxRuntimeRunner(model)]
     if library is not None and model.nodes:
         runners.append(OnnxRuntimeRunner(model, library=library))

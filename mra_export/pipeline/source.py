@@ -16,8 +16,10 @@ from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.comparison import Comparison, describe_failures
+from mra_export.pipeline.ranges import file_range, random_inputs
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.session import check_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -160,6 +162,9 @@ def export_checkpoint(
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=request.task, random_init=request.random_init, options=request.options)
 
+    if proof is not None and checkpoint.family.plugin is not None:  # it has nodes for a library
+        check_runtime(proof.library)
+
     def prove(stage: Path) -> None:
         assert proof is not None
         proof.judge(check(checkpoint, [stage / MODEL_FILE], library=proof.library, progress=progress))
@@ -230,14 +235,15 @@ def check_dtype(source: OnnxModel, dtype: str | None) -> None:
 
 @contextlib.contextmanager
 def in_dtype(
-    source: OnnxModel, dtype: str | None, *, prove: bool, progress: Callable[[str], None]
+    source: OnnxModel, dtype: str | None, *, proof: Proof | None, progress: Callable[[str], None]
 ) -> Iterator[tuple[OnnxModel, Comparison | None]]:
     """The file in the type asked for, and how it compares with its source where it had to be converted.
 
     Args:
         source: the file.
         dtype: fp32, fp16, bf16; None for that of the file.
-        prove: whether a converted file is compared with its source.
+        proof: takes how far the tensors of a float16 file reach, unless it has that already; None to leave that out, and the
+            comparison of a converted file with its source.
         progress: called with a line before each step.
 
     Yields:
@@ -245,18 +251,23 @@ def in_dtype(
 
     Raises:
         InputError: the file cannot be had in that type.
-        ParityError: the converted file is not the same model.
+        ParityError: float16 does not hold its tensors, or the converted file is not the same model.
     """
     check_dtype(source, dtype)
     if dtype in (None, source.dtype):
+        if source.dtype == "fp16" and proof is not None and not any(each.ranges for each in proof.comparisons):
+            proof.judge([file_range(source, progress=progress)])
         yield source, None
         return
     from mra_export.export.half import convert
 
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         progress(f"converting {source.path} to {dtype}")
-        converted = convert(source, str(dtype), Path(folder) / source.path.name)
-        comparison = compare_with_source(source, converted, progress) if prove else None
+        lost: list[str] = []
+        converted = convert(source, str(dtype), Path(folder) / source.path.name, lost=lost)
+        if converted.dtype == "fp16" and proof is not None:
+            proof.judge([file_range(converted, source=source, lost=lost, progress=progress)])
+        comparison = None if proof is None else compare_with_source(source, converted, progress)
         if comparison is not None and not comparison.ok:
             error = comparison.metrics["relative_error"]
             limit = comparison.tolerance["relative_error"]
@@ -307,21 +318,6 @@ def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Calla
 
 def _inputs(model: OnnxModel) -> Inputs:
     """Random ids, two examples of which one is padded, of a length for which no layer has a choice (if there is one)."""
-    graph = model.proto.graph
-    tables = {
-        i.name.rsplit(".", 2)[-2]: int(i.dims[0]) for i in graph.initializer if i.name.endswith("embeddings.weight")
-    }
     longest = min(PROOF_SEQ_LEN, model.position_limit or PROOF_SEQ_LEN)
     lengths = (n for n in range(longest, 0, -1) if all(model.family.makes_no_choice(a, n) for a in model.attributes))
-    seq_len = next(lengths, longest)
-    rank = next(len(i.type.tensor_type.shape.dim) for i in graph.input if i.name == "input_ids")
-    shape = (2,) * (rank - 1) + (seq_len,)
-    generator = np.random.default_rng(0)
-    mask = np.ones(shape, np.int64)
-    mask[-1, ..., seq_len - seq_len // 3 :] = 0
-    inputs = {
-        "input_ids": generator.integers(0, model.vocabulary or 100, shape),
-        "attention_mask": mask,
-        "token_type_ids": generator.integers(0, tables.get("token_type_embeddings", 1), shape),
-    }
-    return {name: inputs[name] for name in model.inputs}
+    return random_inputs(model, next(lengths, longest))

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mra_export.errors import InputError
 from mra_export.optional import require_onnxruntime
-from mra_export.runners.session import open_session, session_options
+from mra_export.runners.session import open_session, runtime_errors, session_options
 from mra_export.runners.traced import operator_feeds, operator_model, operator_note, split_trace, traceable
 
 if TYPE_CHECKING:
@@ -37,14 +36,14 @@ class OnnxRuntimeRunner:
         """The outputs by name."""
         if self._session is None:
             self._session = self._load(str(self.model.path))
-        return _by_name(self._session, inputs)
+        return self._by_name(self._session, inputs)
 
     def trace(self, inputs: Inputs) -> Trace:
         """The outputs and what the attention layers saw."""
         if self._traced is None:
             with traceable(self.model) as path:
                 self._traced = self._load(str(path))
-        return split_trace(self.model, _by_name(self._traced, inputs))
+        return split_trace(self.model, self._by_name(self._traced, inputs))
 
     def run_operator(self, attributes: Any, tensors: Sequence[Array], mask: Array) -> Array | None:
         """The operator alone on query, key, value; see `Runner`."""
@@ -54,18 +53,17 @@ class OnnxRuntimeRunner:
             return None
         session = self._load(model.SerializeToString())
         kind = np.float16 if dtype == "fp16" else np.float32
-        return session.run(None, operator_feeds(tensors, mask, kind))[0].astype(np.float32)
+        with runtime_errors(str(self.model.path)):
+            context = session.run(None, operator_feeds(tensors, mask, kind))[0]
+        return np.asarray(context, np.float32)
 
     def _load(self, model: str | bytes) -> Any:
         require_onnxruntime(otherwise=" (or onnxruntime-gpu)")
         options = session_options(self.library, threads=self.threads)
-        try:
-            return open_session(model, options)
-        except Exception as error:
-            raise InputError(f"ONNX Runtime refused {self.model.path}: {str(error).splitlines()[0]}") from error
+        return open_session(model, options, shown=str(self.model.path))
 
-
-def _by_name(session: Any, inputs: Inputs) -> dict[str, Array]:
-    wanted = [i.name for i in session.get_inputs()]
-    values = session.run(None, {name: inputs[name] for name in wanted})
-    return dict(zip((o.name for o in session.get_outputs()), (v.astype(np.float32) for v in values), strict=True))
+    def _by_name(self, session: Any, inputs: Inputs) -> dict[str, Array]:
+        wanted = [i.name for i in session.get_inputs()]
+        with runtime_errors(str(self.model.path)):
+            values = session.run(None, {name: inputs[name] for name in wanted})
+        return dict(zip((o.name for o in session.get_outputs()), (v.astype(np.float32) for v in values), strict=True))

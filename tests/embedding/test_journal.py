@@ -76,7 +76,7 @@ def test_an_interrupted_command_says_what_is_kept(how: str, bundle: Path, tmp_pa
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 128 + number
     told = re.search(r"Interrupted; (\d+) of 30000 rows are kept in (\S+)\. Run the same command again", err)
     assert told, err
     assert Path(told[2]) == partial_path(output)

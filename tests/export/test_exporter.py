@@ -212,8 +212,8 @@ def test_pooling_follows_the_checkpoint_and_can_be_changed(minilm: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset": 17}, "opset=17 must be between 18 and"),
-        ({"opset": 99}, "opset=99 must be between 18 and"),
+        ({"opset": 16}, "opset=16 must be between 17 and"),
+        ({"opset": 99}, "opset=99 must be between 17 and"),
         ({"dtype": "int8"}, "dtype='int8' must be one of"),
         ({"pooling": "first"}, "pooling='first' must be one of none, cls, max"),
         ({"pooling": "none", "normalize": True}, "needs --pooling, one of cls, max"),

@@ -318,7 +318,7 @@ WRONG = {
         ["--task", "question-answering"],
         "num_labels=3, but question-answering has 2",
     ),
-    "old opset": ({}, ["--opset", "17"], "opset=17 must be between 18 and"),
+    "old opset": ({}, ["--opset", "16"], "opset=16 must be between 17 and"),
     "option": ({}, ["--option", "seed=1"], "RoBERTa-PreLayerNorm has no option seed. Its options: none"),
     "no value": ({}, ["--option", "seed"], "'seed' must be NAME=VALUE"),
 }

@@ -25,6 +25,7 @@ from mra_export.operators.mra2_attention.spec import (
     PRIOR_BONUS,
     Mra2AttentionAttributes,
 )
+from mra_export.operators.old_opsets import for_opset
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_OPSET", "function_body", "operator_model"]
 
-MIN_OPSET = 18
-"""ReduceMax with axes as an input and ScatterElements with reduction max came with opset 18."""
+MIN_OPSET = 17
+"""The oldest that ONNX Runtime has LayerNormalization in, which the models need anyway."""
 
 
 def function_body(opset: int) -> FunctionProto:
@@ -47,10 +48,11 @@ def function_body(opset: int) -> FunctionProto:
     """
     import onnx
 
+    body = _BODY if opset >= 18 else _BODY.replace(_SCATTER_MAX, _SCAN_MAX)
     text = f"""
         <domain: "{OP_DOMAIN}", opset_import: ["" : {opset}]>
         {OP_TYPE} <{", ".join(ATTRIBUTES)}> ({", ".join(INPUTS)}) => ({OUTPUTS[0]})
-        {{ {_BODY} }}
+        {{ {for_opset(body, opset)} }}
     """
     return onnx.parser.parse_function(text)
 
@@ -87,8 +89,31 @@ def operator_model(
     graph = helper.make_graph([node], OP_TYPE, inputs, outputs)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
     bodies = [function_body(opset)] if functions is None else functions
-    return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=bodies, ir_version=helper.find_min_ir_version_for(opsets, True)
+    )
 
+
+_SCATTER_MAX = """\
+    high_max_start = ConstantOfShape <value = float[1] {-3.4e38}> (max_shape)
+    flat_row_2d = Unsqueeze (flat_row, last)
+    block_ones = ConstantOfShape <value = int64[1] {1}> (block)
+    scatter_index = Mul (flat_row_2d, block_ones)
+    high_max_found = ScatterElements <axis: int = 0, reduction = "max"> (high_max_start, scatter_index, tile_max)
+"""
+# The same below opset 18, which has no reduction max: row by row, so that no tensor has the size of rows times tiles.
+_SCAN_MAX = """\
+    tile_max_shape = Concat <axis: int = 0> (batch, heads, budget, block)
+    tile_max_cut = Reshape (tile_max, tile_max_shape)
+    row_max_found = Scan <num_scan_inputs: int = 1, body: graph = row_maximum (int64 at) => (float[b, h, k] largest) {
+            of_row = Equal (row, at)
+            of_row_tiles = Unsqueeze (of_row, last)
+            candidates = Where (of_row_tiles, tile_max_cut, lowest)
+            largest = ReduceMax <keepdims: int = 0> (candidates, axis2)
+        }> (index)
+    row_max_turned = Transpose <perm = [1, 2, 0, 3]> (row_max_found)
+    high_max_found = Reshape (row_max_turned, max_shape)
+"""
 
 # Neither Expand nor a ReduceMax over a negative axis is used: ONNX Runtime gets them wrong for an empty batch.
 # B batch, S seq_len, H heads, D head_dim, R row blocks (nb), P = 32 R padded length, T selected blocks.
@@ -127,24 +152,24 @@ _BODY = f"""
     keep_tokens = Equal (attention_mask, mask_zero)
     keep_short = Where (keep_tokens, f0, f1)
     pads = Concat <axis: int = 0> (axis0, fill)
-    keep_flat = Pad <mode = "constant"> (keep_short, pads, f0, axis1)
+    keep_flat = Pad <mode = "constant"> (keep_short, pads, f0, axis1) # rank 2
     keep_shape = Concat <axis: int = 0> (batch, rows, block)
     keep = Reshape (keep_flat, keep_shape)
     drop_column = Unsqueeze (keep_tokens, last)
     blocked_shape = Concat <axis: int = 0> (batch, rows, block, heads, head_dim)
     query_float = Cast <to: int = 1> (query)
     query_kept = Where (drop_column, f0, query_float)
-    query_padded = Pad <mode = "constant"> (query_kept, pads, f0, axis1)
+    query_padded = Pad <mode = "constant"> (query_kept, pads, f0, axis1) # rank 3
     query_cut = Reshape (query_padded, blocked_shape)
     q = Transpose <perm = [0, 3, 1, 2, 4]> (query_cut)
     key_float = Cast <to: int = 1> (key)
     key_kept = Where (drop_column, f0, key_float)
-    key_padded = Pad <mode = "constant"> (key_kept, pads, f0, axis1)
+    key_padded = Pad <mode = "constant"> (key_kept, pads, f0, axis1) # rank 3
     key_cut = Reshape (key_padded, blocked_shape)
     k = Transpose <perm = [0, 3, 1, 2, 4]> (key_cut)
     value_float = Cast <to: int = 1> (value)
     value_kept = Where (drop_column, f0, value_float)
-    value_padded = Pad <mode = "constant"> (value_kept, pads, f0, axis1)
+    value_padded = Pad <mode = "constant"> (value_kept, pads, f0, axis1) # rank 3
     value_cut = Reshape (value_padded, blocked_shape)
     v_only = Transpose <perm = [0, 3, 1, 2, 4]> (value_cut)
     # A last column of 1 at tokens and 0 at padding carries the normalizer through the same products as the values.
@@ -252,12 +277,7 @@ _BODY = f"""
     tile_max = ReduceMax <keepdims: int = 0> (logit, axis2)
     max_shape = Concat <axis: int = 0> (batch_rows, block)
     lowest = Constant <value_float = -3.4e38> ()
-    high_max_start = ConstantOfShape <value = float[1] {{-3.4e38}}> (max_shape)
-    flat_row_2d = Unsqueeze (flat_row, last)
-    block_ones = ConstantOfShape <value = int64[1] {{1}}> (block)
-    scatter_index = Mul (flat_row_2d, block_ones)
-    high_max_found = ScatterElements <axis: int = 0, reduction = "max"> (high_max_start, scatter_index, tile_max)
-    no_block_max = Constant <value_float = {NO_BLOCK_MAX}> ()
+{_SCATTER_MAX}    no_block_max = Constant <value_float = {NO_BLOCK_MAX}> ()
     found_none = Equal (high_max_found, lowest)
     high_max = Where (found_none, no_block_max, high_max_found)
 

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mra_export.operators.limits import OP_DOMAIN
+from mra_export.operators.old_opsets import for_opset
 from mra_export.operators.yoso_attention.spec import (
     ATTRIBUTES,
     GRID_LIMIT,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_OPSET", "yoso_function_body"]
 
-MIN_OPSET = 18
-"""ScatterElements adds up without fault from opset 18 on, and so does ReduceSumSquare take its axes as an input."""
+MIN_OPSET = 17
+"""The oldest that ONNX Runtime has LayerNormalization in, which the models need anyway."""
 
 _QUERY_ROWS = 128  # queries that are compared with all keys at a time
 
@@ -70,7 +71,7 @@ def yoso_function_body(attributes: YosoAttentionAttributes, head_dim: int, opset
     text = f"""
         <domain: "{OP_DOMAIN}", opset_import: ["" : {opset}]>
         {OP_TYPE} <{", ".join(ATTRIBUTES)}> ({", ".join(attributes.inputs())}) => ({OUTPUTS[0]})
-        {{ {"".join(lines)} }}
+        {{ {for_opset("".join(lines), opset)} }}
     """
     return onnx.parser.parse_function(text)
 
@@ -164,7 +165,7 @@ def _expectation(exponent: int) -> str:
     padded = Mul (chunks, chunk)
     fill = Sub (padded, length)
     pads = Concat <axis: int = 0> (axis0, fill)
-    query_padded = Pad <mode = "constant"> (query_unit, pads, f0, axis2)
+    query_padded = Pad <mode = "constant"> (query_unit, pads, f0, axis2) # rank 4
     chunked_shape = Concat <axis: int = 0> (batch, heads, chunks, chunk, head_dim)
     query_chunked = Reshape <allowzero: int = 1> (query_padded, chunked_shape)
     query_chunks = Transpose <perm = [2, 0, 1, 3, 4]> (query_chunked)
@@ -196,7 +197,7 @@ def _fast_bits(name: str, dim: int, parts: int) -> str:
     {name}_dim = Constant <value_ints = [{dim}]> ()
     {name}_fill = Sub ({name}_dim, head_dim)
     {name}_pads = Concat <axis: int = 0> (axis0, {name}_fill)
-    {name}_filled = Pad <mode = "constant"> ({name}_heads, {name}_pads, f0, axis3)
+    {name}_filled = Pad <mode = "constant"> ({name}_heads, {name}_pads, f0, axis3) # rank 4
     {name}_0_0 = Unsqueeze ({name}_filled, axis2)
     {name}_signs_int = Split <axis: int = 2, num_outputs: int = 3> (hash_constants)
     {name}_parts = Constant <value_ints = [{parts}]> ()
