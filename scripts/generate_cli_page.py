@@ -33,7 +33,7 @@ Every command takes `--json`, `-v`, `-q` and `--help`. `python -m mra_export` is
 | 0 | done |
 | 1 | a bug, or a standard output that cannot be written to |
 | 2 | bad usage or bad input: a file, a configuration, an option or a value |
-| 3 | parity failed: the exported model is not the PyTorch model, or float16 cannot hold a tensor; only a `--report` was written |
+| 3 | parity failed: the exported model is not the PyTorch model, or float16 does not hold it; only a `--report` was written |
 | 4 | something is missing on this machine, or too old: a package, a library, a compiler, a GPU, memory |
 | 129, 130, 143 | interrupted by SIGHUP, SIGINT (Ctrl-C) or SIGTERM; the message says what is kept |
 

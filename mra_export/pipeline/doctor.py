@@ -63,6 +63,7 @@ def diagnose() -> Diagnosis:
     from mra_export.families._registry import families
     from mra_export.native.elf import cut_off
     from mra_export.native.libraries import find_library, not_built_note
+    from mra_export.runners.session import OLDEST_FOR_LIBRARY, too_old_for_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
     versions |= {name: _package(name) for name in _PACKAGES}
@@ -89,6 +90,14 @@ def diagnose() -> Diagnosis:
         problems.append(Problem(note, "mra-export build", False))
     elif found["onnxruntime"] is not None and (wrong := cut_off(found["onnxruntime"])):
         problems.append(Problem(f"{wrong}.", "mra-export build", False))
+    elif too_old_for_library(versions["onnxruntime"]):
+        needed = ".".join(map(str, OLDEST_FOR_LIBRARY))
+        text = (
+            f"ONNX Runtime {versions['onnxruntime']} is too old for {found['onnxruntime'].name}, which needs {needed} or newer; "
+            "commands that would use it end with 4."
+        )
+        fix = f"pip install --upgrade {'onnxruntime-gpu' if _package('onnxruntime') is None else 'onnxruntime'}"
+        problems.append(Problem(text, fix, False))
     plugin, more = _tensorrt(found["tensorrt"], versions)
     known = {
         name: {

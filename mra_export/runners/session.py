@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["OLDEST_FOR_LIBRARY", "check_runtime", "open_session", "runtime_errors", "session_options"]
+__all__ = [
+    "OLDEST_FOR_LIBRARY",
+    "check_runtime",
+    "open_session",
+    "runtime_errors",
+    "session_options",
+    "too_old_for_library",
+]
 
 OLDEST_FOR_LIBRARY = (1, 21)
 """The ONNX Runtime whose API the native library asks for: kApiVersion in plugins/onnxruntime/custom_op.h."""
@@ -32,14 +39,19 @@ def check_runtime(library: Path | None = None) -> None:
         DependencyError: it is; the message has its version and the one that is needed.
     """
     ort = require_onnxruntime()
-    found = re.match(r"(\d+)\.(\d+)", ort.__version__)
-    if library is None or found is None or tuple(map(int, found.groups())) >= OLDEST_FOR_LIBRARY:
+    if library is None or not too_old_for_library(ort.__version__):
         return
     needed = ".".join(map(str, OLDEST_FOR_LIBRARY))
     raise DependencyError(
         f"ONNX Runtime {ort.__version__} is too old for {library.name}, which needs {needed} or newer. Upgrade it with "
         f"`pip install --upgrade {_distribution()}`. Without that library it would run the file's function body, which is slower."
     )
+
+
+def too_old_for_library(version: str | None) -> bool:
+    """Whether a version of ONNX Runtime is known to be too old for the native library."""
+    found = re.match(r"(\d+)\.(\d+)", version or "")
+    return found is not None and tuple(map(int, found.groups())) < OLDEST_FOR_LIBRARY
 
 
 def session_options(library: Path | None = None, *, threads: int = 0) -> Any:

@@ -52,3 +52,19 @@ def test_doctor_says_what_does_not_agree(plugin: Path, monkeypatch: pytest.Monke
     info, problems = doctor._tensorrt(tmp_path / "libmra_tensorrt.so", {**versions, "polygraphy": "0.53"})
     assert info is None
     assert_message(problems[0].text, "cannot be loaded")
+
+
+def test_doctor_names_a_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mra_export.native import libraries
+    from mra_export.pipeline import doctor
+
+    library = tmp_path / "libmra_onnxruntime.so"
+    monkeypatch.setattr(libraries, "find_library", lambda kind, path=None: library if kind == "onnxruntime" else None)
+    for version, told in (("1.19.2", True), ("1.21.0", False), ("1.32.0", False)):
+        monkeypatch.setattr(
+            doctor, "_package", lambda name, version=version: version if name == "onnxruntime" else None
+        )
+        problems = [problem for problem in doctor.diagnose().problems if "too old" in problem.text]
+        assert [(problem.fix, problem.essential) for problem in problems] == [
+            ("pip install --upgrade onnxruntime", False)
+        ] * told

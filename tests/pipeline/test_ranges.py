@@ -165,3 +165,9 @@ def test_the_text_of_a_directory(tiny_export: Path, tmp_path: Path) -> None:
     assert _fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
     assert inputs[0]["input_ids"][:, 0].tolist() == [0, 0, 0]  # <s>
     assert inputs[0]["input_ids"][:, -1].tolist() == [2, 2, 2]  # </s>
+
+
+def test_weights_beside_the_file(tiny_export: Path, tmp_path: Path) -> None:
+    half = convert(read_onnx(tiny_export / "onnx" / "model.onnx"), "fp16", tmp_path / "half.onnx")
+    onnx.save(onnx.load(half.path), tmp_path / "m.onnx", save_as_external_data=True, location="data", size_threshold=0)
+    assert file_range(read_onnx(tmp_path / "m.onnx")).ranges == file_range(half).ranges
