@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and _stdout_is_broken():
+        if isinstance(error, OSError) and _is_of_stdout(error):
             sys.stderr.write(f"Error: {error.strerror or error}\n")
             sys.stdout = None  # Python would try to flush it again
             sys.exit(1)
@@ -127,8 +127,11 @@ def _file_message(error: OSError) -> str:
     return f"{name}{(error.strerror or str(error)).rstrip('.')}.{advice}"
 
 
-def _stdout_is_broken() -> bool:
-    """Whether standard output cannot be written to, which is then what an `OSError` is about."""
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether standard output could not be written to: the error comes from who prints, or what was printed still waits."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if error.filename is None and frames and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in ("click", "rich"):
+        return True
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -282,6 +282,7 @@ def save_program(model: onnx_ir.Model, path: Path) -> None:
     """Writes the model, with its weights in a file beside it if they do not fit into a protobuf message."""
     import onnx_ir
 
+    onnx_ir.external_data.load_to_model(model)  # what lies beside another file would be referred to, and not be found
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = f"{path.name}_data" if weights > EXTERNAL_DATA_THRESHOLD else None
     onnx_ir.save(model, path, external_data=external)

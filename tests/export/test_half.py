@@ -122,7 +122,8 @@ def test_external_data(source: OnnxModel, tmp_path: Path) -> None:
     onnx.save(
         onnx.load(source.path), tmp_path / "model.onnx", save_as_external_data=True, location="data", size_threshold=0
     )
-    converted = convert(read_onnx(tmp_path / "model.onnx"), "fp16", tmp_path / "half.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    converted = convert(read_onnx(tmp_path / "model.onnx"), "fp16", tmp_path / "elsewhere" / "half.onnx")
     other = convert(source, "fp16", tmp_path / "other.onnx")
     first, second = (
         {i.name: numpy_helper.to_array(i).tobytes() for i in onnx.load(m.path).graph.initializer}

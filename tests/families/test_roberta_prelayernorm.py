@@ -194,7 +194,7 @@ def test_half_types(dtype: str, encoder: tuple[Checkpoint, Path], tmp_path: Path
     checkpoint, directory = encoder
     result = export_onnx(checkpoint, tmp_path / "o", dtype=dtype, pooling="mean", normalize=True)
     comparisons = check(checkpoint, [result.model])
-    assert [c.ok for c in comparisons] == [True, True]
+    assert [c.ok for c in comparisons] == [True] * (3 if dtype == "fp16" else 2)  # and its range
     assert comparisons[1].metrics["relative_error"] > 1e-5  # it did run in half precision
     inputs = {
         "input_ids": np.full((6, 21), 7),
