@@ -130,7 +130,11 @@ def _file_message(error: OSError) -> str:
 def _is_of_stdout(error: OSError) -> bool:
     """Whether standard output could not be written to: the error comes from who prints, or what was printed still waits."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    if error.filename is None and frames and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in ("click", "rich"):
+    if (
+        error.filename is None
+        and frames
+        and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in ("click", "rich")
+    ):
         return True
     try:
         if sys.stdout is not None:
