@@ -37,7 +37,8 @@ def build_command(kinds: tuple[str, ...], cuda: bool | None, no_fetch: bool, **s
         results = build_libraries(kinds, cuda=cuda, fetch=not no_fetch, progress=step)
     lines = [f"{r.kind}: {f'{r.path} ({r.detail})' if r.path else f'not built. {r.detail}'}" for r in results]
     if not kinds and len(results) == 1:
-        lines.append("tensorrt: left out, as no GPU is here; `mra-export build tensorrt` compiles it all the same.")
+        why = "as no GPU is here" if cuda is None else "as --no-cuda says"
+        lines.append(f"tensorrt: left out, {why}; `mra-export build tensorrt` compiles it all the same.")
     outputs = [str(r.path) for r in results if r.path]
     # Without names it is enough that something was built; what was named has to be there.
     if not outputs or (kinds and len(outputs) < len(results)) or any(r.failed for r in results):
