@@ -28,7 +28,7 @@ def test_no_plugin_library(
     code, out, err = run("trt", model, "-o", tmp_path / "model.engine", "--backend", "rtx", *extra)
     assert code == 4
     text = json.loads(out)["error"] if as_json else err
-    assert_message(text, r"libmra_tensorrt\.so was not found in .*nowhere.* Run `mra-export build`")
+    assert_message(text, r"libmra_tensorrt\.so was not found in .*nowhere.* Run `mra-export build tensorrt`")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_library(model: Path, rtx: Any, tmp_path: Path) -> Non
         "trt", model, "-o", tmp_path / "m.engine", "--backend", "rtx", "--plugin-lib", tmp_path / "text.so"
     )
     assert code == 2
-    assert_message(err, "text.so cannot be loaded: .* Build it on this machine with `mra-export build`")
+    assert_message(err, "text.so cannot be loaded: .* Build it on this machine with `mra-export build tensorrt`")
 
 
 def test_two_plugins_in_one_process(model: Path, plugin: Path, rtx: Any, tmp_path: Path) -> None:
