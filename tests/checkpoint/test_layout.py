@@ -16,7 +16,7 @@ from dense_support import VOCABULARY, save, tiny, write_files
 from mra_export.checkpoint.files import locate, side_files
 from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.layout import Entry, module_kind, read_listing, sentence_root
-from mra_export.checkpoint.pooling import Pooling, pooling_of
+from mra_export.checkpoint.modules import Pooling
 from mra_export.checkpoint.text import read_contract
 from mra_export.errors import InputError
 
@@ -78,7 +78,7 @@ def test_the_folder_is_found_and_the_rest_of_it(flat: Path, tmp_path: Path, fold
     }.get(given, root)
     directory = locate(path)
     assert (directory, sentence_root(directory)) == (root / folder, root)
-    assert pooling_of(directory) == Pooling("cls", normalize=False)
+    assert read_contract(directory).modules == (Pooling(("cls",)),)
     assert read_contract(directory) == read_contract(flat)
     assert read_contract(directory).max_length == 40
     assert set(side_files(directory)) == set(side_files(flat))
@@ -180,8 +180,6 @@ def test_modules_of_others_are_refused(
         InputError, match=f"modules.json names the module '{name}', which is not one of sentence-transformers'"
     ):
         from_dense(root, tmp_path / "mra")
-    with pytest.raises(InputError, match=name):
-        pooling_of(root)
     with pytest.raises(InputError, match=name):
         read_contract(root)
 
