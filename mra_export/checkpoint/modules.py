@@ -162,7 +162,8 @@ def width_of(modules: Iterable[Module], hidden_size: int) -> int:
             takes = module.in_features if isinstance(module, Dense) else module.dimension
             if takes != width:
                 raise InputError(
-                    f"{module.folder}/config.json takes vectors of {takes} numbers, but {width} come in. Mend it."
+                    f"{module.folder}/config.json takes vectors of {takes} numbers, but {width} come in. Mend it, or choose the "
+                    "pooling that it was trained with."
                 )
             width = module.out_features if isinstance(module, Dense) else width
         elif isinstance(module, Truncate):

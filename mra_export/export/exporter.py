@@ -312,4 +312,11 @@ def _copy_side_files(checkpoint: Checkpoint, stage: Path, contract: TextContract
     if contract.modules:
         write_modules(contract.modules, root, stage, checkpoint.config.hidden_size)
     positions = checkpoint.family.max_seq_len(checkpoint.config)
-    return write_tokenizer(checkpoint.directory, stage, contract, positions)
+    return [*_unused(root, checkpoint.task.name), *write_tokenizer(checkpoint.directory, stage, contract, positions)]
+
+
+def _unused(root: Path, task: str) -> list[str]:
+    """Says that an export gives no embeddings where sentence-transformers would."""
+    if task == "feature-extraction" or not (root / MODULES_FILE).is_file():
+        return []
+    return [f"{root / MODULES_FILE} is for embeddings, and {task} gives none: --task feature-extraction does."]

@@ -91,7 +91,9 @@ def create_bundle(
         shown = source if find_exported(source, request) is None else model.directory
         with staged_directory(output, force=force) as stage, _named(stage, shown):
             _copy_model(model, stage)
-            said += _write_tokenizer(model, stage)
+            of_source = _write_tokenizer(model, stage)
+            if not said:  # else the export said the same, with the checkpoint's own path
+                said += of_source
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
             for path in filter(None, (library, plugin)):

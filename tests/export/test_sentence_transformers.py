@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_support import by_definition, edit_json
 from tokenizers import Tokenizer
 
@@ -148,3 +150,18 @@ def test_what_cannot_be_exported_is_said_when_it_is_converted(source: Path, tmp_
     edit_json(tmp_path / "s" / "config_sentence_transformers.json", model_type=...)
     result = from_dense(tmp_path / "s", tmp_path / "m", block_per_row=2, force=True)
     assert any("has temperature, which is not known here" in note for note in result.notes)
+
+
+def test_a_head_that_gives_no_embeddings_is_said(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "s")
+    edit_json(tmp_path / "s" / "config.json", architectures=["BertForMaskedLM"])
+    weights = load_file(tmp_path / "s" / "model.safetensors")
+    hidden, words = 64, weights["embeddings.word_embeddings.weight"]
+    head = {"dense.weight": torch.eye(hidden), "dense.bias": torch.zeros(hidden)}
+    head |= {"LayerNorm.weight": torch.ones(hidden), "LayerNorm.bias": torch.zeros(hidden)}
+    made = {f"bert.{name}": value for name, value in weights.items()}
+    made |= {f"cls.predictions.transform.{name}": value for name, value in head.items()}
+    save_file({**made, "cls.predictions.bias": torch.zeros(len(words))}, tmp_path / "s" / "model.safetensors")
+    result = from_dense(tmp_path / "s", tmp_path / "m", block_per_row=2)
+    assert result.task == "fill-mask"
+    assert "modules.json is for embeddings, and fill-mask gives none: --task feature-extraction does." in result.notes

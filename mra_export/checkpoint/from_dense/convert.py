@@ -25,7 +25,7 @@ from mra_export.checkpoint.from_dense.source import (
     task_of,
 )
 from mra_export.checkpoint.from_dense.weights import Weights, convert, notes_on_weights, save_weights
-from mra_export.checkpoint.layout import sentence_root
+from mra_export.checkpoint.layout import MODULES_FILE, sentence_root
 from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.provenance import name_or_path
 from mra_export.checkpoint.weight_files import read_weights
@@ -175,6 +175,9 @@ def from_dense(
         )
     if family.fairseq_positions:
         notes.append("Positions count from the start of a row: padding belongs on the right, as the tokenizer has it.")
+
+    if chosen.name != "feature-extraction" and (sentence_root(directory) / MODULES_FILE).is_file():
+        notes.append(f"{MODULES_FILE} is for embeddings, and {chosen.name} gives none: --task feature-extraction does.")
 
     say(f"writing {output}")
     with staged_directory(output, force=force) as stage:
