@@ -266,7 +266,7 @@ def main() -> int:
         encoder = make_encoder(Path(temporary), arguments.threads)
         texts = docstrings()
         random.Random(0).shuffle(texts)
-        ids = [encoding.ids for encoding in encoder._tokenizer.encode_batch_fast(texts)]
+        ids = [encoding.ids for encoding in encoder.tokenizer.encode_batch_fast(texts)]
         lengths = [len(each) for each in ids]
         report: dict[str, Any] = {
             "machine": host,

@@ -104,12 +104,13 @@ def embed_command(
         cut += f"; {result.null_rows} of {result.input_rows} rows have no text" + (
             ", left out" if null == "skip" else ", taken as empty"
         )
+    beside = "".join(f"\n  {path} says what its rows are" for path in result.outputs[1:])
     resumed = f" (and {result.resumed_rows} before)" if result.resumed_rows else ""
     print_result(
         "embed",
         f"{result.output}: {result.rows} rows of {result.dimension}{prompted}{cut}\n  "
         f"{result.rows - result.resumed_rows} rows in {result.seconds:.1f} s{resumed}, {result.rows_per_second:,.0f} rows/s, "
-        f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider})",
+        f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider})" + beside,
         shown["as_json"],
         outputs=[str(path) for path in result.outputs],
         files=result.files,

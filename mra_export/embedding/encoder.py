@@ -205,12 +205,12 @@ class Encoder:
                 "libraries, or hide the GPU with CUDA_VISIBLE_DEVICES=-1."
             )
         assert bundle.tokenizer_file is not None
-        self._tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
-        self._tokenizer.no_padding()
+        self.tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
+        self.tokenizer.no_padding()
         self.max_length = bundle.tokenizer_max_length
-        self._tokenizer.enable_truncation(self.max_length, direction=bundle.truncation_side)
+        self.tokenizer.enable_truncation(self.max_length, direction=bundle.truncation_side)
         self.options = text_options(bundle) if options is None else options
-        self._skip = 0 if bundle.include_prompt else prompt_tokens(self._tokenizer, self.options.prompt)
+        self._skip = 0 if bundle.include_prompt else prompt_tokens(self.tokenizer, self.options.prompt)
         self._steps = read_steps(bundle, self.options.dimensions)
         self._bundle = bundle
         self._batch_tokens = batch_tokens
@@ -245,10 +245,11 @@ class Encoder:
         ids: list[list[int]] = []
         types: list[list[int]] = []
         cut: list[bool] = []
-        for encoding in self.tokenized(texts):
-            ids.append(encoding.ids)
-            types.append(encoding.type_ids)
-            cut.append(bool(encoding.overflowing))
+        for part in _parts(texts):
+            for encoding in self.tokenizer.encode_batch_fast([self.options.prompt + text for text in part]):
+                ids.append(encoding.ids)
+                types.append(encoding.type_ids)
+                cut.append(bool(encoding.overflowing))
         for batch, vectors in batches_run(
             self._run,
             ids,
@@ -263,25 +264,15 @@ class Encoder:
             lengths = np.array([len(ids[row]) for row in batch.rows])
             yield EncodedBatch(batch.rows, batch.width, vectors, lengths, np.array([cut[row] for row in batch.rows]))
 
-    @property
-    def tokenizer(self) -> Any:
-        """The bundle's (`tokenizers.Tokenizer`)."""
-        return self._tokenizer
-
-    def tokenized(self, texts: Sequence[str]) -> Iterator[Any]:
-        """What the model gets of each text, the prompt before it (`tokenizers.Encoding`), in order."""
-        for part in _parts(texts):
-            yield from self._tokenizer.encode_batch_fast([self.options.prompt + text for text in part])
-
     @contextlib.contextmanager
     def whole_texts(self) -> Iterator[None]:
         """The tokenizer cuts nothing off while the block runs."""
-        truncation = self._tokenizer.truncation
-        self._tokenizer.no_truncation()
+        truncation = self.tokenizer.truncation
+        self.tokenizer.no_truncation()
         try:
             yield
         finally:
-            self._tokenizer.enable_truncation(**truncation)
+            self.tokenizer.enable_truncation(**truncation)
 
     def _run(self, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
         """The vectors of a batch, float32 [batch, dimension].

@@ -57,7 +57,7 @@ def find_files(
     Args:
         sources: files, patterns with `*`, `?` or `[...]`, folders; "-" for standard input.
         input_format: kind of all files, one of `INPUT_FORMATS`; None for what their names say.
-        delimiter: of csv and tsv; None for comma and tab.
+        delimiter: of csv and tsv, a tab also as a backslash and a t; None for comma and tab.
         spooled: the file that holds standard input.
 
     Returns:
@@ -68,6 +68,7 @@ def find_files(
     """
     if input_format is not None and input_format not in INPUT_FORMATS:
         raise InputError(f"input_format={input_format!r} must be one of {', '.join(INPUT_FORMATS)}.")
+    delimiter = "\t" if delimiter == r"\t" else delimiter  # as it comes from a shell
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii()):
         raise InputError(f"delimiter={delimiter!r} must be one ASCII character, and no quotation mark or line feed.")
     if not sources:

@@ -287,6 +287,7 @@ def _results(
         context.raise_original_map_exception = True
         # A block a chunk, as long as Ray can keep count of them, and each part of it is handed over, and written, as soon as it is
         # made: Ray would gather them until they have that size.
+        stack.callback(setattr, context, "target_max_block_size", context.target_max_block_size)  # the caller's own
         context.target_max_block_size = 1
         items = [
             {**dataclasses.asdict(chunk), "done": np.array(sorted(done), np.int64).tobytes()} for chunk, done in pending

@@ -117,7 +117,8 @@ class Worker:
         return found, np.array(facts, np.int64).reshape(-1, 4)
 
     def _measure(self, texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in self._encoder.tokenized(texts)]
+        prompted = [self._encoder.options.prompt + text for text in texts]
+        return [len(encoding.ids) for encoding in self._encoder.tokenizer.encode_batch_fast(prompted)]
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[int]]:

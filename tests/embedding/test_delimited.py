@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_a_quotation_mark_that_is_never_closed_ends_with_the_limit(
     (tmp_path / "t.csv").write_text('text\na\n"b\n' + "c\n" * 1000)
     with pytest.raises(InputError, match=r"line 3 \(row 1\) is longer than .*quotation mark missing"):
         scan(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(("separator", "written"), [(";", ";"), ("\t", r"\t"), ("|", "|")])
+def test_the_delimiter_that_the_message_names_is_the_right_one(separator: str, written: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"id{separator}text\n1{separator}a, b\n")
+    with pytest.raises(InputError, match=re.escape(f"--delimiter '{written}'")):
+        scan(tmp_path / "t.csv")
+    assert texts_of(tmp_path / "t.csv", delimiter=written) == ["a, b"]
+    assert texts_of(tmp_path / "t.csv", delimiter=separator) == ["a, b"]
 
 
 @pytest.mark.parametrize("delimiter", ["", ",,", '"', "\n", "é"])

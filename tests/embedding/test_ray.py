@@ -157,7 +157,9 @@ def test_packed_files_pieces_and_rows_left_out_give_the_local_engines_bytes(
         patched.setattr("mra_export.embedding.run.Worker", functools.partial(Worker, clock=clock))
         with pytest.raises(Interrupted):
             embed(embed_bundle, sources, tmp_path / "o.npy", watcher=Stop(2, interrupt), batch_tokens=2048, **options)
+    theirs = ray.data.DataContext.get_current().target_max_block_size
     result = embed(embed_bundle, sources, tmp_path / "o.npy", engine="ray", workers=2, **options)
+    assert ray.data.DataContext.get_current().target_max_block_size == theirs > 1
     assert 0 < result.resumed_rows < result.rows
     for name in ("{}.npy", "{}.rows.npy"):
         assert (tmp_path / name.format("o")).read_bytes() == (tmp_path / name.format("local")).read_bytes()

@@ -34,6 +34,9 @@ from embed_support import (
 )
 
 from mra_export.embedding import run as embed_module
+from mra_export.embedding.files import INPUT_FORMATS
+from mra_export.embedding.input import NULLS
+from mra_export.embedding.layout import OUTPUT_TYPES
 from mra_export.embedding.run import embed
 from mra_export.errors import InputError
 
@@ -186,7 +189,10 @@ def test_rows_without_a_text_are_left_out_or_taken_as_empty(
     assert f"rows of {HIDDEN}; {told[null]}" in capsys.readouterr().out
     made = pq.read_table(tmp_path / "o.parquet")
     assert made["row"].to_pylist() == left == made["id"].to_pylist()
-    code, result = run_json(capsys, bundle, tmp_path / "t.jsonl", "--null", null, "-o", tmp_path / "o.npy")
+    assert run("embed", bundle, tmp_path / "t.jsonl", "--null", null, "-o", tmp_path / "o.npy") == 0
+    assert (f"{tmp_path / 'o.rows.npy'} says what its rows are" in capsys.readouterr().out) == (null == "skip")
+    arguments = ["--null", null, "-o", tmp_path / "o.npy", "--force"]
+    code, result = run_json(capsys, bundle, tmp_path / "t.jsonl", *arguments)
     assert (code, result["rows"], result["input_rows"], result["null_rows"]) == (0, len(left), 6, 3)
     write_lines(tmp_path / "t.txt", [texts[row] or "" for row in left])
     embed(bundle, tmp_path / "t.txt", tmp_path / "t.npy")
@@ -274,6 +280,17 @@ def test_a_bad_option_is_named(
     assert re.search(message, result["error"]), result["error"]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "there.npy").read_text() == "mine"
+
+
+def test_the_command_knows_the_same_names_as_the_function() -> None:
+    """They are written out there, since `--help` imports nothing of embed."""
+    from mra_export.cli.embed import embed_command
+
+    choices = {each.name: getattr(each.type, "choices", None) for each in embed_command.params}
+    assert tuple(choices["input_format"] or ()) == INPUT_FORMATS
+    assert tuple(choices["null"] or ()) == NULLS
+    assert tuple(choices["output_type"] or ()) == tuple(OUTPUT_TYPES)
+    assert tuple(choices["engine"] or ()) == embed_module.ENGINES
 
 
 def test_a_bad_input_or_bundle_is_named(bundle: Path, lines: Path, tmp_path: Path) -> None:
