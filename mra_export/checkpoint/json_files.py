@@ -9,11 +9,11 @@ from typing import Any
 
 from mra_export.errors import InputError
 
-__all__ = ["is_pointer", "parse_json", "read_json", "refuse_pointer", "write_json"]
+__all__ = ["FETCH", "is_pointer", "parse_json", "read_json", "refuse_pointer", "write_json"]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024  # by Git LFS' specification
-_FETCH = "Fetch the file itself with `git lfs pull`"
+FETCH = "Fetch the file itself with `git lfs pull`"
 
 
 def parse_json(path: Path) -> Any:
@@ -27,7 +27,7 @@ def parse_json(path: Path) -> Any:
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     if content.startswith(_POINTER):
-        raise ValueError(f"it is a pointer of Git LFS, not the file. {_FETCH}")
+        raise ValueError(f"it is a pointer of Git LFS, not the file. {FETCH}")
     if content.startswith(codecs.BOM_UTF8):
         raise ValueError(
             "it begins with a byte order mark, which transformers does not read. "
@@ -83,4 +83,4 @@ def refuse_pointer(path: Path) -> None:
         InputError: it is a pointer.
     """
     if is_pointer(path):
-        raise InputError(f"{path} is a pointer of Git LFS, not the file itself. {_FETCH} in its repository.")
+        raise InputError(f"{path} is a pointer of Git LFS, not the file itself. {FETCH} in its repository.")

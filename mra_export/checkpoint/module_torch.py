@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mra_export.checkpoint.modules import Dense, LayerNorm, Module, Normalize, Pooling, Truncate
+from mra_export.checkpoint.weight_files import WEIGHT_FILES, read_weight_file
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,10 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["WEIGHT_FILES", "as_torch", "load_weights"]
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of a module's folder; the first that is there counts."""
+__all__ = ["as_torch", "load_weights"]
 
 
 def as_torch(modules: Iterable[Module], directory: Path) -> nn.Module:
@@ -130,18 +128,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    import torch
-    from safetensors.torch import load_file
-
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder} has no {' and no '.join(WEIGHT_FILES)}. Take the whole checkpoint.")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        return {str(name): torch.as_tensor(value) for name, value in loaded.items()}
-    except Exception as error:
-        raise InputError(
-            f"{file} cannot be read as weights: {' '.join(str(error).split())[:200]} Fetch it again."
-        ) from error
+    return read_weight_file(file)

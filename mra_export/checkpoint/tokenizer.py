@@ -18,7 +18,7 @@ _SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE_FILES)
 _NEWER_CLASS = "TokenizersBackend"
 """What transformers 5 writes for its release 4's PreTrainedTokenizerFast."""
-_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
 def load_tokenizer(directory: Path, options: Mapping[str, Any] | None = None) -> Any | None:

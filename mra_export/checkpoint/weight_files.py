@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mra_export.checkpoint.json_files import parse_json, refuse_pointer
+from mra_export.checkpoint.json_files import FETCH, is_pointer, parse_json, refuse_pointer
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    refuse_pointer(path)
+    if is_pointer(path):
+        raise InputError(f"{path} cannot be read as weights: it is a pointer of Git LFS, not the file itself. {FETCH}.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -16,12 +16,15 @@ __all__ = ["describe_bundle", "print_bench", "print_comparisons", "print_diagnos
 def print_comparisons(comparisons: list[Comparison]) -> None:
     """A verdict a comparison, then its numbers; layers and cases only where something failed."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
     for comparison in comparisons:
         verdict = {True: "[green]PASSED[/]", False: "[bold red]FAILED[/]", None: "[yellow]NOT JUDGED[/]"}[comparison.ok]
-        console.print(f"{verdict} {comparison.candidate} [dim]against[/] {comparison.reference}", soft_wrap=True)
+        console.print(
+            f"{verdict} {escape(comparison.candidate)} [dim]against[/] {escape(comparison.reference)}", soft_wrap=True
+        )
         shown = []
         for name, value in comparison.metrics.items():
             if value is None or name in ("judged_rows", "rows"):
@@ -33,7 +36,7 @@ def print_comparisons(comparisons: list[Comparison]) -> None:
         if shown:
             console.print("  " + ", ".join(shown), soft_wrap=True)
         for note in comparison.notes:
-            console.print(f"  note: {note}", soft_wrap=True)
+            console.print(f"  note: {note}", soft_wrap=True, markup=False)
         if comparison.ranges:
             each = (f"{layer.name} {layer.largest:.4g} ({layer.tensor})" for layer in comparison.ranges)
             console.print(f"  largest values: {', '.join(each)}", soft_wrap=True, markup=False)

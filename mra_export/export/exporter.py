@@ -135,7 +135,7 @@ def export_onnx(
         if finish is not None:
             finish(stage)
         size = sum(file.stat().st_size for file in (stage / "onnx").iterdir())
-    every = (*contract.notes, *notes)
+    every = (*checkpoint.notes, *contract.notes, *notes)
     return ExportResult(
         output, output / MODEL_FILE, checkpoint.task.name, dtype, opset, nodes, inputs, outputs, size, every
     )

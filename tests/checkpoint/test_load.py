@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundle_support import run
 from checkpoints import save_checkpoint
 from dense_support import edit_config, edit_weights
 
@@ -52,9 +53,11 @@ def test_what_is_not_of_the_encoder_is_left_out(tmp_path: Path) -> None:
     assert load_checkpoint(add(directory, *names)).notes == ()
 
 
-def test_layers_beyond_those_of_the_configuration(tmp_path: Path) -> None:
+def test_layers_beyond_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = save_checkpoint(tmp_path / "model", max_position_embeddings=32)
     edit_config(directory, num_hidden_layers=1)
     checkpoint = load_checkpoint(directory)
     assert checkpoint.notes == ("There are weights of 2 layers, but config.json says 1: so many has the result.",)
     assert len(checkpoint.model.encoder.layer) == 1
+    code, result = run("onnx", directory, "-o", tmp_path / "onnx", "--no-check", capsys=capsys)
+    assert (code, result["notes"]) == (0, list(checkpoint.notes))

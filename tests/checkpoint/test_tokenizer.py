@@ -33,8 +33,8 @@ def write(name: str, content: object) -> Callable[[Path], None]:
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "cut off": (cut, r"tokenizer\.json is not valid JSON"),
-    "a list": (write("tokenizer.json", []), r"tokenizer\.json must hold a JSON object"),
+    "cut off": (cut, r"tokenizer\.json cannot be read as a tokenizer: "),
+    "a list": (write("tokenizer.json", []), r"tokenizer\.json cannot be read as a tokenizer: "),
     "no tokenizer": (write("tokenizer.json", {"version": "1.0"}), r"tokenizer\.json cannot be read as a tokenizer: "),
     "a comma too many": (write("tokenizer_config.json", '{"a": 1,}'), r"tokenizer_config\.json is not valid JSON"),
     "special tokens": (write("special_tokens_map.json", "["), r"special_tokens_map\.json is not valid JSON"),

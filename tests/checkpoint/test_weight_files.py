@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from mra_export.checkpoint.from_dense.convert import from_dense
 from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.module_torch import load_weights
 from mra_export.checkpoint.weight_files import read_weights, weight_files
 from mra_export.errors import InputError
 
@@ -106,6 +107,14 @@ def test_what_is_wrong_is_said_of_each_kind_of_checkpoint(case: str, mra: Path, 
         load_checkpoint(mra)
     with pytest.raises(InputError, match=reason):
         from_dense(bert, tmp_path / "out")
+
+
+def test_a_pointer_in_a_modules_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, {"2_Dense/pytorch_model.bin": POINTER})
+    with pytest.raises(
+        InputError, match=r"2_Dense/pytorch_model\.bin cannot be read as weights: it is a pointer of Git LFS"
+    ):
+        load_weights(tmp_path / "2_Dense")
 
 
 def test_the_hubs_cache_is_a_checkpoint(mra: Path, bert: Path, tmp_path: Path) -> None:
