@@ -87,7 +87,7 @@ def _check_sentencepiece(path: Path) -> None:
     for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
         require(
             module,
-            f"{path} is a vocabulary of sentencepiece, and {package}, which reads it, is not installed. {install}",
+            f"{path} is a vocabulary of sentencepiece, and {package}, which reads it, cannot be imported ({{error}}). {install}",
         )
     try:
         import sentencepiece.sentencepiece_model_pb2
