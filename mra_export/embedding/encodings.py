@@ -88,4 +88,16 @@ def not_utf8(where: str, error: UnicodeDecodeError, head: bytes) -> str:
         return f"{found} The file is {encoding}; convert it: `iconv -f {encoding} -t UTF-8`."
     if sum(value < 32 and value not in b"\t\n\v\f\r\x1b" for value in head) > len(head) // 50:
         return f"{found} The file looks like no text at all; is it the right one?"
-    return f"{found} Convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+    if _is_western(error.object + head):
+        return f"{found} Convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+    return (
+        f"{found} Convert the file from what it is in, which may be WINDOWS-1251 (Cyrillic), GB18030 (Chinese), SHIFT_JIS "
+        "(Japanese) or another: `iconv -f ENCODING -t UTF-8`."
+    )
+
+
+def _is_western(data: bytes) -> bool:
+    """Whether most letters are those of ASCII, as in the languages that WINDOWS-1252 is for."""
+    letters = sum(value | 32 in range(97, 123) for value in data if value < 128)
+    others = sum(value >= 128 for value in data)
+    return others < letters

@@ -62,6 +62,32 @@ def test_a_file_in_utf_16_is_named_with_the_command_that_converts_it(suffix: str
         assert ChunkReader(source).texts(source.chunks[0]) == ["naïve", "line"]
 
 
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [
+        ("cyrillic", "cp1251"),
+        ("cyrillic", "koi8-r"),
+        ("greek", "cp1253"),
+        ("japanese", "shift_jis"),
+        ("japanese", "gb18030"),
+    ],
+)
+def test_a_text_that_is_not_western_is_not_called_so(text: str, codec: str, tmp_path: Path) -> None:
+    """What WINDOWS-1252 would make of it is garbage, and taken for text."""
+    for name, data in (("t.txt", TEXTS[text]), ("t.csv", f"id,text\n1,{TEXTS[text].splitlines()[0]}\n")):
+        (tmp_path / name).write_bytes(data.encode(codec))
+        with pytest.raises(
+            InputError, match=r"is not UTF-8: byte .*Convert the file from what it is in.*iconv -f ENCODING"
+        ):
+            scan(tmp_path / name)
+
+
+def test_a_western_text_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(TEXTS["latin"].encode("cp1252"))
+    with pytest.raises(InputError, match=r"is not UTF-8: byte .*iconv -f WINDOWS-1252"):
+        scan(tmp_path / "t.txt")
+
+
 def test_other_bytes_get_other_advice(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes("Stra\xdfe\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"line 1 \(row 0\) is not UTF-8: byte 0xdf at byte 4.*WINDOWS-1252"):
