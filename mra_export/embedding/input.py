@@ -237,10 +237,8 @@ class ChunkReader:
         file = self.source.files[chunk.file]
         stands = self._rows is not None and self._file == chunk.file
         seeks = _FORMATS[file.kind].seeks and not file.compression
-        # Row groups of a parquet file are passed over unread.
-        if stands and (
-            self._next == chunk.start or (self._next < chunk.start and not seeks and file.kind != "parquet")
-        ):
+        # What stands before it is passed over, where the file cannot be read from there; a parquet file can from a row group on.
+        if stands and (self._next == chunk.start or (self._next < chunk.start and not seeks)):
             return
         self._open(chunk.file, chunk.start if seeks or file.kind == "parquet" else 0, chunk.offset if seeks else 0)
 

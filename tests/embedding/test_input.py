@@ -19,6 +19,7 @@ from embed_support import (
     write_lines,
 )
 
+from mra_export import embedding
 from mra_export.embedding import chunks as chunks_module
 from mra_export.embedding import lines as lines_module
 from mra_export.embedding.input import ChunkReader, scan
@@ -69,6 +70,28 @@ def test_chunks_depend_on_the_rows_alone_and_are_read_in_any_order(
         reader = ChunkReader(source)
         for chunk in [*source.chunks[::-1], *source.chunks[::3], *source.chunks]:
             assert reader.texts(chunk) == TEXTS[chunk.first_row : chunk.first_row + chunk.rows]
+
+
+def test_rows_without_a_text_do_not_make_a_file_be_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time a row group of a million rows would be read from its beginning."""
+    rows = [text if row % 5 else None for row, text in enumerate(TEXTS)]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "t.parquet")
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    for name, opens in (("t.parquet", "parquet.open_parquet"), ("t.json", "json_values.open_bytes")):
+        source = scan(tmp_path / name, null="skip", chunk_rows=4)
+        module, function = opens.split(".")
+        target = getattr(embedding, module)
+        opened: list[Path] = []
+        own = getattr(target, function)
+        monkeypatch.setattr(target, function, lambda *a, own=own, opened=opened: opened.append(a[-1].path) or own(*a))
+        reader = ChunkReader(source)
+        assert [text for chunk in source.chunks for text in reader.texts(chunk)] == [
+            row for row in rows if row is not None
+        ]
+        assert len(source.chunks) == 60
+        assert len(opened) == 1
 
 
 JSON_ERRORS = [
