@@ -88,12 +88,12 @@ def diagnose() -> Diagnosis:
         )
     if (note := not_built_note()) is not None:
         problems.append(Problem(note, "mra-export build", False))
-    elif found["onnxruntime"] is not None and (wrong := cut_off(found["onnxruntime"])):
+    elif (library := found["onnxruntime"]) is not None and (wrong := cut_off(library)):
         problems.append(Problem(f"{wrong}.", "mra-export build", False))
-    elif too_old_for_library(versions["onnxruntime"]):
+    elif library is not None and too_old_for_library(versions["onnxruntime"]):
         needed = ".".join(map(str, OLDEST_FOR_LIBRARY))
         text = (
-            f"ONNX Runtime {versions['onnxruntime']} is too old for {found['onnxruntime'].name}, which needs {needed} or newer; "
+            f"ONNX Runtime {versions['onnxruntime']} is too old for {library.name}, which needs {needed} or newer; "
             "commands that would use it end with 4."
         )
         fix = f"pip install --upgrade {'onnxruntime-gpu' if _package('onnxruntime') is None else 'onnxruntime'}"
