@@ -94,4 +94,9 @@ def _unpacking(file: InputFile) -> Iterator[None]:
 def _damaged(file: InputFile, error: Exception) -> str:
     """The message for a file that cannot be unpacked."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if "too much memory" in reason:
+        return (
+            f"{file.name} was packed with a window of more than 128 MiB (`zstd --long`). Unpack it: `zstd -dc --long=31 "
+            f"{file.name} | mra-export embed BUNDLE - --input-format FORMAT`."
+        )
     return f"{file.name} cannot be unpacked ({file.compression}): {reason}. It is cut off or damaged; copy it again."

@@ -59,6 +59,19 @@ def test_what_is_cut_off_or_not_packed_is_named(suffix: str, tmp_path: Path) -> 
     assert scan(tmp_path / "t.txt").rows == 300
 
 
+def test_a_zst_file_with_a_long_window_is_not_called_damaged(tmp_path: Path) -> None:
+    block = (3 << 3 | 1).to_bytes(3, "little") + b"a\nb"
+    for descriptor, log in ((0x50, 20), (0xA8, 31)):  # of the window: 10 more than the upper five bits
+        (tmp_path / "t.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([descriptor]) + block)
+        if log == 20:
+            assert scan(tmp_path / "t.txt.zst").rows == 2
+            continue
+        with pytest.raises(
+            InputError, match=r"packed with a window of more than 128 MiB.*`zstd -dc --long=31 .*t\.txt\.zst \|"
+        ):
+            scan(tmp_path / "t.txt.zst")
+
+
 def test_the_contents_decide_and_not_a_beginning_that_is_text(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("BZh9 is how an archive begins\n")
     assert scan(tmp_path / "t.txt").rows == 1
