@@ -41,6 +41,7 @@ _CHAIN = 1e-4
 """Relative error of the modules after the encoder, which are float32 whatever the type of the encoder."""
 _MAJOR = 6
 """The release of sentence-transformers from which on texts are tokenized as they are."""
+_INSTALL = "Install it to have it compared: `pip install 'mra-export[check]'`."
 _PROMPTS = 8
 """Prompts that are tried; a model may have hundreds, which differ in nothing but their text."""
 
@@ -108,7 +109,7 @@ def check_texts(
     else:
         model_of, why = _sentence_transformers(root)
         if model_of is None:
-            notes.append(f"{why} Install it to have it compared: `pip install 'mra-export[check]'`.")
+            notes.append(why)
     if model_of is not None:
         import sentence_transformers
 
@@ -141,11 +142,17 @@ def _sentence_transformers(root: Path) -> tuple[Any | None, str]:
             from sentence_transformers import SentenceTransformer, __version__
 
             if int(__version__.split(".")[0]) < _MAJOR:
-                return None, f"sentence-transformers {__version__} is older than {_MAJOR} and takes blanks off texts."
+                return (
+                    None,
+                    f"sentence-transformers {__version__} is older than {_MAJOR} and takes blanks off texts. {_INSTALL}",
+                )
             return SentenceTransformer(str(root), device="cpu", local_files_only=True), ""
     except ImportError as error:
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == "sentence_transformers"
-        return None, f"sentence-transformers is not {'installed' if is_absent else f'to be imported ({error})'}."
+        return (
+            None,
+            f"sentence-transformers is not {'installed' if is_absent else f'to be imported ({error})'}. {_INSTALL}",
+        )
     except Exception as error:
         first = " ".join(str(error).split())[:200]
         return None, f"sentence-transformers does not load {root}: {first}."

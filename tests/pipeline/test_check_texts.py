@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mra_export.checkpoint.text import read_contract
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.parity.comparison import Comparison
 from mra_export.pipeline.check import check
-from mra_export.pipeline.check_texts import check_texts
+from mra_export.pipeline.check_texts import _sentence_transformers, check_texts
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 from mra_export.runners.torch import TransformersRunner
 
@@ -185,3 +186,16 @@ def test_check_has_the_comparison_as_its_last(loaded: Checkpoint, sentence_expor
     found = check(loaded, [sentence_export / MODEL_FILE], max_seq_len=40)
     assert [c.ok for c in found] == [True, True, True]
     assert found[-1].candidate.startswith("tokenizer.json + model.onnx")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_to_do_is_said_where_it_helps(installed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise KeyError("name")
+
+    stand_in = SimpleNamespace(SentenceTransformer=load, __version__="6.2.0")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", stand_in if installed else None)
+    model, why = _sentence_transformers(tmp_path)
+    assert model is None
+    assert why.startswith("sentence-transformers does not load " if installed else "sentence-transformers is not ")
+    assert ("pip install 'mra-export[check]'" in why) is not installed
