@@ -159,6 +159,13 @@ def test_a_partial_directory_that_is_not_whole_is_begun_again(
     assert not hidden(tmp_path)
 
 
+def test_the_folder_of_the_output_is_made(bundle: Path, lines: Path, expected: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "o.npy"
+    embed(bundle, lines, output, chunk_rows=20)
+    assert output.read_bytes() == expected
+    assert [path.name for path in output.parent.iterdir()] == ["o.npy"]
+
+
 def test_a_run_with_something_else_is_not_continued(bundle: Path, lines: Path, expected: bytes, tmp_path: Path) -> None:
     output = tmp_path / "o.npy"
     partial = begun(bundle, lines, output)
