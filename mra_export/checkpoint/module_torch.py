@@ -75,12 +75,11 @@ def _pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
         return hidden[:, 0]
     if mode == "max":
         return hidden.masked_fill(weight == 0, float("-inf")).amax(1)
-    if mode == "lasttoken":
-        place = torch.arange(1, hidden.shape[1] + 1, dtype=torch.int32, device=hidden.device)
-        last = (mask.to(torch.int32) * place).argmax(1)
-        return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
-    if mode == "weightedmean":
-        weight = weight * torch.arange(1, hidden.shape[1] + 1, dtype=hidden.dtype, device=hidden.device).view(1, -1, 1)
+    if mode in ("weightedmean", "lasttoken"):
+        place = weight * torch.arange(1, hidden.shape[1] + 1, dtype=hidden.dtype, device=hidden.device).view(1, -1, 1)
+        if mode == "lasttoken":  # no gather, of which onnx's evaluator has none for more than 64 tokens
+            return (hidden * weight * (place == place.amax(1, keepdim=True))).sum(1)
+        weight = place
     total, count = (hidden * weight).sum(1), weight.sum(1).clamp(min=1e-9)
     return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
 

@@ -10,6 +10,8 @@ from mra_export.engine.runner import LAYER_TENSORS, layer_output
 from mra_export.errors import DependencyError, InputError, MraExportError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mra_export.engine.backend import Backend
     from mra_export.export.onnx_model import OnnxModel
 
@@ -86,23 +88,33 @@ def check_plugin_layers(backend: Backend, network: Any, model: OnnxModel) -> Non
         )
 
 
-def check_types(backend: Backend, network: Any, dtype: str) -> Counter[str]:
+def check_types(backend: Backend, network: Any, dtype: str, outputs: Iterable[str]) -> Counter[str]:
     """Proves the precision of a strongly typed network, and counts its types.
 
     Matrix products and attention, which are nearly all of the work, must have the type asked for in every float tensor;
-    inputs are int64 and outputs float32 with each type.
+    inputs are int64 and outputs float32 with each type, and so is what is computed from outputs: pooling and what follows it.
+
+    Args:
+        backend: that parsed it.
+        network: what it parsed.
+        dtype: the type.
+        outputs: names of the model's, without those of layers that are shown too.
     """
     wanted = DTYPES[dtype].tensorrt
     floats = {names.tensorrt for names in DTYPES.values()}
     types: Counter[str] = Counter()
     wrong = []
-    for index in range(network.num_layers):
+    after = set(outputs)  # and what is computed from them
+    for index in range(network.num_layers):  # in topological order
         layer = network.get_layer(index)
-        outputs = [layer.get_output(i).dtype.name for i in range(layer.num_outputs)]
-        types.update(outputs)
-        if layer.type.name in ("MATRIX_MULTIPLY", "PLUGIN_V3", "ATTENTION_INPUT", "ATTENTION_OUTPUT"):
+        made = [layer.get_output(i).dtype.name for i in range(layer.num_outputs)]
+        types.update(made)
+        taken = {tensor.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None}
+        if taken & after:
+            after |= {layer.get_output(i).name for i in range(layer.num_outputs)}
+        elif layer.type.name in ("MATRIX_MULTIPLY", "PLUGIN_V3", "ATTENTION_INPUT", "ATTENTION_OUTPUT"):
             inputs = [tensor.dtype.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None]
-            seen = {name for name in (*inputs, *outputs) if name in floats}
+            seen = {name for name in (*inputs, *made) if name in floats}
             if seen != {wanted}:
                 wrong.append(f"{layer.name} ({', '.join(sorted(seen))})")
     if wrong:

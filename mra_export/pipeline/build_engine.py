@@ -151,7 +151,7 @@ def build_engine(
             opened.logger.messages.clear()
             builder, network, parser = parse(opened, prepare(model, layer_outputs), model)
         check_plugin_layers(opened, network, model)
-        tensor_types = check_types(opened, network, model.dtype)
+        tensor_types = check_types(opened, network, model.dtype, model.outputs)
         allow_decomposition(opened, network)
         shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
         progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.layers)} attention layers")

@@ -24,6 +24,9 @@ from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.half import convert
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
+from mra_export.runners.onnx_reference import OnnxReferenceRunner
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.torch import TransformersRunner
 
 TEXTS = ["Paris", "The QUICK brown Fox", "", "café CAFÉ 我们 \U0001f600", "first " * 20 + "Omega", "query: word [SEP]"]
 
@@ -110,6 +113,12 @@ def test_an_export_in_a_half_type_keeps_the_modules_float32(dtype: str, checkpoi
     kinds = {i.name: i.data_type for i in onnx.load(str(result.model)).graph.initializer if 40 in i.dims}
     assert kinds
     assert set(kinds.values()) == {onnx.TensorProto.FLOAT}
+    ids = np.arange(64)[None] + 5  # onnx's evaluator gathers among fewer than 64 tokens only
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    runner = OnnxReferenceRunner if dtype == "bf16" else OnnxRuntimeRunner
+    vector = runner(read_onnx(result.model)).run(inputs)["sentence_embedding"]
+    expected = TransformersRunner(load_checkpoint(checkpoint), read_contract(checkpoint).modules).run(inputs)
+    np.testing.assert_allclose(vector, expected["sentence_embedding"], rtol=0, atol=0.05)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from engine_support import CLASSES, TYPES, assert_message, build, half_export, r
 from onnx import TensorProto, helper, numpy_helper
 
 from mra_export.checkpoint.load import load_checkpoint
+from mra_export.checkpoint.modules import from_pooling
+from mra_export.checkpoint.text import read_contract
 from mra_export.engine import backend as tensorrt_backend
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import InputError, MraExportError
@@ -210,6 +212,24 @@ def test_a_node_that_the_plugin_refuses(model: Path, plugin: Path, rtx: Any, tmp
     with pytest.raises(InputError, match=r"refused by the parser of TensorRT-RTX .*approx_mode=7 must be 0"):
         build(tmp_path / "odd.onnx", tmp_path / "model.engine", plugin)
     assert not (tmp_path / "model.engine").exists()
+
+
+def test_the_modules_after_an_fp16_encoder_stay_float32(
+    sentence_export: Path, rtx: tensorrt_backend.Backend, plugin: Path, tmp_path: Path
+) -> None:
+    made = build(
+        sentence_export / "onnx" / "model.onnx", tmp_path / "e.engine", plugin, dtype="fp16", layer_outputs=True
+    )
+    assert made.manifest.precision == "fp16"
+    stated = json.loads(manifest_path(tmp_path / "e.engine").read_text())["pooling"]
+    assert [module["kind"] for module in stated["modules"]] == [
+        "Pooling",
+        "Dense",
+        "LayerNorm",
+        "Normalize",
+        "Truncate",
+    ]
+    assert from_pooling(stated) == read_contract(sentence_export).modules
 
 
 def test_fp16_that_is_not_is_refused(plugin: Path, rtx: Any, tmp_path: Path) -> None:
