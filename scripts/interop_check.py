@@ -82,6 +82,15 @@ def pool_as_files_say(directory: Path, hidden: Any, mask: Any) -> Any:
 
     modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
     settings = json.loads((directory / modules[1]["path"] / "config.json").read_text(encoding="utf-8"))
+    modes = [name for name, on in settings.items() if name.startswith("pooling_mode") and on]
+    kinds = {module["type"].rpartition(".")[2] for module in modules}
+    if kinds - {"Transformer", "Pooling", "Normalize"} or modes not in (
+        ["pooling_mode_cls_token"],
+        ["pooling_mode_mean_tokens"],
+    ):
+        raise SystemExit(
+            f"{directory} has modules or a pooling that only sentence-transformers applies: leave out optimum."
+        )
     if settings.get("pooling_mode_cls_token"):
         vectors = hidden[:, 0]
     else:

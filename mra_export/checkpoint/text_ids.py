@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mra_export.checkpoint.files import read_json
 from mra_export.checkpoint.text import TextContract, max_length
 from mra_export.checkpoint.tokenizer import load_tokenizer
 from mra_export.errors import InputError
@@ -29,6 +31,19 @@ __all__ = [
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
+_OF_EVERY_CLASS = (
+    "added_tokens_decoder", "additional_special_tokens", "add_bos_token", "add_eos_token", "add_prefix_space", "chat_template",
+    "clean_up_tokenization_spaces", "extra_special_tokens", "max_len", "model_input_names", "model_max_length", "padding_side",
+    "split_special_tokens", "tokenizer_class", "truncation_side",
+)  # fmt: skip
+"""Keys of tokenizer_config.json that transformers reads whatever the class is."""
+_OF_NO_MATTER = (
+    "auto_map", "backend", "do_basic_tokenize", "errors", "from_slow", "is_local", "legacy", "local_files_only", "max_length",
+    "merges_file", "model_specific_special_tokens", "name_or_path", "never_split", "pad_to_multiple_of", "pad_token_type_id",
+    "padding", "processor_class", "response_schema", "sp_model_kwargs", "special_tokens_map_file", "stride", "tokenizer_file",
+    "transformers_version", "trim_offsets", "truncation", "truncation_strategy", "use_fast", "vocab_file",
+)  # fmt: skip
+"""Keys that releases of transformers leave there, and that change no ids of a fast tokenizer."""
 NASTY_TEXTS: list[str] = json.loads((Path(__file__).parents[1] / "data" / "texts.json").read_text(encoding="utf-8"))
 """Texts on which settings of a tokenizer show: case, accents, scripts, blanks, control characters, none at all."""
 
@@ -106,7 +121,7 @@ def write_tokenizer(directory: Path, target: Path, contract: TextContract, posit
     tokenizer = source_tokenizer(directory, contract, positions)
     if tokenizer is None:
         return []
-    notes = _padding_side(tokenizer, target)
+    notes = [*_unknown(directory, tokenizer), *_padding_side(tokenizer, target)]
     backend = as_backend(tokenizer)
     if backend is None:
         kind = type(tokenizer).__name__
@@ -122,6 +137,19 @@ def write_tokenizer(directory: Path, target: Path, contract: TextContract, posit
     if again is not None:
         _check(expected, ids_of(again, texts), texts, directory, contract, positions, "the directory written")
     return notes
+
+
+def _unknown(directory: Path, tokenizer: Any) -> list[str]:
+    """Names the keys of tokenizer_config.json that the tokenizer's class does not take."""
+    makers = [vars(kind)["__init__"] for kind in type(tokenizer).__mro__[:-1] if "__init__" in vars(kind)]
+    parameters = {name for maker in makers for name in inspect.signature(maker).parameters}
+    known = {*parameters, *_OF_EVERY_CLASS, *_OF_NO_MATTER}
+    path = directory / _CONFIG_FILE
+    unknown = sorted(
+        key for key in read_json(path) if key not in known and not key.startswith("_") and not key.endswith("_token")
+    )
+    kind = type(tokenizer).__name__
+    return [f"{path} has {', '.join(unknown)}, which {kind} does not know: nothing changes by it."] if unknown else []
 
 
 def _padding_side(tokenizer: Any, target: Path) -> list[str]:

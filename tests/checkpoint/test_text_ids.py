@@ -138,6 +138,26 @@ def test_padding_on_the_left_becomes_right(tmp_path: Path) -> None:
     assert made.padding is None
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "named"),
+    [
+        (
+            "bert",
+            {"do_lower_case": True, "never_split": None, "max_length": 128, "unk_token": "[UNK]", "name_or_path": "x"},
+            None,
+        ),
+        ("bert", {"lowercase": True, "strip_accent": False}, "lowercase, strip_accent, which Bert"),
+        ("roberta", {"do_lower_case": True}, "do_lower_case, which Roberta"),
+    ],
+)
+def test_keys_that_the_class_does_not_know_are_named(
+    family: str, settings: dict[str, Any], named: str | None, tmp_path: Path
+) -> None:
+    _, notes = write(tmp_path, family, in_config(**settings), TextContract())
+    assert len(notes) == (named is not None)
+    assert named is None or f"tokenizer_config.json has {named}" in notes[0]
+
+
 def test_a_setting_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"tokenizer_config.json has split_special_tokens=True, which cannot be carried over: of"
