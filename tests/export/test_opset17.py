@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.checkpoint.pooling import Pooling
 from mra_export.errors import InputError
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import read_onnx
@@ -23,9 +22,7 @@ def test_the_oldest_format_of_each_opset(
     opset: int, ir_version: int, tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path
 ) -> None:
     """Other runtimes than ours read the file: none is asked for more than the operators need."""
-    made = export_onnx(
-        load_checkpoint(tiny_checkpoint), tmp_path / "o", opset=opset, pooling=Pooling("mean", normalize=True)
-    )
+    made = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o", opset=opset, pooling="mean", normalize=True)
     proto = onnx.load(made.model)
     assert proto.ir_version == ir_version
     opsets = {each.domain: each.version for each in proto.opset_import}
