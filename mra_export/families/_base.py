@@ -142,6 +142,8 @@ class Family(ABC):
     """Version of the operator's domain."""
     plugin: str | None = None
     """Name of the TensorRT plugin that computes the node; None if TensorRT's own layers do."""
+    is_linear_in_values: bool = False
+    """Whether the attention's output is a linear function of the values, number by number."""
     min_opset: int = 17
     default_opset: int = 20
     options: Mapping[str, Option] = {}

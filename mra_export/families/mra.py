@@ -40,6 +40,7 @@ class MraFamily(BertFamily):
     title = "MRA"
     operator = (OP_DOMAIN, OP_TYPE)
     operator_version = OP_VERSION
+    is_linear_in_values = True
     plugin = OP_TYPE
     min_opset = MIN_OPSET
     length_step = BLOCK_SIZE

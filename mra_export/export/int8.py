@@ -1,0 +1,294 @@
+"""Linear layers in int8: one file of standard QuantizeLinear and DequantizeLinear nodes that every engine runs.
+
+The rules are those under which ONNX Runtime, OpenVINO and TensorRT all take their integer kernels: activations with zero point 0 and
+one scale a tensor, weights with one scale an output column, query, key and value as one product and a Split, so that each
+QuantizeLinear has exactly one DequantizeLinear. Biases, the residual, the normalization and the attention stay in float.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mra_export.errors import InputError
+from mra_export.export.onnx_model import OnnxModel, read_onnx, save_program
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import onnx_ir as ir
+
+__all__ = ["RANGE_PREFIX", "Linear", "is_int8", "linears_of", "quantize", "with_ranges"]
+
+Array = np.ndarray[Any, Any]
+
+RANGE_PREFIX = "range:"
+"""Of the outputs that `with_ranges` adds."""
+_MODULE = re.compile(r"\b(layer\.\d+\..+)\.bias$")
+"""In the name of a bias of the encoder: its module, as transformers names it."""
+_LEAST_RANGE = 1e-5
+"""Below it a number counts as this large: a scale of 0 would divide by it."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear layers that read the same tensor and become one product.
+
+    Attributes:
+        names: of the modules, as `layer.0.attention.self.query`.
+        source: name of the tensor that they read.
+        in_features: numbers that each reads.
+        out_features: numbers that all of them together write.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A `Linear` in the graph: the products, and the additions of their biases, in the same order."""
+
+    linear: Linear
+    source: ir.Value
+    products: tuple[ir.Node, ...]
+    additions: tuple[ir.Node, ...]
+
+    @property
+    def weight(self) -> Array:
+        """float32 [in_features, out_features]."""
+        return np.concatenate([_constant(node.inputs[1]) for node in self.products], axis=1)
+
+    @property
+    def bias(self) -> Array:
+        """float32 [out_features]."""
+        return np.concatenate([_constant(node.inputs[_bias_place(node)]) for node in self.additions])
+
+
+def is_int8(model: OnnxModel) -> bool:
+    """Whether `quantize` wrote a file."""
+    return model.metadata.get("precision") == "int8"
+
+
+def linears_of(model: OnnxModel) -> list[Linear]:
+    """The linear layers of an export's encoder, in order."""
+    import onnx_ir as ir
+
+    return [group.linear for group in _groups(ir.load(model.path).graph)]
+
+
+def with_ranges(model: OnnxModel, target: Path) -> Path:
+    """Writes a file with one more output for each `Linear`: how large each number that it reads gets.
+
+    Args:
+        model: a float32 export.
+        target: the file to write.
+
+    Returns:
+        `target`, whose outputs `RANGE_PREFIX` + `Linear.source` are float32 [in_features].
+    """
+    import onnx_ir as ir
+
+    program = ir.load(model.path)
+    leading = ir.Value(name="range_axes", const_value=ir.tensor(np.array([0, 1], np.int64), name="range_axes"))
+    program.graph.register_initializer(leading)
+    for group in _groups(program.graph):
+        absolute = ir.node("Abs", [group.source])
+        largest = ir.node("ReduceMax", [absolute.outputs[0], leading], {"keepdims": 0})
+        absolute.outputs[0].name = f"{RANGE_PREFIX}{group.linear.source}:abs"
+        largest.outputs[0].name = RANGE_PREFIX + group.linear.source
+        largest.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        largest.outputs[0].shape = ir.Shape([group.linear.in_features])
+        program.graph.extend([absolute, largest])
+        program.graph.outputs.append(largest.outputs[0])
+    save_program(program, target)
+    return target
+
+
+def quantize(
+    model: OnnxModel,
+    ranges: Mapping[str, Array],
+    target: Path,
+    *,
+    smoothing: float | None = None,
+    float_layers: Collection[str] = (),
+) -> OnnxModel:
+    """Writes an export with the linear layers of its encoder in int8; the same input gives the same bytes.
+
+    Args:
+        model: a float32 export.
+        ranges: `Linear.source` -> the largest absolute value of each number that was seen there, float32 [in_features].
+        target: the file to write.
+        smoothing: how much of the range of what a layer reads is moved into its weights, number by number: the migration strength
+            of SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), between 0 and 1; None to move nothing.
+        float_layers: of `Linear.names`, what stays in float; a name stands for all that share its product.
+
+    Returns:
+        The written file.
+
+    Raises:
+        InputError: the file is not float32, is int8 already, or has no linear layers that are known here; or a name is unknown.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    if model.dtype != "fp32":
+        raise InputError(f"{model.path} is {model.dtype}, and int8 is made of fp32. Export the checkpoint with --dtype fp32.")
+    if is_int8(model):
+        raise InputError(f"{model.path} is int8 already. Give the float32 export, or the checkpoint.")
+    program = ir.load(model.path)
+    groups = _groups(program.graph)
+    if not groups:
+        raise InputError(f"{model.path} has no linear layers in an encoder. Export the checkpoint again.")
+    known = [name for group in groups for name in group.linear.names]
+    if unknown := sorted(set(float_layers) - set(known)):
+        raise InputError(f"{model.path} has no linear layer {unknown[0]}, but {', '.join(known[:6])} and so on.")
+    foldable = {addition.outputs[0] for group in groups for addition in group.additions}
+    chosen = [group for group in groups if not set(group.linear.names) & set(float_layers)]
+    remaining: list[tuple[_Group, Array, Array | None]] = []  # a group, the ranges of what it reads, what is left to divide by
+    for group in chosen:
+        seen = np.maximum(ranges[group.linear.source].astype(np.float64), _LEAST_RANGE)
+        if smoothing is None:
+            remaining.append((group, seen, None))
+            continue
+        factor = _smoothing(seen, group.weight, smoothing)
+        _scale(group.products, factor[:, None])
+        values = _values_of(group.source, model)
+        if values in foldable:
+            _scale_output(values.producer(), 1 / factor)
+            remaining.append((group, seen / factor, None))
+        else:
+            remaining.append((group, seen / factor, 1 / factor))
+    for each in remaining:
+        _to_int8(program.graph, *each)
+    program.metadata_props["precision"] = "int8"
+    save_program(program, target)
+    onnx.checker.check_model(str(target), full_check=True)
+    return read_onnx(target)
+
+
+def _groups(graph: ir.Graph) -> list[_Group]:
+    """The products of the encoder with weights and biases, by what they read."""
+    found: dict[ir.Value, list[tuple[str, ir.Node, ir.Node]]] = {}
+    for node in graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None or node.inputs[1].const_value is None:
+            continue
+        users = [use.node for use in node.outputs[0].uses()]
+        if len(users) != 1 or users[0].op_type != "Add" or node.outputs[0].is_graph_output():
+            continue
+        place = _bias_place(users[0])
+        bias = users[0].inputs[place] if place is not None else None
+        module = _MODULE.search(str(bias.name)) if bias is not None else None
+        source = node.inputs[0]
+        if module is not None and source is not None and len(node.inputs[1].shape or ()) == 2:
+            found.setdefault(source, []).append((module[1], node, users[0]))
+    groups = []
+    for source, members in found.items():
+        names, products, additions = zip(*members, strict=True)
+        sizes = [products[0].inputs[1].shape[0], sum(node.inputs[1].shape[1] for node in products)]
+        groups.append(_Group(Linear(names, str(source.name), *map(int, sizes)), source, products, additions))
+    return groups
+
+
+def _bias_place(addition: ir.Node) -> Any:
+    """Which input of an Add is the constant; None where none is."""
+    return next((i for i, value in enumerate(addition.inputs) if value is not None and value.const_value is not None), None)
+
+
+def _constant(value: ir.Value | None) -> Array:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _replace_constant(value: ir.Value | None, array: Array) -> None:
+    import onnx_ir as ir
+
+    assert value is not None
+    value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+
+
+def _smoothing(seen: Array, weight: Array, strength: float) -> Array:
+    """What each number that a layer reads is divided by, and its weights multiplied with; float64 [in_features], about 1."""
+    columns = np.maximum(np.abs(weight).max(axis=1).astype(np.float64), _LEAST_RANGE)
+    factor = seen**strength / columns ** (1 - strength)
+    return np.asarray(factor / np.exp(np.log(factor).mean()))
+
+
+def _values_of(source: ir.Value, model: OnnxModel) -> Any:
+    """The values of the attention that wrote a tensor, where scaling them scales it; else None."""
+    node = source.producer()
+    is_attention = node is not None and (node.domain, node.op_type) == model.family.operator
+    return node.inputs[2] if node is not None and is_attention and model.family.is_linear_in_values else None
+
+
+def _scale(products: tuple[ir.Node, ...], factor: Array) -> None:
+    for node in products:
+        _replace_constant(node.inputs[1], _constant(node.inputs[1]) * factor)
+
+
+def _scale_output(addition: ir.Node | None, factor: Array) -> None:
+    """Multiplies what a linear layer writes, number by number."""
+    assert addition is not None
+    place = _bias_place(addition)
+    product = addition.inputs[1 - place]
+    _scale((product.producer(),), factor[None, :])  # type: ignore[union-attr, arg-type]
+    _replace_constant(addition.inputs[place], _constant(addition.inputs[place]) * factor)
+
+
+def _to_int8(graph: ir.Graph, group: _Group, seen: Array, divide: Array | None) -> None:
+    """Puts a product of int8 in the place of a group's products."""
+    import onnx_ir as ir
+
+    name = group.linear.names[0] if len(group.products) == 1 else group.linear.names[0].rpartition(".")[0] + ".qkv"
+    made: list[ir.Node] = []
+
+    def constant(suffix: str, array: Array) -> ir.Value:
+        value = ir.Value(name=f"{name}.{suffix}", const_value=ir.tensor(array, name=f"{name}.{suffix}"))
+        graph.register_initializer(value)
+        return value
+
+    def add(op_type: str, inputs: list[ir.Value], suffix: str, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=f"{name}.{op_type}_{suffix}")
+        node.outputs[0].name = f"{name}.{suffix}"
+        made.append(node)
+        return node.outputs[0]
+
+    weight, bias = group.weight, group.bias
+    columns = np.maximum(np.abs(weight).max(axis=0), np.float32(1e-30)) / np.float32(127)
+    scale = constant("input_scale", np.asarray(seen.max() / 127, np.float32))
+    zero = constant("input_zero_point", np.zeros((), np.int8))
+    source = group.source
+    if divide is not None:
+        source = add("Mul", [source, constant("smoothing", divide.astype(np.float32))], "smoothed")
+    read = add("DequantizeLinear", [add("QuantizeLinear", [source, scale, zero], "input_int8"), scale, zero], "input")
+    whole = np.clip(np.rint(weight / columns), -127, 127).astype(np.int8)
+    stored = [constant("weight_int8", whole), constant("weight_scale", columns)]
+    stored.append(constant("weight_zero_point", np.zeros(len(columns), np.int8)))
+    product = add("MatMul", [read, add("DequantizeLinear", stored, "weight", axis=1)], "product")
+    total = ir.node("Add", [product, constant("bias", bias)], name=f"{name}.Add")
+    made.append(total)
+    written = [addition.outputs[0] for addition in group.additions]
+    results = [total.outputs[0]]
+    results[0].name = f"{name}.output"
+    if len(written) > 1:
+        sizes = constant("sizes", np.array([_constant(node.inputs[1]).shape[1] for node in group.products], np.int64))
+        split = ir.node("Split", [results[0], sizes], {"axis": -1}, num_outputs=len(written), name=f"{name}.Split")
+        made.append(split)
+        results = list(split.outputs)
+        for module, value in zip(group.linear.names, results, strict=True):
+            value.name = f"{module}.output"
+    graph.insert_before(group.products[0], made)
+    for old, new in zip(written, results, strict=True):
+        new.type, new.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new)
+    constants = {v for node in (*group.products, *group.additions) for v in node.inputs if v is not None and v.const_value is not None}
+    graph.remove([*group.additions, *group.products], safe=True)
+    for value in constants:
+        if not value.uses():
+            del graph.initializers[str(value.name)]
