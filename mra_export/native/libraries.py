@@ -23,7 +23,11 @@ __all__ = [
     "user_library_dir",
 ]
 
-LIBRARY_FILES = {"onnxruntime": "libmra_onnxruntime.so", "tensorrt": "libmra_tensorrt.so"}
+LIBRARY_FILES = {
+    "onnxruntime": "libmra_onnxruntime.so",
+    "tensorrt": "libmra_tensorrt.so",
+    "openvino": "libmra_openvino.so",
+}
 """Kind of library -> its file name."""
 
 _COMMAND = {"onnxruntime": "mra-export build", "tensorrt": "mra-export build tensorrt"}
