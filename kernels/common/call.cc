@@ -10,6 +10,8 @@ namespace {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
 bool machine_has(CpuIsa isa) {
   switch (isa) {
+    case CpuIsa::kAvx512Bf16:
+      return machine_has(CpuIsa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case CpuIsa::kAvx512:
       return machine_has(CpuIsa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -50,10 +52,13 @@ bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t me
   constexpr struct {
     const char* name;
     CpuIsa isa;
-  } kKnown[] = {{"avx512", CpuIsa::kAvx512}, {"avx2", CpuIsa::kAvx2}, {"portable", CpuIsa::kPortable}};
+  } kKnown[] = {{"avx512_bf16", CpuIsa::kAvx512Bf16},
+                {"avx512", CpuIsa::kAvx512},
+                {"avx2", CpuIsa::kAvx2},
+                {"portable", CpuIsa::kPortable}};
   const bool best = name == nullptr || name[0] == '\0';
   for (const auto& known : kKnown) {
-    if (!best && std::strcmp(name, known.name) != 0) continue;
+    if (best ? known.isa == CpuIsa::kAvx512Bf16 : std::strcmp(name, known.name) != 0) continue;
     if (machine_has(known.isa)) {
       *isa = known.isa;
       return true;
@@ -62,8 +67,12 @@ bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t me
     std::snprintf(message, message_size, "MRA_CPU_ISA=%s is not supported by this machine or build. Unset MRA_CPU_ISA.", name);
     return false;
   }
-  std::snprintf(message, message_size, "MRA_CPU_ISA=%s must be avx512, avx2 or portable, or unset for the best one.", name);
+  std::snprintf(message, message_size, "MRA_CPU_ISA=%s must be avx512_bf16, avx512, avx2 or portable, or unset for the best one.", name);
   return false;
+}
+
+CpuIsa reduced_cpu_isa(CpuIsa isa) noexcept {
+  return isa == CpuIsa::kAvx512 && machine_has(CpuIsa::kAvx512Bf16) ? CpuIsa::kAvx512Bf16 : isa;
 }
 
 }  // namespace mra

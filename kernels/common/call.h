@@ -36,12 +36,18 @@ struct ParallelFor {
   void* pool = nullptr;
 };
 
-// Instruction sets that the CPU operators are compiled for, worst first.
-enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+// Instruction sets that the CPU operators are compiled for, worst first. The last one rounds what the attention multiplies to
+// bfloat16: it is for callers that ask for it.
+enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
-// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512"), or the best that this machine has
-// where `name` is null or empty. False, with a message as validate() writes it, for another name or one that this machine lacks.
+// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512", "avx512_bf16"), or the best for float32 that
+// this machine has where `name` is null or empty. False, with a message as validate() writes it, for another name or one that this
+// machine lacks.
 bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t message_size) noexcept;
+
+// The instruction set for a caller for whom bfloat16 is good enough: kAvx512Bf16 in the place of kAvx512 where this machine has
+// it; `isa` itself otherwise.
+CpuIsa reduced_cpu_isa(CpuIsa isa) noexcept;
 
 // Device and workspace pointers must have this alignment, as every allocator of every framework gives it.
 constexpr std::size_t kCudaAlignment = 16;

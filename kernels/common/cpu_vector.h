@@ -29,6 +29,8 @@ MRA_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligne
 MRA_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 MRA_INLINE Vec broadcast(float x) { return x - Vec{}; }  // subtracting +0 changes nothing, and the compiler knows
 
+MRA_INLINE Vec multiply_add(Vec sum, Vec a, Vec b) { return sum + a * b; }
+
 // The larger; b where either is NaN.
 MRA_INLINE Vec vmax(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -122,6 +124,38 @@ MRA_INLINE void store8(Float16* to, Float8 values) {
   half = magnitude > 0x7f800000 ? quiet_nan : half;
   const Half8 result = __builtin_convertvector(half | (bits >> 16 & 0x8000), Half8);
   std::memcpy(to, &result, 16);
+}
+#endif
+
+#if defined(__AVX512BF16__)
+// Two numbers of type bfloat16 whose products with another two are summed up at once; the first is in the lower half.
+struct Pair {
+  std::uint32_t bits;
+};
+using Half16 = std::uint16_t __attribute__((vector_size(32)));
+using UIntVecUnaligned = std::uint32_t __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+MRA_INLINE UIntVec load(const Pair* p) { return *reinterpret_cast<const UIntVecUnaligned*>(p); }
+MRA_INLINE void store(Pair* p, UIntVec v) { *reinterpret_cast<UIntVecUnaligned*>(p) = v; }
+MRA_INLINE UIntVec broadcast(Pair x) { return x.bits - UIntVec{}; }
+MRA_INLINE Vec multiply_add(Vec sum, UIntVec a, UIntVec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)a, (__m512bh)(__m512i)b);
+}
+
+// The numbers of `first` and `second` in one Pair each.
+MRA_INLINE UIntVec pair_up(Vec first, Vec second) {
+  const auto low = (Half16)_mm512_cvtneps_pbh((__m512)first), high = (Half16)_mm512_cvtneps_pbh((__m512)second);
+  return __builtin_convertvector(low, UIntVec) | __builtin_convertvector(high, UIntVec) << 16;
+}
+MRA_INLINE void store_pairs(Pair* to, Float8 first, Float8 second) {
+  const auto low = (Half8)_mm256_cvtneps_pbh((__m256)first), high = (Half8)_mm256_cvtneps_pbh((__m256)second);
+  const UInt8 pairs = __builtin_convertvector(low, UInt8) | __builtin_convertvector(high, UInt8) << 16;
+  std::memcpy(static_cast<void*>(to), &pairs, sizeof(pairs));
+}
+// Eight numbers, the first two in the first Pair.
+MRA_INLINE void store_pairs(Pair* to, Float8 values) {
+  const auto rounded = (Half8)_mm256_cvtneps_pbh((__m256)values);
+  std::memcpy(static_cast<void*>(to), &rounded, sizeof(rounded));
 }
 #endif
 

@@ -45,10 +45,10 @@ struct Mra2AttentionParams {
 bool validate(const Mra2AttentionParams& params, char* message, std::size_t message_size) noexcept;
 
 // Bytes of scratch memory that one call of mra2_attention_cpu needs. The params must be valid; pointers are not looked at.
-std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept;
+std::size_t cpu_workspace_size(const Mra2AttentionParams& params, CpuIsa isa) noexcept;
 
 // Computes the operator on the CPU. The params must be valid and their pointers set. `workspace` points to
-// cpu_workspace_size(params) bytes of any alignment and content, used by nobody else meanwhile. Allocates nothing, prints
+// cpu_workspace_size(params, isa) bytes of any alignment and content, used by nobody else meanwhile. Allocates nothing, prints
 // nothing and throws nothing.
 void mra2_attention_cpu(const Mra2AttentionParams& params, void* workspace, CpuIsa isa, ParallelFor parallel_for) noexcept;
 

@@ -17,7 +17,7 @@ constexpr std::int64_t kPackedBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kPackedBlocks = 96;
 
 // Lays the plan out in the workspace.
-void lay_out(const Mra2AttentionParams& params, CpuArena& arena, Mra2CpuPlan* plan) {
+void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra2CpuPlan* plan) {
   plan->params = params;
   plan->head_dim = params.head_dim();
   plan->padded_dim = round_up(plan->head_dim, 16);
@@ -26,8 +26,11 @@ void lay_out(const Mra2AttentionParams& params, CpuArena& arena, Mra2CpuPlan* pl
   plan->heads = params.batch * params.num_heads;
   plan->selected = params.selected_blocks();
   const std::int64_t score_size = plan->nb * plan->padded_nb;
-  const std::int64_t packed_rows = plan->nb < kPackedBlocks ? 0 : plan->nb * kBlockSize;  // of one head
-  const std::int64_t packed_size = packed_rows * (plan->head_dim + plan->padded_dim);
+  const std::int64_t rows = plan->nb * kBlockSize;  // of one head, as all of these
+  const bool paired = isa == CpuIsa::kAvx512Bf16;
+  const std::int64_t paired_rows = paired ? rows / 2 : 0;
+  const std::int64_t packed_rows = paired || plan->nb < kPackedBlocks ? 0 : rows;
+  const std::int64_t packed_size = (packed_rows + paired_rows) * (plan->head_dim + plan->padded_dim);
   constexpr std::int64_t kFloat = sizeof(float);
   std::int64_t fitting = std::min(kScoreBytes / (kFloat * score_size), plan->heads);
   if (packed_size > 0) fitting = std::min(fitting, kPackedBytes / (kFloat * packed_size));
@@ -40,6 +43,8 @@ void lay_out(const Mra2AttentionParams& params, CpuArena& arena, Mra2CpuPlan* pl
   arena.take(plan->packed_key, plan->group_heads * packed_rows * plan->head_dim);
   arena.take(plan->packed_value, plan->group_heads * packed_rows * plan->padded_dim);
   if (packed_rows == 0) plan->packed_key = plan->packed_value = nullptr;
+  arena.take(plan->paired_key, plan->group_heads * paired_rows * plan->head_dim);
+  arena.take(plan->paired_value, plan->group_heads * paired_rows * plan->padded_dim);
   arena.take(plan->pooled_query, plan->heads * plan->nb * plan->padded_dim);
   arena.take(plan->pooled_key, plan->heads * plan->head_dim * plan->padded_nb);
   arena.take(plan->pooled_value, plan->heads * plan->nb * plan->padded_dim);
@@ -53,10 +58,10 @@ void lay_out(const Mra2AttentionParams& params, CpuArena& arena, Mra2CpuPlan* pl
 
 }  // namespace
 
-std::size_t cpu_workspace_size(const Mra2AttentionParams& params) noexcept {
+std::size_t cpu_workspace_size(const Mra2AttentionParams& params, CpuIsa isa) noexcept {
   Mra2CpuPlan plan;
   CpuArena arena(nullptr);
-  lay_out(params, arena, &plan);
+  lay_out(params, isa, arena, &plan);
   return arena.bytes();
 }
 
@@ -64,10 +69,12 @@ void mra2_attention_cpu(const Mra2AttentionParams& params, void* workspace, CpuI
   if (params.batch == 0) return;
   Mra2CpuPlan plan;
   CpuArena arena(workspace);
-  lay_out(params, arena, &plan);
+  lay_out(params, isa, arena, &plan);
   plan.parallel_for = parallel_for;
   switch (isa) {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
+    case CpuIsa::kAvx512Bf16:
+      return avx512_bf16::run_mra2(plan);
     case CpuIsa::kAvx512:
       return avx512::run_mra2(plan);
     case CpuIsa::kAvx2:

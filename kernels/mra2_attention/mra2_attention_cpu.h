@@ -23,6 +23,8 @@ struct Mra2CpuPlan {
   float* token_counts;        // [batch, padded_nb]
   float* packed_key;          // [group_heads, nb, 32, head_dim]: each block's tokens, then zeros; null: keys are read in place
   float* packed_value;        // [group_heads, nb, 32, padded_dim]: the same
+  std::uint32_t* paired_key;    // [group_heads, nb, 32, head_dim / 2]: tokens in bfloat16, two dimensions together; or null
+  std::uint32_t* paired_value;  // [group_heads, nb, 16, padded_dim]: the same, two tokens together
   float* pooled_query;        // [heads, nb, padded_dim]; then the low-resolution sums Σ W·v̂ (shifted by row_max)
   float* pooled_key;          // [heads, head_dim, padded_nb]: transposed
   float* pooled_value;        // [heads, nb, padded_dim]
@@ -44,6 +46,9 @@ namespace avx2 {
 void run_mra2(const Mra2CpuPlan& plan) noexcept;
 }
 namespace avx512 {
+void run_mra2(const Mra2CpuPlan& plan) noexcept;
+}
+namespace avx512_bf16 {
 void run_mra2(const Mra2CpuPlan& plan) noexcept;
 }
 

@@ -98,19 +98,19 @@ struct Fetchers {
   Fetcher even, odd;
 };
 
-// acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …]
-template <int R, int N>
-MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const float* b, std::ptrdiff_t ldb,
-                              std::int64_t depth, Vec (&acc)[R][N], Fetch even, Fetch odd) {
-  const auto add = [&](const float* left_row, const float* right_row) __attribute__((always_inline)) {
-    Vec right[N];
+// acc[r][n] += Σ_k a[r * row_step + k * k_step] * b[k * ldb + n * kLanes …], where an element may be a Pair: then k counts pairs.
+template <int R, int N, typename Element>
+MRA_INLINE void multiply_tile(const Element* a, std::ptrdiff_t row_step, std::ptrdiff_t k_step, const Element* b,
+                              std::ptrdiff_t ldb, std::int64_t depth, Vec (&acc)[R][N], Fetch even, Fetch odd) {
+  const auto add = [&](const Element* left_row, const Element* right_row) __attribute__((always_inline)) {
+    decltype(load(right_row)) right[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) right[n] = load(right_row + n * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec left = broadcast(left_row[r * row_step]);
+      const auto left = broadcast(left_row[r * row_step]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
+      for (int n = 0; n < N; ++n) acc[r][n] = multiply_add(acc[r][n], left, right[n]);
     }
   };
   std::int64_t k = 0;
@@ -126,24 +126,25 @@ MRA_INLINE void multiply_tile(const float* a, std::ptrdiff_t row_step, std::ptrd
 }
 
 // The right-hand matrix of a product. Its rows, `step` apart, lie in up to two places, one after the other.
+template <typename Element>
 struct Right {
-  const float* rows[2];
+  const Element* rows[2];
   std::int64_t depth[2];
   int parts;
   std::ptrdiff_t step;
 };
 
 // One tile of c = c * row_scale + a·b, from column `column` of b on; row_scale null: c = a·b.
-template <int R, int N>
-MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                            std::ptrdiff_t k_step, const Right& b, std::ptrdiff_t column, Fetchers* fetchers) {
+template <int R, int N, typename Element>
+MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale, const Element* a, std::ptrdiff_t row_step,
+                            std::ptrdiff_t k_step, const Right<Element>& b, std::ptrdiff_t column, Fetchers* fetchers) {
   Vec acc[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) acc[r][n] = row_scale == nullptr ? Vec{} : load(c + r * ldc + n * kLanes) * row_scale[r];
   for (int part = 0; part < b.parts; ++part) {
-    const float* rows = b.rows[part] + column;
+    const Element* rows = b.rows[part] + column;
     if (fetchers != nullptr)
       multiply_tile<R, N>(a, row_step, k_step, rows, b.step, b.depth[part], acc, fetchers->even.take(), fetchers->odd.take());
     else
@@ -159,9 +160,9 @@ MRA_INLINE void update_tile(float* c, std::ptrdiff_t ldc, const float* row_scale
 template <int N>
 constexpr int kUpdateRows = kLanes == 16 && N <= 2 ? 8 : 4;
 
-template <int N>
-void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                    std::ptrdiff_t k_step, const Right& b, std::ptrdiff_t column, std::int64_t rows, Fetchers* fetchers) {
+template <int N, typename Element>
+void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const Element* a, std::ptrdiff_t row_step,
+                    std::ptrdiff_t k_step, const Right<Element>& b, std::ptrdiff_t column, std::int64_t rows, Fetchers* fetchers) {
   constexpr int kRows = kUpdateRows<N>;
   std::int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
@@ -173,8 +174,10 @@ void update_columns(float* c, std::ptrdiff_t ldc, const float* row_scale, const 
 }
 
 // c [rows, width] = c * row_scale + a·b, where a is [rows, depth of b] with the given steps. `width` is a multiple of the vector.
-void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const float* a, std::ptrdiff_t row_step,
-                   std::ptrdiff_t k_step, const Right& b, std::int64_t rows, std::int64_t width, Fetchers* fetchers = nullptr) {
+template <typename Element>
+void update_matrix(float* c, std::ptrdiff_t ldc, const float* row_scale, const Element* a, std::ptrdiff_t row_step,
+                   std::ptrdiff_t k_step, const Right<Element>& b, std::int64_t rows, std::int64_t width,
+                   Fetchers* fetchers = nullptr) {
   std::int64_t column = 0;
   for (; column + kTileVecs * kLanes <= width; column += kTileVecs * kLanes)
     update_columns<kTileVecs>(c + column, ldc, row_scale, a, row_step, k_step, b, column, rows, fetchers);
@@ -213,6 +216,13 @@ MRA_INLINE void add_rows(float* sum, const T* const* rows, std::int64_t count, f
     else
       store8(sum + i, load8(sum + i) + parts[0]);
   }
+}
+
+// Writes the numbers of the set bits, at most kB, to `list`, and returns how many they are.
+int list_bits(std::uint32_t bits, int* list) {
+  int n = 0;
+  for (; bits != 0; bits &= bits - 1) list[n++] = __builtin_ctz(bits);
+  return n;
 }
 
 constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their sums stay in the first-level cache
@@ -283,6 +293,41 @@ void pool_tensor(const Mra2CpuPlan& plan, const void* tensor, std::int64_t examp
   }
 }
 
+#if defined(__AVX512BF16__)
+// Copies the tokens of one block in pairs, for the heads [begin, end) of the example: keys of two dimensions each, values of two
+// tokens each. `slot` is the place of the head `begin`.
+template <typename T>
+void pair_block(const Mra2CpuPlan& plan, std::int64_t example, std::int64_t begin, std::int64_t end, std::int64_t block,
+                std::uint32_t bits, std::int64_t slot) {
+  const std::int64_t hidden = plan.params.hidden_size;
+  const std::int64_t dim = plan.head_dim, padded_dim = plan.padded_dim;
+  const std::int64_t first = (example * plan.params.seq_len + block * kB) * hidden;
+  int tokens[kB];
+  const int n = list_bits(bits, tokens);
+  const int filled = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+  for (std::int64_t head = begin; head < end; ++head) {
+    const T* key = static_cast<const T*>(plan.params.key) + first + head * dim;
+    const T* value = static_cast<const T*>(plan.params.value) + first + head * dim;
+    const std::int64_t place = (slot + head - begin) * plan.nb + block;
+    Pair* keys = reinterpret_cast<Pair*>(plan.paired_key) + place * kB * (dim / 2);
+    for (int j = 0; j < n; ++j)
+      for (std::int64_t d = 0; d < dim; d += 8) store_pairs(keys + (j * dim + d) / 2, load8(key + tokens[j] * hidden + d));
+    std::memset(static_cast<void*>(keys + n * (dim / 2)), 0, static_cast<std::size_t>((filled - n) * (dim / 2)) * sizeof(Pair));
+    Pair* values = reinterpret_cast<Pair*>(plan.paired_value) + place * (kB / 2) * padded_dim;
+    for (int j = 0; j < n; j += 2, values += padded_dim) {
+      const T* even = value + tokens[j] * hidden;
+      if (j + 1 < n) {
+        const T* odd = value + tokens[j + 1] * hidden;
+        for (std::int64_t d = 0; d < dim; d += 8) store_pairs(values + d, load8(even + d), load8(odd + d));
+      } else {
+        for (std::int64_t d = 0; d < dim; d += 8) store_pairs(values + d, load8(even + d), Float8{});
+      }
+      if (padded_dim != dim) std::memset(static_cast<void*>(values + dim), 0, 8 * sizeof(Pair));
+    }
+  }
+}
+#endif
+
 // What the tasks of every stage are given: the heads that go through the stages together.
 struct Group {
   const Mra2CpuPlan* plan;
@@ -322,6 +367,9 @@ void pool_block(void* argument, std::size_t task) {
   pool_tensor<T>(plan, plan.params.query, example, begin, end, block, bits, c, plan.pooled_query, false, {});
   pool_tensor<T>(plan, plan.params.key, example, begin, end, block, bits, c, plan.pooled_key, true, key);
   pool_tensor<T>(plan, plan.params.value, example, begin, end, block, bits, c, plan.pooled_value, false, value);
+#if defined(__AVX512BF16__)
+  pair_block<T>(plan, example, begin, end, block, bits, slot);
+#endif
   if (block == plan.nb - 1) {  // the columns that round nb up
     for (std::int64_t pad = plan.nb; pad < plan.padded_nb; ++pad) {
       plan.token_counts[example * plan.padded_nb + pad] = 0.0f;
@@ -359,7 +407,7 @@ void score_rows(const Mra2CpuPlan& plan, const Head& head, std::int64_t begin, s
   const float* query = plan.pooled_query + head.index * plan.nb * plan.padded_dim;
   const float* key = plan.pooled_key + head.index * plan.head_dim * padded_nb;
   update_matrix(head.scores + begin * padded_nb, padded_nb, nullptr, query + begin * plan.padded_dim, plan.padded_dim, 1,
-                Right{{key, nullptr}, {plan.head_dim, 0}, 1, padded_nb}, end - begin, width);
+                Right<float>{{key, nullptr}, {plan.head_dim, 0}, 1, padded_nb}, end - begin, width);
   const float infinity = __builtin_inff();
   for (std::int64_t a = begin; a < end; ++a) {
     float* row = head.scores + a * padded_nb;
@@ -504,7 +552,7 @@ void sum_low_resolution(const Mra2CpuPlan& plan, const Head& head, std::int64_t 
   const std::int64_t first = head.index * plan.nb;
   update_matrix(plan.pooled_query + (first + begin) * plan.padded_dim, plan.padded_dim, nullptr,
                 head.scores + begin * plan.padded_nb, plan.padded_nb, 1,
-                Right{{plan.pooled_value + first * plan.padded_dim, nullptr}, {head.used, 0}, 1, plan.padded_dim}, end - begin,
+                Right<float>{{plan.pooled_value + first * plan.padded_dim, nullptr}, {head.used, 0}, 1, plan.padded_dim}, end - begin,
                 plan.padded_dim);
 }
 
@@ -555,13 +603,18 @@ struct AttendScratch {
   alignas(64) float weights[kPair * kB * kB];         // [keys of both blocks, 32 queries]: G·log2(e), then e^(G - M)
   alignas(64) float context[kB * kMaxHeadDim];        // [32 queries, padded_dim]
   alignas(64) float correction[kB];                   // [32 queries]
+#if defined(__AVX512BF16__)
+  alignas(64) Pair paired_query[kMaxHeadDim / 2 * kB];  // [head_dim / 2, 32 queries]
+  alignas(64) Pair paired_weights[kPair * kB / 2 * kB];  // [pairs of keys of both blocks, 32 queries]
+#endif
 };
 
 // Elements of a key row that are multiplied at a time: between them the lines to fetch are chosen.
 constexpr std::int64_t kKeyDepth = 16;
 
-// weights [keys, 32] = key rows · query, and the largest of each column. `keys` is a multiple of kKeyRows.
-void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, const float* query, std::int64_t dim, int keys,
+// weights [keys, 32] = key rows · query, and the largest of each column. `keys` is a multiple of kKeyRows; `dim` counts elements.
+template <typename Element>
+void multiply_keys(float* weights, const Element* key, std::ptrdiff_t key_step, const Element* query, std::int64_t dim, int keys,
                    Vec (&largest)[kQueryVecs], Fetchers& fetchers) {
   constexpr int N = 2;
   for (int j = 0; j < keys; j += kKeyRows) {
@@ -584,18 +637,13 @@ void multiply_keys(float* weights, const float* key, std::ptrdiff_t key_step, co
   }
 }
 
-// Writes the numbers of the set bits, at most kB, to `list`, and returns how many they are.
-int list_bits(std::uint32_t bits, int* list) {
-  int n = 0;
-  for (; bits != 0; bits &= bits - 1) list[n++] = __builtin_ctz(bits);
-  return n;
-}
-
+#if !defined(__AVX512BF16__)
 template <typename T>
 const float* as_float(const T*) {
   return nullptr;
 }
 const float* as_float(const float* p) { return p; }
+#endif
 
 template <typename T>
 void attend_block(void* argument, std::size_t task) {
@@ -632,7 +680,19 @@ void attend_block(void* argument, std::size_t task) {
   int queries[kB];
   const int n_queries = list_bits(bits, queries);
   for (int i = 0; i < n_queries; ++i) load_row(scratch.rows + i * dim, query + queries[i] * hidden, dim);
-  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, params.scale * kLog2E);
+  const float scale = params.scale * kLog2E;
+#if defined(__AVX512BF16__)
+  // The logits are scaled, so that queries in bfloat16 stay what they are; but the largest of them is looked for before.
+  const float after = scale > 0.0f ? scale : 1.0f;
+  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale > 0.0f ? 1.0f : scale);
+  for (std::int64_t d = 0; d < dim; d += 2)
+    for (int q = 0; q < kB; q += kLanes)
+      store(scratch.paired_query + d / 2 * kB + q, pair_up(load(scratch.query + d * kB + q), load(scratch.query + (d + 1) * kB + q)));
+  const Pair* paired_key = reinterpret_cast<const Pair*>(plan.paired_key) + slot * plan.nb * kB * (dim / 2);
+  const Pair* paired_value = reinterpret_cast<const Pair*>(plan.paired_value) + slot * plan.nb * (kB / 2) * padded_dim;
+#else
+  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale);
+#endif
 
   // The low-resolution part starts the online softmax: all queries of the block share it.
   const bool full = params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);
@@ -690,17 +750,21 @@ void attend_block(void* argument, std::size_t task) {
     const int blocks = end - at < kPair ? end - at : kPair;
     const bool last = at + blocks == end;
     Vec largest[kQueryVecs];
-    for (int q = 0; q < kQueryVecs; ++q) largest[q] = broadcast(floor);
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] = broadcast(kLowest);
     int keys[kPair * kB];  // of each block, the numbers of its tokens
     int first_key[kPair + 1] = {0};
     for (int i = 0; i < blocks; ++i) {
       const std::int64_t b = columns[at + i];
-      const T* key_block = key + b * kB * hidden;
       const int n = list_bits(token_bits[b], keys + first_key[i]);
       first_key[i + 1] = first_key[i] + n;
+      const int rows = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+#if defined(__AVX512BF16__)
+      const Pair* key_rows = paired_key + b * kB * (dim / 2);
+      const std::ptrdiff_t key_step = dim / 2;
+#else
+      const T* key_block = key + b * kB * hidden;
       const float* key_rows = as_float(key_block);
       std::ptrdiff_t key_step = hidden;
-      const int rows = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
       if (packed_key != nullptr) {
         key_rows = packed_key + b * kB * dim;
         key_step = dim;
@@ -711,6 +775,7 @@ void attend_block(void* argument, std::size_t task) {
         key_rows = scratch.rows;
         key_step = dim;
       }
+#endif
       if (n < kB)
         for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(largest[q], Vec{});
       Fetchers during_keys{fetch_value(b, key_tiles, kKeyDepth / 2), {}};
@@ -718,11 +783,38 @@ void attend_block(void* argument, std::size_t task) {
         during_keys.odd = fetch_key(columns[at + i + 1], key_tiles, kKeyDepth / 2);
       else if (last)
         during_keys.odd = fetch_block(context_tensor, a, key_tiles, kKeyDepth / 2);
+#if defined(__AVX512BF16__)
+      multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.paired_query, dim / 2, rows, largest, during_keys);
+#else
       multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.query, dim, rows, largest, during_keys);
+#endif
     }
 
+#if defined(__AVX512BF16__)
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] *= after;
+#endif
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(broadcast(floor), largest[q]);
     update_maximum(largest);
-    Right values{{scratch.value, nullptr}, {first_key[blocks], 0}, 1, static_cast<std::ptrdiff_t>(padded_dim)};
+#if defined(__AVX512BF16__)
+    Right<Pair> values{{nullptr, nullptr}, {0, 0}, blocks, static_cast<std::ptrdiff_t>(padded_dim)};
+    Pair* paired_weights = scratch.paired_weights;
+    for (int i = 0; i < blocks; ++i) {
+      values.rows[i] = paired_value + columns[at + i] * (kB / 2) * padded_dim;
+      values.depth[i] = (first_key[i + 1] - first_key[i] + 1) / 2;
+      for (int j = first_key[i]; j < first_key[i + 1]; j += 2, paired_weights += kB) {
+        for (int q = 0; q < kQueryVecs; ++q) {
+          const float* logits = scratch.weights + j * kB + q * kLanes;
+          const Vec even = exp2_nonpositive(load(logits) * after - maximum[q]);
+          Vec odd = Vec{};
+          if (j + 1 < first_key[i + 1]) odd = exp2_nonpositive(load(logits + kB) * after - maximum[q]);
+          store(paired_weights + q * kLanes, pair_up(even, odd));
+          total[q] += even + odd;
+        }
+      }
+    }
+    const Pair* left = scratch.paired_weights;
+#else
+    Right<float> values{{scratch.value, nullptr}, {first_key[blocks], 0}, 1, static_cast<std::ptrdiff_t>(padded_dim)};
     if (packed_value != nullptr) values.parts = blocks;
     for (int i = 0; i < blocks; ++i) {
       const T* value_block = value + columns[at + i] * kB * hidden;
@@ -742,6 +834,8 @@ void attend_block(void* argument, std::size_t task) {
         if (padded_dim != dim) std::memset(to + dim, 0, 32);
       }
     }
+    const float* left = scratch.weights;
+#endif
 
     // After the last block comes the next query block and its first key block, most often this thread's too.
     Fetchers during_values;
@@ -753,7 +847,7 @@ void attend_block(void* argument, std::size_t task) {
       during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
       if (starts[a + 2] > end) during_values.odd = fetch_key(columns[end], tiles, portion);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, scratch.weights, 1, kB, values, (n_queries + 3) / 4 * 4,
+    update_matrix(scratch.context, padded_dim, scratch.correction, left, 1, kB, values, (n_queries + 3) / 4 * 4,
                   padded_dim, &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r

@@ -63,10 +63,10 @@ struct YosoAttentionParams {
 bool validate(const YosoAttentionParams& params, char* message, std::size_t message_size) noexcept;
 
 // Bytes of scratch memory that one call of yoso_attention_cpu needs. The params must be valid; pointers are not looked at.
-std::size_t cpu_workspace_size(const YosoAttentionParams& params) noexcept;
+std::size_t cpu_workspace_size(const YosoAttentionParams& params, CpuIsa isa) noexcept;
 
 // Computes the operator on the CPU. The params must be valid and their pointers set. `workspace` points to
-// cpu_workspace_size(params) bytes of any alignment and content, used by nobody else meanwhile. Allocates nothing, prints
+// cpu_workspace_size(params, isa) bytes of any alignment and content, used by nobody else meanwhile. Allocates nothing, prints
 // nothing and throws nothing. The result is the same, bit for bit, whatever the pool.
 void yoso_attention_cpu(const YosoAttentionParams& params, void* workspace, CpuIsa isa, ParallelFor parallel_for) noexcept;
 

@@ -53,7 +53,7 @@ void lay_out(const YosoAttentionParams& params, CpuArena& arena, YosoCpuPlan* pl
 
 }  // namespace
 
-std::size_t cpu_workspace_size(const YosoAttentionParams& params) noexcept {
+std::size_t cpu_workspace_size(const YosoAttentionParams& params, CpuIsa) noexcept {
   YosoCpuPlan plan;
   CpuArena arena(nullptr);
   lay_out(params, arena, &plan);
@@ -68,6 +68,7 @@ void yoso_attention_cpu(const YosoAttentionParams& params, void* workspace, CpuI
   plan.parallel_for = parallel_for;
   switch (isa) {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
+    case CpuIsa::kAvx512Bf16:  // it has none of its own
     case CpuIsa::kAvx512:
       return avx512::run_yoso(plan);
     case CpuIsa::kAvx2:

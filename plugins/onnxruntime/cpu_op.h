@@ -45,7 +45,7 @@ struct CpuOp {
     typename Operator::Params params = self.attributes;
     MRA_RETURN_IF_ERROR(Operator::read_tensors(*context, &params));
     if (params.batch == 0) return nullptr;
-    void* workspace = self.allocator->Alloc(self.allocator, cpu_workspace_size(params));
+    void* workspace = self.allocator->Alloc(self.allocator, cpu_workspace_size(params, self.isa));
     if (workspace == nullptr) return api->CreateStatus(ORT_FAIL, "No memory for the operator's workspace.");
     run(params, workspace, self.isa, {run_in_session_pool, context});
     self.allocator->Free(self.allocator, workspace);

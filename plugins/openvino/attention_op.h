@@ -164,7 +164,7 @@ class AttentionOp : public ov::op::Op {
     if (params.batch == 0) return true;
     CpuIsa isa = CpuIsa::kPortable;
     OPENVINO_ASSERT(choose_cpu_isa(std::getenv("MRA_CPU_ISA"), &isa, message, sizeof(message)), message);
-    Scratch::Lease workspace(scratch_.get(), cpu_workspace_size(params));
+    Scratch::Lease workspace(scratch_.get(), cpu_workspace_size(params, isa));
     Definition::run(params, workspace.data(), isa, {run_in_arena, nullptr});
     return true;
   }

@@ -19,7 +19,7 @@ from torch import Tensor
 from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 GUARD = 64  # bytes of sentinel before and after every output
 
@@ -81,7 +81,7 @@ def kernel() -> ctypes.CDLL:
     """The CPU kernel behind its C interface."""
     library = ctypes.CDLL(str(build() / "tests" / "kernels" / "cpu" / "libmra_kernel_c.so"))
     library.mra_test_workspace_size.restype = ctypes.c_size_t
-    library.mra_test_workspace_size.argtypes = [ctypes.POINTER(Params)]
+    library.mra_test_workspace_size.argtypes = [ctypes.POINTER(Params), ctypes.c_int32]
     library.mra_test_validate.argtypes = [ctypes.POINTER(Params), ctypes.c_char_p, ctypes.c_size_t]
     library.mra_test_choose_isa.argtypes = [
         ctypes.c_char_p,
@@ -159,10 +159,11 @@ def run_kernel(
     message = ctypes.create_string_buffer(512)
     if not library.mra_test_validate(ctypes.byref(params), message, len(message)):
         raise ValueError(message.value.decode())
-    needed = library.mra_test_workspace_size(ctypes.byref(params))
+    chosen = choose_isa(isa)
+    needed = library.mra_test_workspace_size(ctypes.byref(params), chosen)
     workspace = torch.full((needed + 2 * GUARD + 4,), fill, dtype=torch.uint8)
     # Four bytes off: the kernel aligns its workspace itself.
-    library.mra_test_run(ctypes.byref(params), workspace.data_ptr() + GUARD + 4, choose_isa(isa), threads)
+    library.mra_test_run(ctypes.byref(params), workspace.data_ptr() + GUARD + 4, chosen, threads)
     for name, buffer, end in (("context", context, GUARD + size), ("workspace", workspace, GUARD + 4 + needed)):
         assert bool((buffer[:GUARD] == fill).all()), f"{name}: written before its start"
         assert bool((buffer[end:] == fill).all()), f"{name}: written after its end"

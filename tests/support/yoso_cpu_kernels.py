@@ -70,7 +70,7 @@ def run_yoso(
     )
     validate(params)
     library.mra_test_yoso_workspace_size.restype = ctypes.c_size_t
-    needed = library.mra_test_yoso_workspace_size(ctypes.byref(params))
+    needed = library.mra_test_yoso_workspace_size(ctypes.byref(params), ctypes.c_int32(choose_isa(isa)))
     workspace = torch.full((needed + 2 * GUARD + 4,), fill, dtype=torch.uint8)
     start = ctypes.c_void_p(workspace.data_ptr() + GUARD + 4)  # four bytes off: the kernel aligns its workspace itself
     library.mra_test_yoso_run(ctypes.byref(params), start, ctypes.c_int32(choose_isa(isa)), ctypes.c_int(threads))

@@ -234,7 +234,7 @@ int main(int argc, char** argv) {
     p.context = context.get();
     p.dtype = half ? mra::DType::kBFloat16 : mra::DType::kFloat32;
     if (!mra::validate(p, message, sizeof(message))) return std::printf("case %d: %s\n", number, message), 1;
-    const std::size_t workspace_size = mra::cpu_workspace_size(p);
+    const std::size_t workspace_size = mra::cpu_workspace_size(p, isa);
     std::unique_ptr<unsigned char[]> workspace(new unsigned char[workspace_size]);
     std::memset(workspace.get(), 0xff, workspace_size);
     mra::mra2_attention_cpu(p, workspace.get(), isa, {});

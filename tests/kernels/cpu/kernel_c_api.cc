@@ -35,8 +35,8 @@ MRA_TEST_API int mra_test_choose_isa(const char* name, std::int32_t* isa, char* 
   return ok ? 1 : 0;
 }
 
-MRA_TEST_API std::size_t mra_test_workspace_size(const mra::Mra2AttentionParams* params) {
-  return mra::cpu_workspace_size(*params);
+MRA_TEST_API std::size_t mra_test_workspace_size(const mra::Mra2AttentionParams* params, std::int32_t isa) {
+  return mra::cpu_workspace_size(*params, static_cast<mra::CpuIsa>(isa));
 }
 
 MRA_TEST_API void mra_test_run(const mra::Mra2AttentionParams* params, void* workspace, std::int32_t isa, int threads) {
@@ -49,8 +49,8 @@ MRA_TEST_API int mra_test_yoso_validate(const mra::YosoAttentionParams* params, 
   return mra::validate(*params, message, message_size) ? 1 : 0;
 }
 
-MRA_TEST_API std::size_t mra_test_yoso_workspace_size(const mra::YosoAttentionParams* params) {
-  return mra::cpu_workspace_size(*params);
+MRA_TEST_API std::size_t mra_test_yoso_workspace_size(const mra::YosoAttentionParams* params, std::int32_t isa) {
+  return mra::cpu_workspace_size(*params, static_cast<mra::CpuIsa>(isa));
 }
 
 MRA_TEST_API void mra_test_yoso_run(const mra::YosoAttentionParams* params, void* workspace, std::int32_t isa, int threads) {

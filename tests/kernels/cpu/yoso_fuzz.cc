@@ -179,7 +179,7 @@ int main(int argc, char** argv) {
     const std::size_t size = c.query.size();
     const std::unique_ptr<float[]> context(new float[size]);
     std::memset(context.get(), 0xff, size * sizeof(float));
-    const std::size_t bytes = mra::cpu_workspace_size(p);
+    const std::size_t bytes = mra::cpu_workspace_size(p, isa);
     const std::unique_ptr<char[]> workspace(new char[bytes]);
     std::memset(workspace.get(), 0xff, bytes);
     p.query = c.query.data(), p.key = c.key.data(), p.value = c.value.data();
