@@ -305,24 +305,31 @@ void pair_block(const Mra2CpuPlan& plan, std::int64_t example, std::int64_t begi
   int tokens[kB];
   const int n = list_bits(bits, tokens);
   const int filled = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
-  for (std::int64_t head = begin; head < end; ++head) {
-    const T* key = static_cast<const T*>(plan.params.key) + first + head * dim;
-    const T* value = static_cast<const T*>(plan.params.value) + first + head * dim;
-    const std::int64_t place = (slot + head - begin) * plan.nb + block;
-    Pair* keys = reinterpret_cast<Pair*>(plan.paired_key) + place * kB * (dim / 2);
-    for (int j = 0; j < n; ++j)
-      for (std::int64_t d = 0; d < dim; d += 8) store_pairs(keys + (j * dim + d) / 2, load8(key + tokens[j] * hidden + d));
-    std::memset(static_cast<void*>(keys + n * (dim / 2)), 0, static_cast<std::size_t>((filled - n) * (dim / 2)) * sizeof(Pair));
-    Pair* values = reinterpret_cast<Pair*>(plan.paired_value) + place * (kB / 2) * padded_dim;
-    for (int j = 0; j < n; j += 2, values += padded_dim) {
-      const T* even = value + tokens[j] * hidden;
-      if (j + 1 < n) {
-        const T* odd = value + tokens[j + 1] * hidden;
-        for (std::int64_t d = 0; d < dim; d += 8) store_pairs(values + d, load8(even + d), load8(odd + d));
-      } else {
-        for (std::int64_t d = 0; d < dim; d += 8) store_pairs(values + d, load8(even + d), Float8{});
+  const T* key = static_cast<const T*>(plan.params.key) + first;
+  const T* value = static_cast<const T*>(plan.params.value) + first;
+  // Row by row through all heads, as they lie in memory.
+  const std::int64_t key_size = plan.nb * kB * (dim / 2), value_size = plan.nb * (kB / 2) * padded_dim;  // of one head
+  Pair* keys = reinterpret_cast<Pair*>(plan.paired_key) + slot * key_size + block * kB * (dim / 2);
+  Pair* values = reinterpret_cast<Pair*>(plan.paired_value) + slot * value_size + block * (kB / 2) * padded_dim;
+  for (int j = 0; j < filled; ++j) {
+    Pair* to = keys + j * (dim / 2);
+    for (std::int64_t head = begin; head < end; ++head, to += key_size) {
+      if (j >= n) {
+        std::memset(static_cast<void*>(to), 0, static_cast<std::size_t>(dim / 2) * sizeof(Pair));
+        continue;
       }
-      if (padded_dim != dim) std::memset(static_cast<void*>(values + dim), 0, 8 * sizeof(Pair));
+      const T* row = key + tokens[j] * hidden + head * dim;
+      for (std::int64_t d = 0; d < dim; d += 8) store_pairs(to + d / 2, load8(row + d));
+    }
+  }
+  for (int j = 0; j < n; j += 2) {
+    Pair* to = values + j / 2 * padded_dim;
+    const T* even = value + tokens[j] * hidden;
+    const T* odd = j + 1 < n ? value + tokens[j + 1] * hidden : nullptr;
+    for (std::int64_t head = begin; head < end; ++head, to += value_size) {
+      for (std::int64_t d = 0; d < dim; d += 8)
+        store_pairs(to + d, load8(even + head * dim + d), odd == nullptr ? Float8{} : load8(odd + head * dim + d));
+      if (padded_dim != dim) std::memset(static_cast<void*>(to + dim), 0, 8 * sizeof(Pair));
     }
   }
 }
@@ -718,7 +725,12 @@ void attend_block(void* argument, std::size_t task) {
   const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
   const std::int32_t* columns = plan.columns + index * plan.selected;
   const std::int32_t end = starts[a + 1];
-  const std::int64_t key_tiles = kB / kKeyRows * (kQueryVecs / 2) * ((dim + kKeyDepth - 1) / kKeyDepth);
+#if defined(__AVX512BF16__)
+  const std::int64_t key_elements = dim / 2;
+#else
+  const std::int64_t key_elements = dim;
+#endif
+  const std::int64_t key_tiles = kB / kKeyRows * (kQueryVecs / 2) * ((key_elements + kKeyDepth - 1) / kKeyDepth);
   const std::int64_t value_tiles = count_update_tiles(padded_dim);
   // Fetches the rows of block b of a tensor during one product. The last block of the sequence may be a part, and is left.
   const auto fetch_block = [&](const T* tensor, std::int64_t b, std::int64_t tiles, int portion) {
@@ -726,6 +738,18 @@ void attend_block(void* argument, std::size_t task) {
     const std::int64_t element = sizeof(T);
     return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, tiles, portion);
   };
+#if defined(__AVX512BF16__)
+  const auto fetch_paired = [&](const Pair* paired, std::int64_t width, std::int64_t b, std::int64_t tiles, int portion) {
+    const std::int64_t size = width * 2;  // bytes of a token
+    return Fetcher(paired + b * kB * width / 2, size, size, tiles, portion);
+  };
+  const auto fetch_key = [&](std::int64_t b, std::int64_t tiles, int portion) {
+    return fetch_paired(paired_key, dim, b, tiles, portion);
+  };
+  const auto fetch_value = [&](std::int64_t b, std::int64_t tiles, int portion) {
+    return fetch_paired(paired_value, padded_dim, b, tiles, portion);
+  };
+#else
   const auto fetch_packed = [&](const float* packed, std::int64_t step, std::int64_t b, std::int64_t tiles, int portion) {
     const std::int64_t size = step * static_cast<std::int64_t>(sizeof(float));
     return Fetcher(packed + b * kB * step, size, size, tiles, portion);
@@ -737,6 +761,7 @@ void attend_block(void* argument, std::size_t task) {
     return packed_value != nullptr ? fetch_packed(packed_value, padded_dim, b, tiles, portion)
                                    : fetch_block(value, b, tiles, portion);
   };
+#endif
   const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
     for (int q = 0; q < kQueryVecs; ++q) {
       const Vec larger = vmax(maximum[q], candidate[q]);
@@ -784,7 +809,8 @@ void attend_block(void* argument, std::size_t task) {
       else if (last)
         during_keys.odd = fetch_block(context_tensor, a, key_tiles, kKeyDepth / 2);
 #if defined(__AVX512BF16__)
-      multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.paired_query, dim / 2, rows, largest, during_keys);
+      multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.paired_query, key_elements, rows, largest,
+                    during_keys);
 #else
       multiply_keys(scratch.weights + first_key[i] * kB, key_rows, key_step, scratch.query, dim, rows, largest, during_keys);
 #endif
