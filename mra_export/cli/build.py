@@ -13,7 +13,7 @@ __all__ = ["build_command"]
 
 
 @click.command("build")
-@click.argument("kinds", nargs=-1, type=click.Choice(["onnxruntime", "tensorrt"]))
+@click.argument("kinds", nargs=-1, type=click.Choice(["onnxruntime", "tensorrt", "openvino"]))
 @click.option(
     "--cuda/--no-cuda",
     default=None,
@@ -36,7 +36,7 @@ def build_command(kinds: tuple[str, ...], cuda: bool | None, no_fetch: bool, **s
     with progress(quiet=shown["quiet"]) as step:
         results = build_libraries(kinds, cuda=cuda, fetch=not no_fetch, progress=step)
     lines = [f"{r.kind}: {f'{r.path} ({r.detail})' if r.path else f'not built. {r.detail}'}" for r in results]
-    if not kinds and len(results) == 1:
+    if not kinds and all(r.kind != "tensorrt" for r in results):
         why = "as no GPU is here" if cuda is None else "as --no-cuda says"
         lines.append(f"tensorrt: left out, {why}; `mra-export build tensorrt` compiles it all the same.")
     outputs = [str(r.path) for r in results if r.path]

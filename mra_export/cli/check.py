@@ -22,6 +22,13 @@ __all__ = ["check_command"]
 @click.option("--max-seq-len", type=click.IntRange(min=1), help="Longest length to run.  [default: the model's]")
 @click.option("--plugin-lib", type=click.Path(path_type=Path), help="The native library to check with.")
 @click.option("--kernel-sources", type=click.Path(path_type=Path), help="MRA's CUDA sources, for PyTorch on a GPU.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "openvino"]),
+    help="In which .onnx files are run; openvino in fp32 and in bf16. May be repeated.  [default: onnxruntime]",
+)
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page with plots.")
 @force_option
 @output_options
@@ -34,6 +41,7 @@ def check_command(
     max_seq_len: int | None,
     plugin_lib: Path | None,
     kernel_sources: Path | None,
+    runtimes: tuple[str, ...],
     report: Path | None,
     force: bool,
     **shown: Any,
@@ -57,10 +65,10 @@ def check_command(
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.cli.console import progress
     from mra_export.cli.tables import describe_bundle, print_comparisons, print_recorded
-    from mra_export.pipeline.check import bundle_alone, check, check_bundle, find_artifacts
+    from mra_export.pipeline.check import RUNTIMES, bundle_alone, check, check_bundle, find_artifacts
 
     unused = {"--task": None if task == "auto" else task, "--plugin-lib": plugin_lib, "--kernel-sources": kernel_sources,
-              "--option": family_options or None}  # fmt: skip
+              "--option": family_options or None, "--runtime": runtimes or None}  # fmt: skip
     bundle = None if artifacts else bundle_alone(source, random_init=random_init, options=unused)
     with progress(quiet=shown["quiet"]) as step:
         if bundle is not None:
@@ -78,6 +86,7 @@ def check_command(
                 plugin=named_plugin(plugin_lib),
                 max_seq_len=max_seq_len,
                 kernel_sources=kernel_sources,
+                runtimes=runtimes or RUNTIMES[:1],
                 progress=step,
             )
     outputs = []

@@ -139,7 +139,9 @@ def quantize(
     import onnx_ir as ir
 
     if model.dtype != "fp32":
-        raise InputError(f"{model.path} is {model.dtype}, and int8 is made of fp32. Export the checkpoint with --dtype fp32.")
+        raise InputError(
+            f"{model.path} is {model.dtype}, and int8 is made of fp32. Export the checkpoint with --dtype fp32."
+        )
     if is_int8(model):
         raise InputError(f"{model.path} is int8 already. Give the float32 export, or the checkpoint.")
     program = ir.load(model.path)
@@ -151,7 +153,9 @@ def quantize(
         raise InputError(f"{model.path} has no linear layer {unknown[0]}, but {', '.join(known[:6])} and so on.")
     foldable = {addition.outputs[0] for group in groups for addition in group.additions}
     chosen = [group for group in groups if not set(group.linear.names) & set(float_layers)]
-    remaining: list[tuple[_Group, Array, Array | None]] = []  # a group, the ranges of what it reads, what is left to divide by
+    remaining: list[
+        tuple[_Group, Array, Array | None]
+    ] = []  # a group, the ranges of what it reads, what is left to divide by
     for group in chosen:
         seen = np.maximum(ranges[group.linear.source].astype(np.float64), _LEAST_RANGE)
         if smoothing is None:
@@ -198,7 +202,9 @@ def _groups(graph: ir.Graph) -> list[_Group]:
 
 def _bias_place(addition: ir.Node) -> Any:
     """Which input of an Add is the constant; None where none is."""
-    return next((i for i, value in enumerate(addition.inputs) if value is not None and value.const_value is not None), None)
+    return next(
+        (i for i, value in enumerate(addition.inputs) if value is not None and value.const_value is not None), None
+    )
 
 
 def _constant(value: ir.Value | None) -> Array:
@@ -237,7 +243,7 @@ def _scale_output(addition: ir.Node | None, factor: Array) -> None:
     assert addition is not None
     place = _bias_place(addition)
     product = addition.inputs[1 - place]
-    _scale((product.producer(),), factor[None, :])  # type: ignore[union-attr, arg-type]
+    _scale((product.producer(),), factor[None, :])
     _replace_constant(addition.inputs[place], _constant(addition.inputs[place]) * factor)
 
 
@@ -287,7 +293,12 @@ def _to_int8(graph: ir.Graph, group: _Group, seen: Array, divide: Array | None) 
     for old, new in zip(written, results, strict=True):
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new)
-    constants = {v for node in (*group.products, *group.additions) for v in node.inputs if v is not None and v.const_value is not None}
+    constants = {
+        v
+        for node in (*group.products, *group.additions)
+        for v in node.inputs
+        if v is not None and v.const_value is not None
+    }
     graph.remove([*group.additions, *group.products], safe=True)
     for value in constants:
         if not value.uses():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ __all__ = [
     "compile_target",
     "cuda_arguments",
     "find_nvcc",
+    "find_openvino",
     "find_sources",
     "find_tool",
     "has_gpu",
@@ -38,7 +40,7 @@ class BuildResult:
     """What became of one library.
 
     Attributes:
-        kind: "onnxruntime" or "tensorrt".
+        kind: of `LIBRARY_FILES`.
         path: the library, None where it was not built.
         detail: what it was built with; or why it was not, and what to do.
         failed: whether the compiler or CMake failed; False where something that is needed is missing.
@@ -72,7 +74,7 @@ def build_libraries(
     stays where the build fails.
 
     Args:
-        kinds: of "onnxruntime" and "tensorrt"; none for the first, and for the second as `cuda` says.
+        kinds: of `LIBRARY_FILES`; none for "onnxruntime", "tensorrt" as `cuda` says, and "openvino" where that is installed.
         cuda: whether code for GPUs is compiled where no kind is named: the plugin, and the kernels of ONNX Runtime's CUDA
             provider. None: the plugin where CUDA shows a GPU, the kernels where the ONNX Runtime is the one for GPUs.
         output_dir: where the libraries go; default the package's own directory, or the user's cache where that is not
@@ -88,7 +90,11 @@ def build_libraries(
     Raises:
         InputError: a kind is unknown, or the environment names headers that are not there.
     """
-    kinds = list(kinds) or ["onnxruntime", *["tensorrt"] * (has_gpu() if cuda is None else cuda)]
+    kinds = list(kinds) or [
+        "onnxruntime",
+        *["tensorrt"] * (has_gpu() if cuda is None else cuda),
+        *["openvino"] * (find_openvino() is not None),
+    ]
     for kind in kinds:
         if kind not in LIBRARY_FILES:
             raise InputError(f"There is no library of kind {kind!r}; choose of {', '.join(LIBRARY_FILES)}.")
@@ -117,6 +123,14 @@ def find_nvcc() -> str | None:
     for directory in sys.path:
         candidates += [str(path) for path in sorted(Path(directory).glob("nvidia/cu1[2-9]/bin/nvcc"))]
     return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
+
+
+def find_openvino() -> Path | None:
+    """The directory of CMake's configuration in OpenVINO's wheel, which has its headers and libraries too."""
+    found = importlib.util.find_spec("openvino")
+    places = found.submodule_search_locations if found is not None else None
+    directories = [Path(place) / "cmake" for place in places or ()]
+    return next((each for each in directories if (each / "OpenVINOConfig.cmake").is_file()), None)
 
 
 def has_gpu() -> bool:
@@ -149,6 +163,13 @@ def _build(
             raise _Missing(f"The sources in {sources} have no plugins/{kind}.")
         cmake, compiler = _tools()
         arguments, details = [f"-DMRA_ONNXRUNTIME={'OFF' if kind != 'onnxruntime' else 'ON'}"], [compiler]
+        if kind == "openvino":
+            configuration = find_openvino()
+            if configuration is None:
+                raise _Missing("OpenVINO was not found. Run `pip install 'mra-export[openvino]'`.")
+            arguments += ["-DMRA_OPENVINO=ON", f"-DOpenVINO_DIR={configuration}"]
+            details.append(f"OpenVINO {importlib.metadata.version('openvino')}")
+            cuda = False
         nvcc = find_nvcc() if kind == "tensorrt" or (_has_cuda_provider() if cuda is None else cuda) else None
         if nvcc is None and (kind == "tensorrt" or cuda):
             raise _Missing(
@@ -158,9 +179,10 @@ def _build(
         if nvcc is not None:
             arguments += ["-DMRA_TENSORRT=ON" if kind == "tensorrt" else "-DMRA_CUDA=ON", *cuda_arguments(nvcc)]
             details += [nvcc, *["kernels of the CUDA provider"] * (kind == "onnxruntime")]
-        headers = _headers(kind, fetch, progress)
-        arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
-        details.append(f"{kind} headers {headers.version} ({headers.source})")
+        if kind != "openvino":
+            headers = _headers(kind, fetch, progress)
+            arguments.append(f"-DMRA_{kind.upper()}_INCLUDE={headers.path}")
+            details.append(f"{kind} headers {headers.version} ({headers.source})")
         target = _output_dir(output_dir) / LIBRARY_FILES[kind]
         progress(f"{kind}: compiling with {', '.join(details)}")
         with tempfile.TemporaryDirectory(prefix="mra-export-build-") as tree:

@@ -1,8 +1,9 @@
-"""Finds the native libraries: the ONNX Runtime custom-op library and the TensorRT plugin."""
+"""Finds the native libraries: ONNX Runtime's custom-op library, the TensorRT plugin and OpenVINO's extension."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mra_export.errors import DependencyError, InputError
@@ -10,6 +11,7 @@ from mra_export.version import __version__
 
 __all__ = [
     "LIBRARY_FILES",
+    "built_for",
     "checking_library",
     "find_library",
     "library_dirs",
@@ -17,6 +19,7 @@ __all__ = [
     "not_built_file",
     "not_built_note",
     "onnxruntime_library",
+    "openvino_library",
     "package_library_dir",
     "tensorrt_library",
     "user_cache_dir",
@@ -29,11 +32,18 @@ LIBRARY_FILES = {
     "openvino": "libmra_openvino.so",
 }
 """Kind of library -> its file name."""
+_OPENVINO_RELEASE = re.compile(rb"mra-openvino-release=([0-9.]+)")
+"""What the extension says of itself in plugins/openvino/extension.cc."""
 
-_COMMAND = {"onnxruntime": "mra-export build", "tensorrt": "mra-export build tensorrt"}
+_COMMAND = {
+    "onnxruntime": "mra-export build",
+    "tensorrt": "mra-export build tensorrt",
+    "openvino": "mra-export build openvino",
+}
 _USE = {
     "onnxruntime": "ONNX Runtime runs the exported files without it too, by their slower function body.",
     "tensorrt": "TensorRT cannot run the exported files without it.",
+    "openvino": "OpenVINO cannot run the exported files without it.",
 }
 
 
@@ -65,7 +75,7 @@ def find_library(kind: str, path: Path | None = None) -> Path | None:
     """The path of a native library.
 
     Args:
-        kind: "onnxruntime" or "tensorrt".
+        kind: of `LIBRARY_FILES`.
         path: a library that the caller names, or its directory; nothing else is then looked at.
 
     Returns:
@@ -124,6 +134,25 @@ def tensorrt_library(path: Path | None = None) -> Path:
         DependencyError: the library was not built; the message names the command that builds it.
     """
     return _require("tensorrt", path)
+
+
+def openvino_library(path: Path | None = None) -> Path:
+    """The library for OpenVINO's `Core.add_extension`.
+
+    Args:
+        path: as for `find_library`.
+
+    Raises:
+        InputError: `path` was given and is not there.
+        DependencyError: the library was not built; the message names the command that builds it.
+    """
+    return _require("openvino", path)
+
+
+def built_for(library: Path) -> str | None:
+    """The release of OpenVINO that its extension was built for, as in "2026.4.1"; None where the file is no such library."""
+    found = _OPENVINO_RELEASE.search(library.read_bytes())
+    return None if found is None else found[1].decode()
 
 
 def _require(kind: str, path: Path | None) -> Path:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.native.libraries import LIBRARY_FILES
+from mra_export.native.libraries import LIBRARY_FILES, built_for
 from mra_export.optional import require
 
 __all__ = ["PRECISIONS", "check_library", "compile_model", "first_error", "open_core", "release", "require_openvino"]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """Type of the arithmetic -> OpenVINO's hint. It is always given: OpenVINO's own choice depends on the processor."""
-_MARKER = re.compile(rb"mra-openvino-release=([0-9.]+)")
-"""What the extension library says of the release that it was built for."""
 
 
 def require_openvino() -> Any:
@@ -43,13 +40,13 @@ def check_library(library: Path) -> None:
         InputError: it is no such library.
         DependencyError: it was built for another release.
     """
-    found = _MARKER.search(library.read_bytes())
-    if found is None:
-        raise InputError(f"{library} is not {LIBRARY_FILES['openvino']}. Build it with `mra-export build --kind openvino`.")
-    if (built := found[1].decode()) != (installed := release()):
+    built = built_for(library)
+    if built is None:
+        raise InputError(f"{library} is not {LIBRARY_FILES['openvino']}. Build it with `mra-export build openvino`.")
+    if built != (installed := release()):
         raise DependencyError(
             f"{library} was built for OpenVINO {built}, and {installed} is installed: an extension runs with its own release only. "
-            f"Run `mra-export build --kind openvino`, or `pip install openvino=={built}`."
+            f"Run `mra-export build openvino`, or `pip install openvino=={built}`."
         )
 
 

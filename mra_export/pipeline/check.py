@@ -13,7 +13,8 @@ from mra_export.checkpoint.text import read_contract
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
-from mra_export.native.libraries import LIBRARY_FILES
+from mra_export.native.libraries import LIBRARY_FILES, openvino_library
+from mra_export.openvino.core import PRECISIONS
 from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import build_cases
 from mra_export.parity.compare import check_candidate, check_operator
@@ -25,6 +26,7 @@ from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.pipeline.ranges import stand_in
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
+from mra_export.runners.openvino import OpenVinoRunner
 from mra_export.runners.session import check_runtime
 from mra_export.runners.torch import SpecificationRunner, TransformersRunner
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.trace import Runner
 
-__all__ = ["BF16_MAX_SEQ_LEN", "bundle_alone", "check", "check_alone", "check_bundle", "find_artifacts"]
+__all__ = ["BF16_MAX_SEQ_LEN", "RUNTIMES", "bundle_alone", "check", "check_alone", "check_bundle", "find_artifacts"]
 
 
 def bundle_alone(source: str, *, random_init: int | None = None, options: Mapping[str, Any] = {}) -> Path | None:
@@ -67,6 +69,8 @@ def bundle_alone(source: str, *, random_init: int | None = None, options: Mappin
     return None
 
 
+RUNTIMES = ("onnxruntime", "openvino")
+"""In which exported files are run."""
 BF16_MAX_SEQ_LEN = 512
 """The longest case for bfloat16 on the CPU: onnx's evaluator is slow."""
 
@@ -112,6 +116,7 @@ def check(
     plugin: Path | None = None,
     max_seq_len: int | None = None,
     kernel_sources: Path | None = None,
+    runtimes: Sequence[str] = RUNTIMES[:1],
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Comparison]:
     """Compares the PyTorch model with exported files.
@@ -123,13 +128,13 @@ def check(
         plugin: the TensorRT plugin, None to have it found.
         max_seq_len: the longest length to run, None for the model's own maximum.
         kernel_sources: a directory with MRA's original CUDA sources, for the PyTorch model on a GPU.
+        runtimes: of `RUNTIMES`, in which .onnx files are run.
         progress: called with a line before each step.
 
     Returns:
         Two comparisons for each file and way of running it, one of texts where the checkpoint is one of sentence-transformers, and
         one for a float16 file, whose tensors are held against the range of that type; one for an engine that does not show its
-        layers, and one more
-        for an engine beside the ONNX file from which it was built.
+        layers, and one more for an engine beside the ONNX file from which it was built.
 
     Raises:
         InputError: a file is unreadable, not ours, or of another model than the checkpoint.
@@ -169,13 +174,13 @@ def check(
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
         reference = TransformersRunner(checkpoint, modules, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, modules)
-        for runner in _runners(model, _own_library(model.path, "onnxruntime", library)):
+        for runner, dtype in _runners(model, _own_library(model.path, "onnxruntime", library), runtimes):
             progress(f"{runner.name}: {len(cases)} cases on {origin}")
             result = check_candidate(
                 checkpoint,
                 reference,
                 runner,
-                model.dtype,
+                dtype,
                 cases,
                 specification=specification,
                 progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
@@ -272,13 +277,13 @@ def check_alone(
     cases, origin = build_cases(checkpoint, max_seq_len=limit)
     comparisons: list[Comparison] = []
     body: Runner | None = None
-    for runner in _runners(model, library):
+    for runner, dtype in _runners(model, library):
         progress(f"{runner.name}: {len(cases)} cases on {origin}")
         comparisons += check_operator(
             runner,
             model.family.judge(model.attributes[0], layer_constants(model)),
             [layer.name for layer in model.layers],
-            model.dtype,
+            dtype,
             cases,
             task.outputs if task.per_token else (),
             reference=body,
@@ -290,12 +295,26 @@ def check_alone(
     return comparisons + [engine_alone(checkpoint, model, engine, cases, progress) for engine in engines]
 
 
-def _runners(model: OnnxModel, library: Path | None) -> list[Runner]:
+def _runners(
+    model: OnnxModel, library: Path | None, runtimes: Sequence[str] = RUNTIMES[:1]
+) -> list[tuple[Runner, str]]:
+    """Ways of running a file, each with the type that it is judged by."""
+    found: list[tuple[Runner, str]] = []
+    if "openvino" in runtimes:
+        if model.dtype == "bf16":
+            raise InputError(f"{model.path} is bf16; in OpenVINO that is how a file of fp32 is run. Give that.")
+        extension = openvino_library() if model.nodes else None
+        runs = [OpenVinoRunner(model, library=extension, precision=precision) for precision in PRECISIONS]
+        found += [(run, model.dtype if run.precision == "fp32" else run.precision) for run in runs]
+    return [*(_onnxruntime_runners(model, library) if "onnxruntime" in runtimes else ()), *found]
+
+
+def _onnxruntime_runners(model: OnnxModel, library: Path | None) -> list[tuple[Runner, str]]:
     if model.dtype == "bf16":
-        return [OnnxReferenceRunner(model)]
+        return [(OnnxReferenceRunner(model), model.dtype)]
     require_onnxruntime(", so the exported file cannot be run", " (or onnxruntime-gpu)")
     check_runtime(library if model.nodes else None)
     runners: list[Runner] = [OnnxRuntimeRunner(model)]
     if library is not None and model.nodes:
         runners.append(OnnxRuntimeRunner(model, library=library))
-    return runners
+    return [(runner, model.dtype) for runner in runners]

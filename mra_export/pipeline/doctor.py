@@ -38,7 +38,7 @@ class Diagnosis:
 
     Attributes:
         versions: name -> version, None where it is not installed.
-        libraries: "onnxruntime" and "tensorrt" -> path of our native library, None where there is none.
+        libraries: kind ("onnxruntime", "tensorrt", "openvino") -> path of our native library, None where there is none.
         plugin: what the TensorRT plugin says of itself, None where there is none or it cannot be opened: version, exports,
             architectures, tensorrt_headers, cuda_runtime.
         gpus: name and compute capability of each.
@@ -54,7 +54,17 @@ class Diagnosis:
     problems: list[Problem]
 
 
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx", "polygraphy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "polygraphy",
+)
 _TOOLS = {"nvcc": ["nvcc", "--version"], "cmake": ["cmake", "--version"], "c++": ["c++", "--version"]}
 
 
@@ -62,7 +72,7 @@ def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
     from mra_export.families._registry import families
     from mra_export.native.elf import cut_off
-    from mra_export.native.libraries import find_library, not_built_note
+    from mra_export.native.libraries import LIBRARY_FILES, built_for, find_library, not_built_note
     from mra_export.runners.session import OLDEST_FOR_LIBRARY, too_old_for_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
@@ -70,7 +80,7 @@ def diagnose() -> Diagnosis:
     if versions["onnxruntime"] is None:
         versions["onnxruntime"] = _package("onnxruntime-gpu")
     versions |= {name: _tool(command) for name, command in _TOOLS.items()}
-    found = {kind: find_library(kind) for kind in ("onnxruntime", "tensorrt")}
+    found = {kind: find_library(kind) for kind in LIBRARY_FILES}
     libraries = {kind: str(path) if path else None for kind, path in found.items()}
     gpus = _gpus()
 
@@ -98,6 +108,12 @@ def diagnose() -> Diagnosis:
         )
         fix = f"pip install --upgrade {'onnxruntime-gpu' if _package('onnxruntime') is None else 'onnxruntime'}"
         problems.append(Problem(text, fix, False))
+    if (installed := versions["openvino"]) is not None:
+        extension = found["openvino"]
+        built = None if extension is None else built_for(extension)
+        if built != (release := installed.partition("-")[0]):
+            text = "is not built" if built is None else f"was built for OpenVINO {built}, and {release} is installed"
+            problems.append(Problem(f"{LIBRARY_FILES['openvino']} {text}.", "mra-export build openvino", False))
     plugin, more = _tensorrt(found["tensorrt"], versions)
     known = {
         name: {

@@ -22,10 +22,12 @@ __all__ = ["OpenVinoRunner"]
 class OpenVinoRunner:
     """An exported file in OpenVINO on the CPU, with the native operator."""
 
-    def __init__(self, model: OnnxModel, *, library: Path, precision: str = "fp32", file: Path | None = None) -> None:
+    def __init__(
+        self, model: OnnxModel, *, library: Path | None, precision: str = "fp32", file: Path | None = None
+    ) -> None:
         """Args:
         model: the .onnx file.
-        library: the extension library.
+        library: the extension library; None where the file needs none.
         precision: of the arithmetic, "fp32" or "bf16".
         file: the .xml file that was made of it, to be run in its place where the layers need not be seen.
         """

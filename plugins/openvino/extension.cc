@@ -8,7 +8,7 @@
 #include "mra2_attention/mra2_attention.h"
 #include "yoso_attention/yoso_attention.h"
 
-// Which release the library was built for: it runs with no other. mra_export.native.openvino reads it from the file.
+// Which release the library was built for: it runs with no other. mra_export.native.libraries reads it from the file.
 extern "C" __attribute__((visibility("default"), used)) const char mra_openvino_release[] = "mra-openvino-release=" MRA_OPENVINO_RELEASE;
 
 namespace mra::openvino {
