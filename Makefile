@@ -7,7 +7,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup:  ## .venv with everything that the tests need; at no cost when it is there
-	scripts/setup.sh $(or $(VENV),.venv) cpu,rtx,embed,ray,triton,dev
+	scripts/setup.sh $(or $(VENV),.venv) cpu,rtx,openvino,embed,ray,triton,dev
 
 test-fast:  ## the tests without native builds, engines and real models
 	scripts/test_fast.sh $(ARGS)

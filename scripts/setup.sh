@@ -34,6 +34,8 @@ fi
 # The plugin for TensorRT is for those who asked for TensorRT: it takes most of the compiler's time.
 plugin=""
 case ",$extras," in *,rtx,* | *,gpu,*) plugin=tensorrt ;; esac
+extension=""
+case ",$extras," in *,openvino,*) extension=openvino ;; esac
 stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt scripts/setup.sh | sha256sum | cut -c1-16)-${extras//,/-}"
 if [ ! -e "$stamp" ]; then
   echo "setup: installing mra-export[$extras] into $venv" >&2
@@ -52,7 +54,7 @@ fi
 native="$stamp-native-$({ command -v c++ nvcc || true; } | sha256sum | cut -c1-8)"
 if [ ! -e "$native" ]; then
   echo "setup: compiling the native libraries" >&2
-  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q onnxruntime $plugin ||
+  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q onnxruntime $plugin $extension ||
     echo "setup: not all native libraries could be built; see above. Everything else works." >&2
   touch "$native"
 fi

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
-[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,embed,ray,triton,dev
+[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,openvino,embed,ray,triton,dev
 command -v c++ >/dev/null || { echo "test: the tests compile the native code: as root, apt-get install g++" >&2; exit 4; }
 [ -n "${VENV:-}" ] || scripts/triton_server.sh "$venv/triton-server" || echo "test: no tritonserver, so its tests are skipped" >&2
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"

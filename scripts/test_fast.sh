@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
-[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,embed,ray,triton,dev
+[ -n "${VENV:-}" ] || scripts/setup.sh "$venv" cpu,rtx,openvino,embed,ray,triton,dev
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 
 ruff check .

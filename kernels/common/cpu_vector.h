@@ -132,7 +132,7 @@ MRA_INLINE void store8(Float16* to, Float8 values) {
 struct Pair {
   std::uint32_t bits;
 };
-using Half16 = std::uint16_t __attribute__((vector_size(32)));
+using Half32 = std::uint16_t __attribute__((vector_size(64)));
 using UIntVecUnaligned = std::uint32_t __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 MRA_INLINE UIntVec load(const Pair* p) { return *reinterpret_cast<const UIntVecUnaligned*>(p); }
@@ -144,8 +144,9 @@ MRA_INLINE Vec multiply_add(Vec sum, UIntVec a, UIntVec b) {
 
 // The numbers of `first` and `second` in one Pair each.
 MRA_INLINE UIntVec pair_up(Vec first, Vec second) {
-  const auto low = (Half16)_mm512_cvtneps_pbh((__m512)first), high = (Half16)_mm512_cvtneps_pbh((__m512)second);
-  return __builtin_convertvector(low, UIntVec) | __builtin_convertvector(high, UIntVec) << 16;
+  const auto halves = (Half32)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  return (UIntVec)__builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26,
+                                          11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 MRA_INLINE void store_pairs(Pair* to, Float8 first, Float8 second) {
   const auto low = (Half8)_mm256_cvtneps_pbh((__m256)first), high = (Half8)_mm256_cvtneps_pbh((__m256)second);

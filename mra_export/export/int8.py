@@ -1,7 +1,7 @@
 """Linear layers in int8: one file of standard QuantizeLinear and DequantizeLinear nodes that every engine runs.
 
-The rules are those under which ONNX Runtime, OpenVINO and TensorRT all take their integer kernels: activations with zero point 0 and
-one scale a tensor, weights with one scale an output column, query, key and value as one product and a Split, so that each
+The rules are those under which ONNX Runtime, OpenVINO and TensorRT all take their integer kernels: activations with zero point 0
+and one scale a tensor, weights with one scale an output column, query, key and value as one product and a Split, so that each
 QuantizeLinear has exactly one DequantizeLinear. Biases, the residual, the normalization and the attention stay in float.
 """
 
@@ -208,7 +208,8 @@ def _bias_place(addition: ir.Node) -> Any:
 
 
 def _constant(value: ir.Value | None) -> Array:
-    assert value is not None and value.const_value is not None
+    assert value is not None
+    assert value.const_value is not None
     return value.const_value.numpy()
 
 

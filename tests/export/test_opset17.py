@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from mra_export.checkpoint.pooling import Pooling
 
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.errors import InputError

@@ -13,56 +13,15 @@ from cpu_kernels import build, choose_isa, kernel, machine_isas, make_params, ru
 from goldens import Golden
 from kernel_cases import MASKS, error, make_mask
 from measures import relative_error
+from mra2_cases import attributes_of, make_inputs
 from paths import REPO
-from torch import Tensor
 
 from mra_export.operators.limits import MAX_SEQ_LEN
-from mra_export.operators.mra2_attention.reference import mra2_attention, select_blocks
-from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
+from mra_export.operators.mra2_attention.reference import mra2_attention
 
 FLOAT32_TOLERANCE = 2e-5
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PRIORS = ((0, 0), (1, 3))  # first_n, diagonal_n
-
-
-def attributes_of(head_dim: int, num_heads: int = 2, **changes: object) -> Mra2AttentionAttributes:
-    values = {
-        "num_heads": num_heads,
-        "num_blocks": 16,
-        "approx_mode": 0,
-        "initial_prior_first_n_blocks": 0,
-        "initial_prior_diagonal_n_blocks": 0,
-        "scale": max(head_dim, 32) ** -0.5,
-    }
-    return Mra2AttentionAttributes(**(values | changes))  # type: ignore[arg-type]
-
-
-def make_inputs(
-    attributes: Mra2AttentionAttributes, batch: int, seq_len: int, head_dim: int, mask_kind: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Query, key, value [batch, seq_len, hidden] of `dtype` whose selection float32 arithmetic cannot change.
-
-    Normal, with a mean per block, so that blocks differ as those of a trained model do. Drawn until no head's cut falls
-    between scores that differ by less than float32 resolves: some 1e-6, or 1e-3 beside the priors' 5e3 and the penalty's
-    1e4. Equal scores are kept: which of them is selected is defined.
-    """
-    generator = torch.Generator().manual_seed(seq_len * 1000 + head_dim)
-    for _ in range(200):
-        shape = (batch, -(-seq_len // 32), 1, attributes.num_heads * head_dim)
-        query, key, value = (
-            (torch.randn(*shape, generator=generator) / 2 + torch.randn(*shape[:2], 32, shape[3], generator=generator))
-            .flatten(1, 2)[:, :seq_len]
-            .contiguous()
-            .to(dtype)
-            for _ in range(3)
-        )
-        mask = make_mask(mask_kind, batch, seq_len, generator)
-        selection = select_blocks(query.double(), key.double(), mask, attributes)
-        cut = selection.score.masked_fill(~selection.selected, float("inf")).flatten(2).amin(2)
-        unclear = torch.where(cut.abs() > 2500, 2e-3, 2e-5)
-        if bool(((selection.gap == 0) | (selection.gap > unclear)).all()):
-            return query, key, value, mask
-    raise AssertionError("no input with a clear selection was found")
 
 
 def test_golden_vectors(golden: Golden, isa: str) -> None:
