@@ -52,10 +52,8 @@ bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t me
   constexpr struct {
     const char* name;
     CpuIsa isa;
-  } kKnown[] = {{"avx512_bf16", CpuIsa::kAvx512Bf16},
-                {"avx512", CpuIsa::kAvx512},
-                {"avx2", CpuIsa::kAvx2},
-                {"portable", CpuIsa::kPortable}};
+  } kKnown[] = {
+      {"avx512_bf16", CpuIsa::kAvx512Bf16}, {"avx512", CpuIsa::kAvx512}, {"avx2", CpuIsa::kAvx2}, {"portable", CpuIsa::kPortable}};
   const bool best = name == nullptr || name[0] == '\0';
   for (const auto& known : kKnown) {
     if (best ? known.isa == CpuIsa::kAvx512Bf16 : std::strcmp(name, known.name) != 0) continue;
@@ -67,7 +65,8 @@ bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t me
     std::snprintf(message, message_size, "MRA_CPU_ISA=%s is not supported by this machine or build. Unset MRA_CPU_ISA.", name);
     return false;
   }
-  std::snprintf(message, message_size, "MRA_CPU_ISA=%s must be avx512_bf16, avx512, avx2 or portable, or unset for the best one.", name);
+  std::snprintf(message, message_size, "MRA_CPU_ISA=%s must be avx512_bf16, avx512, avx2 or portable, or unset for the best one.",
+                name);
   return false;
 }
 

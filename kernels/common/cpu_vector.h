@@ -145,8 +145,8 @@ MRA_INLINE Vec multiply_add(Vec sum, UIntVec a, UIntVec b) {
 // The numbers of `first` and `second` in one Pair each.
 MRA_INLINE UIntVec pair_up(Vec first, Vec second) {
   const auto halves = (Half32)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-  return (UIntVec)__builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26,
-                                          11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return (UIntVec)__builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10,
+                                          26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 MRA_INLINE void store_pairs(Pair* to, Float8 first, Float8 second) {
   const auto low = (Half8)_mm256_cvtneps_pbh((__m256)first), high = (Half8)_mm256_cvtneps_pbh((__m256)second);

@@ -19,21 +19,21 @@ struct Mra2CpuPlan {
   std::int64_t selected;     // T
   std::int64_t group_heads;  // heads whose scores are in memory at once
 
-  std::uint32_t* token_bits;  // [batch, nb]; bit i: token i of the block is not padding
-  float* token_counts;        // [batch, padded_nb]
-  float* packed_key;          // [group_heads, nb, 32, head_dim]: each block's tokens, then zeros; null: keys are read in place
-  float* packed_value;        // [group_heads, nb, 32, padded_dim]: the same
+  std::uint32_t* token_bits;    // [batch, nb]; bit i: token i of the block is not padding
+  float* token_counts;          // [batch, padded_nb]
+  float* packed_key;            // [group_heads, nb, 32, head_dim]: each block's tokens, then zeros; null: keys are read in place
+  float* packed_value;          // [group_heads, nb, 32, padded_dim]: the same
   std::uint32_t* paired_key;    // [group_heads, nb, 32, head_dim / 2]: tokens in bfloat16, two dimensions together; or null
   std::uint32_t* paired_value;  // [group_heads, nb, 16, padded_dim]: the same, two tokens together
-  float* pooled_query;        // [heads, nb, padded_dim]; then the low-resolution sums Σ W·v̂ (shifted by row_max)
-  float* pooled_key;          // [heads, head_dim, padded_nb]: transposed
-  float* pooled_value;        // [heads, nb, padded_dim]
-  float* row_max;             // [heads, nb]: r_a
-  float* low_weight;          // [heads, nb]: Σ W, shifted by row_max
-  std::int32_t* row_flags;    // [heads, nb]: kMra2RowHasBlock, kMra2RowHasPadding
-  std::int32_t* row_starts;   // [heads, nb + 1]: a row's first entry in `columns`
-  std::int32_t* columns;      // [heads, selected]: the selected key blocks that have tokens, row by row, ascending
-  float* scores;              // [group_heads, nb, padded_nb]: L - r_a, without priors; then the low-resolution weights
+  float* pooled_query;          // [heads, nb, padded_dim]; then the low-resolution sums Σ W·v̂ (shifted by row_max)
+  float* pooled_key;            // [heads, head_dim, padded_nb]: transposed
+  float* pooled_value;          // [heads, nb, padded_dim]
+  float* row_max;               // [heads, nb]: r_a
+  float* low_weight;            // [heads, nb]: Σ W, shifted by row_max
+  std::int32_t* row_flags;      // [heads, nb]: kMra2RowHasBlock, kMra2RowHasPadding
+  std::int32_t* row_starts;     // [heads, nb + 1]: a row's first entry in `columns`
+  std::int32_t* columns;        // [heads, selected]: the selected key blocks that have tokens, row by row, ascending
+  float* scores;                // [group_heads, nb, padded_nb]: L - r_a, without priors; then the low-resolution weights
 };
 
 constexpr std::int32_t kMra2RowHasBlock = 1;    // some block is selected for this row

@@ -574,8 +574,8 @@ void sum_low_resolution(const Mra2CpuPlan& plan, const Head& head, std::int64_t 
   const std::int64_t first = head.index * plan.nb;
   update_matrix(plan.pooled_query + (first + begin) * plan.padded_dim, plan.padded_dim, nullptr,
                 head.scores + begin * plan.padded_nb, plan.padded_nb, 1,
-                Right<float>{{plan.pooled_value + first * plan.padded_dim, nullptr}, {head.used, 0}, 1, plan.padded_dim}, end - begin,
-                plan.padded_dim);
+                Right<float>{{plan.pooled_value + first * plan.padded_dim, nullptr}, {head.used, 0}, 1, plan.padded_dim},
+                end - begin, plan.padded_dim);
 }
 
 constexpr std::int64_t kSelectRows = 64;  // of scores, for one task of a large head
@@ -626,7 +626,7 @@ struct AttendScratch {
   alignas(64) float context[kB * kMaxHeadDim];        // [32 queries, padded_dim]
   alignas(64) float correction[kB];                   // [32 queries]
 #if defined(__AVX512BF16__)
-  alignas(64) Pair paired_query[kMaxHeadDim / 2 * kB];  // [head_dim / 2, 32 queries]
+  alignas(64) Pair paired_query[kMaxHeadDim / 2 * kB];   // [head_dim / 2, 32 queries]
   alignas(64) Pair paired_weights[kPair * kB / 2 * kB];  // [pairs of keys of both blocks, 32 queries]
 #endif
 };
@@ -714,7 +714,8 @@ void attend_block(void* argument, std::size_t task) {
   transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale > 0.0f ? 1.0f : scale);
   for (std::int64_t d = 0; d < dim; d += 2)
     for (int q = 0; q < kB; q += kLanes)
-      store(scratch.paired_query + d / 2 * kB + q, pair_up(load(scratch.query + d * kB + q), load(scratch.query + (d + 1) * kB + q)));
+      store(scratch.paired_query + d / 2 * kB + q,
+            pair_up(load(scratch.query + d * kB + q), load(scratch.query + (d + 1) * kB + q)));
 #else
   transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale);
 #endif
@@ -891,8 +892,8 @@ void attend_block(void* argument, std::size_t task) {
       during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
       if (starts[a + 2] > end) during_values.odd = fetch_key(columns[end], tiles, portion);
     }
-    update_matrix(scratch.context, padded_dim, scratch.correction, left, 1, kB, values, (n_queries + 3) / 4 * 4,
-                  padded_dim, &during_values);
+    update_matrix(scratch.context, padded_dim, scratch.correction, left, 1, kB, values, (n_queries + 3) / 4 * 4, padded_dim,
+                  &during_values);
   }
   if (starts[a] == end) {  // no keys, but the maximum may still rise above r
     Vec none[kQueryVecs];

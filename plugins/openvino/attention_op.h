@@ -103,9 +103,8 @@ class AttentionOp : public ov::op::Op {
   // Reads a node of an ONNX file.
   static ov::OutputVector convert(const ov::frontend::NodeContext& node) {
     Params attributes;
-    Definition::attributes(attributes, [&](const char* name, auto& member) {
-      member = node.get_attribute<std::decay_t<decltype(member)>>(name);
-    });
+    Definition::attributes(
+        attributes, [&](const char* name, auto& member) { member = node.get_attribute<std::decay_t<decltype(member)>>(name); });
     ov::OutputVector inputs;
     for (std::size_t i = 0; i < node.get_input_size(); ++i) inputs.push_back(node.get_input(static_cast<int>(i)));
     return {std::make_shared<AttentionOp>(inputs, attributes)->output(0)};
@@ -120,8 +119,7 @@ class AttentionOp : public ov::op::Op {
     // The attributes with the smallest of sizes, so that a bad one fails where the model is read.
     Params smallest = attributes_;
     smallest.batch = smallest.seq_len = 1;
-    smallest.hidden_size =
-        attributes_.num_heads < (1 << 30) ? attributes_.num_heads * kHeadDimMultiple : attributes_.num_heads;
+    smallest.hidden_size = attributes_.num_heads < (1 << 30) ? attributes_.num_heads * kHeadDimMultiple : attributes_.num_heads;
     char message[kMessageSize];
     NODE_VALIDATION_CHECK(this, validate(smallest, message, sizeof(message)), message);
     set_output_type(0, get_input_element_type(kQuery), get_input_partial_shape(kQuery));

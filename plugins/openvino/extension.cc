@@ -9,7 +9,8 @@
 #include "yoso_attention/yoso_attention.h"
 
 // Which release the library was built for: it runs with no other. mra_export.native.libraries reads it from the file.
-extern "C" __attribute__((visibility("default"), used)) const char mra_openvino_release[] = "mra-openvino-release=" MRA_OPENVINO_RELEASE;
+extern "C" __attribute__((visibility("default"), used)) const char mra_openvino_release[] =
+    "mra-openvino-release=" MRA_OPENVINO_RELEASE;
 
 namespace mra::openvino {
 namespace {
