@@ -25,6 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool | None]]:
 
     monkeypatch.setattr(build_module, "_build", build)
     monkeypatch.setattr(build_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(build_module, "find_openvino", lambda: None)
     return calls
 
 

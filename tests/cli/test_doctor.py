@@ -12,7 +12,7 @@ from command_line import run, run_json
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code, result = run_json(capsys, "doctor")
     assert code == 0
-    assert set(result["libraries"]) == {"onnxruntime", "tensorrt"}
+    assert set(result["libraries"]) == {"onnxruntime", "tensorrt", "openvino"}
     assert result["versions"]["torch"] == importlib.metadata.version("torch")
     assert isinstance(result["gpus"], list)
     import mra_export.native.libraries as libraries

@@ -19,6 +19,7 @@ from mra_export.native.build import build_libraries, find_sources
 from mra_export.native.headers import Headers, fetch_headers, find_headers, headers_cache_dir
 from mra_export.native.libraries import (
     LIBRARY_FILES,
+    built_for,
     find_library,
     not_built_file,
     not_built_note,
@@ -201,6 +202,7 @@ def test_code_for_gpus_is_compiled_where_one_is_or_where_it_is_asked_for(
         return "not compiled here"
 
     monkeypatch.setattr(build_module, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(build_module, "find_openvino", lambda: None)
     monkeypatch.setattr(build_module, "_has_cuda_provider", lambda: provider)
     monkeypatch.setattr(build_module, "find_nvcc", lambda: "/usr/local/cuda/bin/nvcc")
     monkeypatch.setattr(build_module, "_tools", lambda: ("cmake", "c++"))
@@ -250,8 +252,47 @@ def test_nvcc_of_the_wheels_is_told_where_the_runtime_is(
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="no library of kind 'openvino'; choose of onnxruntime, tensorrt"):
-        build_libraries(["openvino"])
+    with pytest.raises(InputError, match="no library of kind 'tvm'; choose of onnxruntime, tensorrt, openvino"):
+        build_libraries(["tvm"])
+
+
+def test_openvinos_extension_is_compiled_where_openvino_is(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def compile_target(
+        cmake: str, sources: Path, tree: Path, target: str, arguments: list[str], jobs: int | None
+    ) -> str:
+        calls.append([target, *arguments])
+        return "not compiled here"
+
+    monkeypatch.setattr(build_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(build_module, "_tools", lambda: ("cmake", "c++"))
+    monkeypatch.setattr(build_module, "_headers", lambda *_: Headers("any", tmp_path, "1", "here"))
+    monkeypatch.setattr(build_module, "compile_target", compile_target)
+    monkeypatch.setattr(build_module.importlib.metadata, "version", lambda name: "2026.4.1")
+    monkeypatch.setattr(build_module, "find_openvino", lambda: tmp_path / "cmake")
+    assert [result.kind for result in build_libraries()] == ["onnxruntime", "openvino"]
+    assert calls[-1] == [
+        "mra_openvino",
+        "-DMRA_ONNXRUNTIME=OFF",
+        "-DMRA_OPENVINO=ON",
+        f"-DOpenVINO_DIR={tmp_path / 'cmake'}",
+    ]
+    monkeypatch.setattr(build_module, "find_openvino", lambda: None)
+    assert [result.kind for result in build_libraries()] == ["onnxruntime"]
+    (result,) = build_libraries(["openvino"])
+    assert not result.failed
+    assert "OpenVINO was not found. Run `pip install 'mra-export[openvino]'`." in result.detail
+
+
+def test_a_library_says_for_which_openvino_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.so"
+    path.write_bytes(b"\0mra-openvino-release=2026.4.1\0")
+    assert built_for(path) == "2026.4.1"
+    path.write_bytes(b"\x7fELF")
+    assert built_for(path) is None
 
 
 def test_the_sources_are_those_of_the_checkout() -> None:
