@@ -97,6 +97,7 @@ def test_refused_without_peft(command: str, mra: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("without_peft")
+@pytest.mark.slow
 def test_check_and_from_dense_refuse_too(
     mra: Path, tiny_export: Path, bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

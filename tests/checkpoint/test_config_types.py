@@ -100,6 +100,7 @@ def test_the_class_of_a_dense_model(architectures: Any, expected: str, task: str
 
 
 @pytest.mark.parametrize("architectures", ["MraModel", ["MraModel"], None, [], ...])
+@pytest.mark.slow
 def test_the_class_of_an_mra_model(architectures: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = save_checkpoint(tmp_path / "mra", max_position_embeddings=32, num_hidden_layers=1)
     edit_config(directory, architectures=architectures)

@@ -124,6 +124,7 @@ def test_texts_get_the_vectors_of_the_first_token(
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_an_mra_checkpoint_in_a_folder_is_exported_and_checked(
     flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -423,6 +423,7 @@ def test_what_ended_a_command(
     )
 
 
+@pytest.mark.slow
 def test_json_for_a_terminal_that_is_not_utf_8(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "mra_export", "onnx", "\u00e9\u20ac", "-o", str(tmp_path / "o"), "--json", "-q"],

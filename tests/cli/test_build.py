@@ -53,6 +53,7 @@ def test_code_for_gpus_is_asked_for(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_export_says_that_the_native_library_is_not_built(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

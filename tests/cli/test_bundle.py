@@ -57,6 +57,7 @@ def test_the_commands(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"{output / MANIFEST_FILE} is missing" in failed["error"]
 
 
+@pytest.mark.slow
 def test_the_words_for_people(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mra_export.cli import main
 

@@ -50,6 +50,7 @@ def test_python(workplace: Path) -> None:
     assert np.load(workplace / "vectors.npy").shape == (3, 64)
 
 
+@pytest.mark.slow
 def test_python_says_what_is_wrong(workplace: Path) -> None:
     command = [sys.executable, "examples/python/embed.py", "./examples", "./texts", "./none.npy"]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)

@@ -202,6 +202,7 @@ def test_another_prompt_or_dimension_is_other_work(make: Callable[..., Path], tm
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "weightedmean", "max"])
+@pytest.mark.slow
 def test_a_prompt_does_not_count_where_the_checkpoint_says_so(
     mode: str, make: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from mra_export.export.onnx_model import read_onnx
         ("Row major Int32 format", "fp16", "names no types"),
     ],
 )
+@pytest.mark.slow
 def test_what_the_engine_inspector_says(tiny_export: Path, shown: str, dtype: str, expected: str | None) -> None:
     """On texts as TensorRT's documentation shows them; the inspector itself needs a GPU."""
     import dataclasses

@@ -18,6 +18,7 @@ from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(17, 8), (18, 8), (20, 9), (23, 11)])
+@pytest.mark.slow
 def test_the_oldest_format_of_each_opset(
     opset: int, ir_version: int, tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def encode(directory: Path, texts: list[str], file: Path = MODEL_FILE) -> np.nda
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_the_vectors_are_those_of_the_definition(source: Path, exported: Path) -> None:
     texts = TEXTS[:-1]  # a special token would have to keep its capitals
     expected = np.array([by_definition(source, "query: " + text) for text in texts])

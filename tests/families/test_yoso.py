@@ -68,6 +68,7 @@ def run(*arguments: str) -> int:
         pytest.param(*("YosoForQuestionAnswering", {"conv_window": 3}, "fp16"), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_every_head_is_the_same_model(class_name: str, settings: dict, dtype: str, tmp_path: Path) -> None:
     layers = 2 if class_name == "YosoModel" else 1
     directory = save_yoso(tmp_path / "checkpoint", class_name, num_hidden_layers=layers, **settings)

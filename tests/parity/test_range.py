@@ -77,6 +77,7 @@ def filled(model: OnnxModel, name: str, value: float) -> OnnxModel:
     return dataclasses.replace(model, proto=proto)
 
 
+@pytest.mark.slow
 def test_field_case_a2(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path / "c", "MraModel"))
     layer = checkpoint.model.encoder.layer[1]
@@ -116,6 +117,7 @@ def test_field_case_a2(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("value", [50000.0, -50000.0])
+@pytest.mark.slow
 def test_what_is_too_large_is_named(
     class_name: str, parameter: str, expected: str, value: float, export: Export
 ) -> None:
@@ -140,6 +142,7 @@ def test_what_is_too_large_is_named(
         ("RobertaPreLayerNormForCausalLM", 18, {"is_decoder": True}),
     ],
 )
+@pytest.mark.slow
 def test_an_ordinary_model_passes(class_name: str, opset: int | None, settings: dict[str, Any], export: Export) -> None:
     """The mask of standard attention, -32752, is large on purpose."""
     found = check_range(*export(class_name, opset, **settings))

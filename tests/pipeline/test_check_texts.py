@@ -52,6 +52,7 @@ def compared(loaded: Checkpoint, directory: Path, runner: Any = None) -> Compari
     return found
 
 
+@pytest.mark.slow
 def test_the_export_does_what_the_checkpoint_says(loaded: Checkpoint, sentence_export: Path, by: str) -> None:
     found = compared(loaded, sentence_export)
     assert found.ok is True
@@ -107,6 +108,7 @@ SENTENCE, LENGTH = "config_sentence_transformers.json", "sentence_bert_config.js
         (in_tokenizer(lambda content: content["post_processor"].update(single=BARE)), "post_processor"),
     ],
 )
+@pytest.mark.slow
 def test_a_difference_names_the_setting(
     edit: Edit, named: str, loaded: Checkpoint, sentence_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +154,7 @@ class Other:
         (lambda out: {"last_hidden_state": out["last_hidden_state"] + 1}, True, None),
     ],
 )
+@pytest.mark.slow
 def test_vectors_are_compared_too(
     change: Any, ok: bool, note: str | None, loaded: Checkpoint, sentence_export: Path, by: str
 ) -> None:

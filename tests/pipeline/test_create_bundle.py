@@ -72,6 +72,7 @@ def test_the_manifest_says_what_is_there(whole: Bundle, parts: Parts) -> None:
     assert other.manifest == manifest_path(other.file)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_pooling_gets_the_mean(tmp_path: Path, tiny_checkpoint: Path) -> None:
     made = create_bundle(tiny_checkpoint, tmp_path / "b", check=False)
     assert made.modules == (Pooling(("mean",)),)
