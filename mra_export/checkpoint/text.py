@@ -100,6 +100,8 @@ def prompt_of(prompts: dict[str, str], default: str | None, name: str | None) ->
     """
     if name is None:
         return prompts.get(default, "") if default is not None else ""
+    if name not in prompts and name in _ALWAYS_THERE:  # in sentence-transformers every model has these
+        return _ALWAYS_THERE[name]
     if name not in prompts:
         known = f"The model has {', '.join(sorted(prompts))}." if prompts else "The model has none."
         raise InputError(f"There is no prompt {name!r}. {known}")

@@ -135,6 +135,7 @@ def test_a_prompt_by_name() -> None:
         prompt_of(prompts, "query", "passage")
     with pytest.raises(InputError, match=r"The model has none."):
         prompt_of({}, None, "passage")
+    assert prompt_of({}, None, "query") == prompt_of(prompts, "query", "document") == ""  # every model has these
 
 
 @pytest.mark.parametrize("name", ["query", "document"])
