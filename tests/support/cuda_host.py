@@ -23,7 +23,7 @@ from paths import REPO, TESTS
 from torch import Tensor
 
 from mra_export.native.build import compile_target, cuda_arguments, find_nvcc, find_tool
-from mra_export.native.headers import fetch_headers, find_headers
+from mra_export.native.headers import HEADER_KINDS, fetch_headers, find_headers
 from mra_export.native.libraries import LIBRARY_FILES
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 from mra_export.operators.yoso_attention.spec import INPUTS, YosoAttentionAttributes
@@ -120,7 +120,7 @@ def nvcc_library(kind: str) -> Path:
     tree = build_root().parent / "nvcc"
     tree.mkdir(parents=True, exist_ok=True)
     arguments = [*cuda_arguments(nvcc), "-DCMAKE_CUDA_ARCHITECTURES=80", "-DMRA_CUDA=ON", "-DMRA_TENSORRT=ON"]
-    for name in LIBRARY_FILES:
+    for name in HEADER_KINDS:
         arguments.append(f"-DMRA_{name.upper()}_INCLUDE={(find_headers(name) or fetch_headers(name)).path}")
     with tree.with_name(f"{tree.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -201,7 +201,7 @@ def test_the_environment_chooses_the_instruction_set(isa: str, library: Path, mo
 
 def test_an_unknown_instruction_set_is_refused(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRA_CPU_ISA", "mmx")
-    with pytest.raises(Exception, match="MRA_CPU_ISA=mmx must be avx512, avx2 or portable"):
+    with pytest.raises(Exception, match="MRA_CPU_ISA=mmx must be avx512_bf16, avx512, avx2 or portable"):
         make_session(library, make_model(ATTRIBUTES))
 
 
