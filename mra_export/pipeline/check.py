@@ -174,7 +174,8 @@ def check(
         cases, origin = build_cases(checkpoint, max_seq_len=limit)
         reference = TransformersRunner(checkpoint, modules, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, modules)
-        for runner, dtype in _runners(model, _own_library(model.path, "onnxruntime", library), runtimes):
+        runners = _runners(model, _own_library(model.path, "onnxruntime", library), runtimes)
+        for runner, dtype in runners:
             progress(f"{runner.name}: {len(cases)} cases on {origin}")
             result = check_candidate(
                 checkpoint,
@@ -191,7 +192,8 @@ def check(
                     "so onnx's slow evaluator ran it; longer lengths need a GPU."
                 )
             comparisons += result
-        if texts := check_texts(checkpoint, model, reference, runner, max_seq_len=max_seq_len, progress=progress):
+        own = next(runner for runner, dtype in reversed(runners) if dtype == model.dtype)
+        if texts := check_texts(checkpoint, model, reference, own, max_seq_len=max_seq_len, progress=progress):
             comparisons.append(texts)
         if model.dtype == "fp16":
             inputs, lost = [case.inputs for case in cases], lost_weights(checkpoint.model.state_dict())

@@ -43,7 +43,8 @@ class OpenVinoRunner:
         """The outputs by name."""
         if self._compiled is None:
             self._compiled = compile_model(self._core, self.file, self.precision)
-        return _by_name(self._compiled, inputs)
+        found = _by_name(self._compiled, inputs)
+        return {name: found[name] for name in self.model.outputs}
 
     def trace(self, inputs: Inputs) -> Trace:
         """The outputs and what the attention layers saw."""
@@ -65,4 +66,5 @@ class OpenVinoRunner:
 def _by_name(compiled: Any, inputs: Inputs) -> dict[str, Array]:
     names = [name for value in compiled.inputs for name in value.names if name in inputs]
     found = compiled({name: inputs[name] for name in names}, share_inputs=True)
-    return {next(iter(output.names)): np.array(found[output], np.float32) for output in compiled.outputs}
+    # What OpenVINO has merged has several names.
+    return {name: np.array(found[output], np.float32) for output in compiled.outputs for name in output.names}
