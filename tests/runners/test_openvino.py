@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sentence_support import chain_directory
 from yoso_cases import draw
 from yoso_models import ALL, error, feeds, yoso_model
 
 from mra_export.checkpoint.load import load_checkpoint
-from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.native.libraries import find_library
 from mra_export.numerics import relative_error
@@ -94,11 +92,12 @@ def test_check_judges_both_precisions(library: Path, tiny_checkpoint: Path, tiny
 
 
 @pytest.mark.slow
-def test_texts_are_judged_by_the_type_of_the_file(library: Path, tmp_path: Path) -> None:
+def test_texts_are_judged_by_the_type_of_the_file(
+    library: Path, sentence_checkpoint: Path, sentence_export: Path
+) -> None:
     """Not by bfloat16, in which the file is run last; and tensors that OpenVINO merges keep all of their names."""
-    loaded = load_checkpoint(chain_directory(tmp_path / "c"))
-    exported = export_onnx(loaded, tmp_path / "o")
-    found = check(loaded, [exported.model], runtimes=["openvino"], max_seq_len=64)
+    exported = sentence_export / "onnx" / "model.onnx"
+    found = check(load_checkpoint(sentence_checkpoint), [exported], runtimes=["openvino"], max_seq_len=64)
     assert [comparison.ok for comparison in found] == [True] * 5
     assert found[-1].candidate == "tokenizer.json + model.onnx fp32, OpenVINO (native operator)"
     assert found[-1].tolerance["relative_error"] == 1e-4
