@@ -31,34 +31,36 @@ constexpr int kTileVecs = kLanes == 16 ? 4 : 2;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLowest = -1e30f;  // an online maximum before its first entry
 
-// 2^x for x <= 0, relative error below 1e-7; 2^-126 below that; NaN for NaN.
-MRA_INLINE Vec exp2_nonpositive(Vec x) {
+// 2^x for x <= 0 by the polynomial for 2^r, |r| <= 1/2, whose highest coefficient comes first; 2^-126 below that; NaN for NaN.
+template <int N>
+MRA_INLINE Vec exp2_by(Vec x, const float (&coefficients)[N]) {
   x = vmax(broadcast(-126.0f), x);
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which lands in the low bits
   const Vec shifted = x + magic;
   const Vec r = x - (shifted - magic);
-  Vec p = broadcast(0.00015345812006346848f);
-  p = p * r + 0.0013399931219189559f;
-  p = p * r + 0.00961848895710427f;
-  p = p * r + 0.05550328776965331f;
-  p = p * r + 0.24022646890634194f;
-  p = p * r + 0.6931472057372677f;
-  p = p * r + 1.0f;
+  Vec p = broadcast(coefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < N; ++i) p = p * r + coefficients[i];
   return (Vec)((UIntVec)p + ((UIntVec)shifted << 23));  // unsigned: what NaN leads to may overflow
 }
 
+// Relative error below 1e-7.
+MRA_INLINE Vec exp2_nonpositive(Vec x) {
+  constexpr float kCoefficients[] = {0.00015345812006346848f,
+                                     0.0013399931219189559f,
+                                     0.00961848895710427f,
+                                     0.05550328776965331f,
+                                     0.24022646890634194f,
+                                     0.6931472057372677f,
+                                     1.0f};
+  return exp2_by(x, kCoefficients);
+}
+
 #if defined(__AVX512BF16__)
-// The same, relative error below 1e-4: for what is rounded to bfloat16.
+// Relative error below 1e-4: for what is rounded to bfloat16.
 MRA_INLINE Vec rough_exp2_nonpositive(Vec x) {
-  x = vmax(broadcast(-126.0f), x);
-  const Vec magic = broadcast(12582912.0f);
-  const Vec shifted = x + magic;
-  const Vec r = x - (shifted - magic);
-  Vec p = broadcast(0.055171658103525513f);
-  p = p * r + 0.24261115811332737f;
-  p = p * r + 0.69326099068276414f;
-  p = p * r + 0.99992807148044149f;
-  return (Vec)((UIntVec)p + ((UIntVec)shifted << 23));
+  constexpr float kCoefficients[] = {0.055171658103525513f, 0.24261115811332737f, 0.69326099068276414f, 0.99992807148044149f};
+  return exp2_by(x, kCoefficients);
 }
 #endif
 

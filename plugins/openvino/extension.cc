@@ -21,12 +21,12 @@ struct Mra2Attention {
 
   template <typename Visit>
   static void attributes(Params& params, Visit&& visit) {
-    visit("num_heads", params.num_heads);
-    visit("num_blocks", params.num_blocks);
-    visit("approx_mode", params.approx_mode);
-    visit("initial_prior_first_n_blocks", params.initial_prior_first_n_blocks);
-    visit("initial_prior_diagonal_n_blocks", params.initial_prior_diagonal_n_blocks);
-    visit("scale", params.scale);
+    visit(kAttributeNames[0], params.num_heads);
+    visit(kAttributeNames[1], params.num_blocks);
+    visit(kAttributeNames[2], params.approx_mode);
+    visit(kAttributeNames[3], params.initial_prior_first_n_blocks);
+    visit(kAttributeNames[4], params.initial_prior_diagonal_n_blocks);
+    visit(kAttributeNames[5], params.scale);
   }
   static std::size_t inputs(const Params&) { return kFirstConstant; }
   static void read_constants(const ov::TensorVector&, Params*) {}
@@ -41,12 +41,12 @@ struct YosoAttention {
 
   template <typename Visit>
   static void attributes(Params& params, Visit&& visit) {
-    visit("num_heads", params.num_heads);
-    visit("mode", params.mode);
-    visit("hash_code_len", params.hash_code_len);
-    visit("num_hash", params.num_hash);
-    visit("fast_hash", params.fast_hash);
-    visit("conv_window", params.conv_window);
+    visit(kYosoAttributeNames[0], params.num_heads);
+    visit(kYosoAttributeNames[1], params.mode);
+    visit(kYosoAttributeNames[2], params.hash_code_len);
+    visit(kYosoAttributeNames[3], params.num_hash);
+    visit(kYosoAttributeNames[4], params.fast_hash);
+    visit(kYosoAttributeNames[5], params.conv_window);
   }
   static std::size_t inputs(const Params& params) {
     return kFirstConstant + (params.lsh() ? 1 : 0) + (params.conv_window > 0 ? 1 : 0);
@@ -57,13 +57,13 @@ struct YosoAttention {
     std::int64_t dims[4];
     if (params->lsh()) {
       const int rank = params->hash_constants_shape(dims);
-      check(inputs[next], "hash_constants", ov::element::i32, ov::Shape(dims, dims + rank));
+      check(inputs[next], kYosoInputNames[kFirstConstant], ov::element::i32, ov::Shape(dims, dims + rank));
       params->hash_constants = inputs[next++].data<const std::int32_t>();
     }
     if (params->conv_window > 0) {
       dims[0] = params->num_heads;
       dims[1] = params->conv_window;
-      check(inputs[next], "conv_weight", inputs[kQuery].get_element_type(), ov::Shape(dims, dims + 2));
+      check(inputs[next], kYosoInputNames[kFirstConstant + 1], inputs[kQuery].get_element_type(), ov::Shape(dims, dims + 2));
       params->conv_weight = inputs[next++].data();
     }
   }
