@@ -10,18 +10,21 @@ printed as a diff: a person says whether it changes what the code does. Not part
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
+import multiprocessing
 import os
 import random
 import re
-import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
@@ -39,6 +42,8 @@ SIGNATURE = re.compile(r"\s*(def |\*,)|.*\) -> ")
 """A line of a function's head: the `*` there is no product."""
 PATIENCE = 10.0
 """How many times as long as without a change the tests may take; a change with which they take longer is seen."""
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers.models.mra.modeling_mra")
+"""What most tests import and nobody changes: imported once, ahead of the tests of every change."""
 
 
 def main() -> int:
@@ -55,16 +60,7 @@ def main() -> int:
         copies = [make_copy(Path(folder) / str(worker)) for worker in range(options.workers)]
         for room in options.rooms or ROOMS:
             changes = sample(room, options.sample, options.seed)
-            started = time.monotonic()
-            subprocess.run(
-                command_for(room, None),
-                cwd=copies[0],
-                env=environment(copies[0]),
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            patience = PATIENCE * (time.monotonic() - started)
-            parts = [(copy, room, patience, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
+            parts = [(copy, room, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
             with ProcessPoolExecutor(len(copies)) as pool:
                 unseen = [diff for found in pool.map(run, parts) for diff in found]
             for diff in unseen:
@@ -83,19 +79,22 @@ def make_copy(target: Path) -> Path:
     return target
 
 
-def command_for(room: str, changed: str | None) -> list[str]:
-    """The command that runs a room's fast tests, those of the changed module first: they end with the first that fails."""
+def arguments(room: str, changed: str | None) -> list[str]:
+    """What pytest takes to run a room's fast tests, those of the changed module first: they end with the first that fails."""
     folders = ROOMS[room][1]
     if changed is not None:
         own = Path("tests", *Path(changed).parts[1:-1], f"test_{Path(changed).stem.lstrip('_')}.py")
-        folders = [str(own), *folders] if (ROOT / own).is_file() else folders
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "-m", "not native and not engine and not slow"]
-    return [sys.executable, "-m", "pytest", *options, *folders]
-
-
-def environment(copy: Path) -> dict[str, str]:
-    """With the copy's package ahead of an installed one, and one thread for each run."""
-    return {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        folders = [str(own), *folders] if own.is_file() else folders
+    return [
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "-m",
+        "not native and not engine and not slow",
+        *folders,
+    ]
 
 
 def sample(room: str, count: int, seed: int) -> list[Any]:
@@ -122,16 +121,54 @@ def line_of(mutation: Any) -> str:
     return (ROOT / mutation.module_path).read_text(encoding="utf-8").splitlines()[mutation.start_pos[0] - 1]
 
 
-def run(part: tuple[Path, str, float, list[Any]]) -> list[str]:
+def run(part: tuple[Path, str, list[Any]]) -> list[str]:
     """Applies changes in a copy, one after the other, and runs the tests; returns the diffs of those that were not seen."""
-    from cosmic_ray.mutating import mutate_and_test
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
 
-    copy, room, patience, changes = part
+    copy, room, changes = part
     os.chdir(copy)
-    os.environ.update(environment(copy))
-    commands = [shlex.join(command_for(room, str(change[0].module_path))) for change in changes]
-    results = [mutate_and_test(*each, patience) for each in zip(changes, commands, strict=True)]
-    return [str(result.diff) for result in results if not result.is_killed]
+    sys.path.insert(0, str(copy))
+    os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    for name in HEAVY:
+        importlib.import_module(name)
+    started = time.monotonic()
+    if not passes(room, None, None):
+        raise SystemExit(f"{room}: tests fail without a change: see pytest {' '.join(ROOMS[room][1])}")
+    patience = PATIENCE * (time.monotonic() - started)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two changes of one second would be one to Python
+    sys.dont_write_bytecode = True
+    unseen = []
+    for (change,) in changes:
+        name = str(change.module_path)
+        operator = get_operator(change.operator_name)(**change.operator_args)
+        with use_mutation(change.module_path, operator, change.occurrence) as (before, after):
+            if passes(room, name, patience):
+                unseen.append(
+                    "\n".join(difflib.unified_diff(before.split("\n"), after.split("\n"), name, name, lineterm=""))
+                )
+    return unseen
+
+
+def passes(room: str, changed: str | None, patience: float | None) -> bool:
+    """Whether the tests pass within so many seconds, in a process that has imported nothing but what is heavy."""
+    tests = multiprocessing.get_context("fork").Process(target=run_tests, args=(room, changed))
+    tests.start()
+    tests.join(patience)
+    if tests.exitcode is None:
+        os.killpg(tests.pid or 0, signal.SIGKILL)
+        tests.join()
+    return tests.exitcode == 0
+
+
+def run_tests(room: str, changed: str | None) -> NoReturn:
+    """Runs a room's tests and ends the process; it is the head of a group, so that nothing it started outlives it."""
+    import pytest
+
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    sys.exit(int(pytest.main(arguments(room, changed))))
 
 
 if __name__ == "__main__":

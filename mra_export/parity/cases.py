@@ -91,7 +91,7 @@ def build_cases(checkpoint: Checkpoint, *, max_seq_len: int | None = None, seed:
             mask[:, 1:] *= rng.random(mask[:, 1:].shape) < 0.7
         tensors = {"input_ids": ids, "attention_mask": mask}
         if with_types:
-            half = np.minimum(np.array(lengths)[:, None] // 2, width)
+            half = np.array(lengths)[:, None] // 2
             tensors["token_type_ids"] = (np.arange(width)[None, :] >= half).astype(np.int64)
         if checkpoint.task.name == "multiple-choice":
             return {name: value.reshape(-1, choices, width) for name, value in tensors.items()}

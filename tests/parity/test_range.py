@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.export.exporter import export_onnx
 from mra_export.export.half import LARGEST_FLOAT16
 from mra_export.export.onnx_model import OnnxModel, read_onnx
+from mra_export.export.probes import Probe
+from mra_export.parity import range as module
 from mra_export.parity.cases import build_cases
-from mra_export.parity.comparison import Comparison, as_json, describe_failures
+from mra_export.parity.comparison import Comparison, LayerRange, as_json, describe_failures
 from mra_export.parity.range import MARGIN, check_range, lost_weights, recorded
 from mra_export.trace import Inputs
 
@@ -239,5 +242,102 @@ def test_weights_that_are_too_small() -> None:
     ]
 
 
-def test_nothing_is_recorded_of_other_comparisons() -> None:
-    assert recorded([Comparison("a", "b", {}, {}, True)]) is None
+def test_what_is_recorded_is_the_largest_of_the_first_that_has_ranges() -> None:
+    ranges = [
+        LayerRange("embeddings", "LayerNorm", 3.0),
+        LayerRange("layer 0", "x", 5.0),
+        LayerRange("layer 1", "y", 4.0),
+    ]
+    others = [
+        Comparison("a", "b", {}, {}, True),
+        Comparison("c", "d", {}, {"largest_value": 9.0}, True, ranges=ranges[:1]),
+    ]
+    assert recorded(others[:1]) is None
+    assert recorded([]) is None
+    assert recorded([others[0], Comparison("a", "b", {}, {"largest_value": 7.0}, True, ranges=ranges), others[1]]) == {
+        "limit": 7.0,
+        "largest": 5.0,
+        "tensor": "layer 0, x",
+        "layers": [{"name": r.name, "tensor": r.tensor, "largest": r.largest} for r in ranges],
+    }
+
+
+PROBES = [
+    ("embeddings", "LayerNorm"),
+    ("layer 0", "query"),
+    ("layer 0", "output"),
+    ("layer 1", "query"),
+    ("layer 0", "query"),
+]
+
+
+def held(monkeypatch: pytest.MonkeyPatch, *runs: list[float], **settings: Any) -> Comparison:
+    """The verdict on a file whose tensors, `PROBES`, have these largest values in each run; only the session is made up."""
+    left = iter(runs)
+
+    def run(names: list[str], given: Inputs) -> list[Any]:
+        assert names == [f"probe_{index}" for index in range(len(PROBES))]
+        assert set(given) == {"input_ids"}
+        return [np.float32(value) for value in next(left)]
+
+    session = SimpleNamespace(run=run, get_inputs=lambda: [SimpleNamespace(name="input_ids")])
+    probes = [Probe(f"probe_{index}", *place) for index, place in enumerate(PROBES)]
+    monkeypatch.setattr(module, "write_probed", lambda model, path: probes)
+    monkeypatch.setattr(module, "open_session", lambda *_, **__: session)
+    given: Inputs = {"input_ids": np.zeros((1, 1), np.int64), "attention_mask": np.ones((1, 1), np.int64)}
+    model: Any = SimpleNamespace(path=Path("there") / "model.onnx")
+    found = check_range(model, [given] * len(runs), **settings)
+    assert next(left, None) is None
+    return found
+
+
+def test_the_largest_of_all_runs_and_of_all_tensors_of_a_layer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = held(monkeypatch, [1, 2, 3, 4, 5], [2, 1, 7, 3, 0], [0, 0, 0, 0, 6])
+    assert found.ranges == [
+        LayerRange("embeddings", "LayerNorm", 2.0),
+        LayerRange("layer 0", "output", 7.0),
+        LayerRange("layer 1", "query", 4.0),
+    ]
+    assert (found.ok, found.notes) == (True, [])
+    assert (found.metrics, found.tolerance) == ({"largest_value": 7.0}, {"largest_value": 32752.0})
+    assert found.reference == "float16's range (ends at 65504, margin 2)"
+    assert found.candidate == "model.onnx fp16"
+    assert held(monkeypatch, [1, 2, 3, 4, 5]).ranges[1] == LayerRange("layer 0", "query", 5.0)
+    assert held(monkeypatch).metrics == {"largest_value": 0.0}
+
+
+def test_the_first_that_is_too_large_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert held(monkeypatch, [32752, 0, 0, 0, 0]).ok is True
+    found = held(monkeypatch, [0, 0, 32753.5, 1, 0])
+    assert (found.ok, found.notes) == (
+        False,
+        ["layer 0, output: 32753.5; float16 ends at 65504, and 32752 is allowed. Use --bf16."],
+    )
+    found = held(monkeypatch, [0, 0, 40000, 50000, 0])
+    assert found.notes[0].startswith("layer 0, output: 40000 (the first of 2 that are too large); float16 ends")
+
+
+def test_the_first_that_is_not_finite_stands_for_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = held(monkeypatch, [1, 2, math.nan, math.inf, 3], [1, 9, 1, 1, 3])
+    assert found.ok is False
+    assert [each.tensor for each in found.ranges] == ["LayerNorm", "output", "query"]
+    assert math.isnan(found.ranges[1].largest)
+    assert math.isnan(found.metrics["largest_value"] or 0.0)
+    assert found.notes[0].startswith("layer 0, output: nan (the first of 2 that are too large)")
+    found = held(monkeypatch, [1, math.inf, math.nan, 1, 3])
+    assert found.ranges[1] == LayerRange("layer 0", "query", math.inf)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "a."), (3, "a; b; c."), (4, "a; b; c and 1 more."), (5, "a; b; c and 2 more.")]
+)
+def test_weights_that_are_lost_are_said_and_pass(count: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = held(monkeypatch, [1, 2, 3, 4, 5], lost=list("abcde")[:count])
+    assert (found.ok, found.notes) == (True, [f"too small for float16: {said}"])
+
+
+def test_progress_says_where_the_ids_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for origin in ("", "text"):
+        held(monkeypatch, [0] * 5, origin=origin, progress=said.append)
+    assert said == ["model.onnx fp16: the range of its tensors", "model.onnx fp16: the range of its tensors on text"]
