@@ -62,11 +62,9 @@ def main() -> int:
             changes = sample(room, options.sample, options.seed)
             parts = [(copy, room, changes[worker :: len(copies)]) for worker, copy in enumerate(copies)]
             with ProcessPoolExecutor(len(copies)) as pool:
-                unseen = [diff for found in pool.map(run, parts) for diff in found]
-            for diff in unseen:
-                print(f"\nNOT SEEN\n{diff}")
-            print(f"{room}: {len(changes) - len(unseen)} of {len(changes)} changes seen", flush=True)
-            survivors += len(unseen)
+                unseen = sum(pool.map(run, parts))
+            print(f"\n{room}: {len(changes) - unseen} of {len(changes)} changes seen", flush=True)
+            survivors += unseen
     return min(survivors, 1)
 
 
@@ -77,24 +75,6 @@ def make_copy(target: Path) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
     return target
-
-
-def arguments(room: str, changed: str | None) -> list[str]:
-    """What pytest takes to run a room's fast tests, those of the changed module first: they end with the first that fails."""
-    folders = ROOMS[room][1]
-    if changed is not None:
-        own = Path("tests", *Path(changed).parts[1:-1], f"test_{Path(changed).stem.lstrip('_')}.py")
-        folders = [str(own), *folders] if own.is_file() else folders
-    return [
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "-m",
-        "not native and not engine and not slow",
-        *folders,
-    ]
 
 
 def sample(room: str, count: int, seed: int) -> list[Any]:
@@ -121,8 +101,8 @@ def line_of(mutation: Any) -> str:
     return (ROOT / mutation.module_path).read_text(encoding="utf-8").splitlines()[mutation.start_pos[0] - 1]
 
 
-def run(part: tuple[Path, str, list[Any]]) -> list[str]:
-    """Applies changes in a copy, one after the other, and runs the tests; returns the diffs of those that were not seen."""
+def run(part: tuple[Path, str, list[Any]]) -> int:
+    """Applies changes in a copy, one after the other, and runs the tests; prints what they do not see, and counts it."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
@@ -138,15 +118,15 @@ def run(part: tuple[Path, str, list[Any]]) -> list[str]:
     patience = PATIENCE * (time.monotonic() - started)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two changes of one second would be one to Python
     sys.dont_write_bytecode = True
-    unseen = []
+    unseen = 0
     for (change,) in changes:
         name = str(change.module_path)
         operator = get_operator(change.operator_name)(**change.operator_args)
         with use_mutation(change.module_path, operator, change.occurrence) as (before, after):
             if passes(room, name, patience):
-                unseen.append(
-                    "\n".join(difflib.unified_diff(before.split("\n"), after.split("\n"), name, name, lineterm=""))
-                )
+                diff = difflib.unified_diff(before.split("\n"), after.split("\n"), name, name, lineterm="")
+                print("\nNOT SEEN", *diff, sep="\n", flush=True)
+                unseen += 1
     return unseen
 
 
@@ -162,13 +142,31 @@ def passes(room: str, changed: str | None, patience: float | None) -> bool:
 
 
 def run_tests(room: str, changed: str | None) -> NoReturn:
-    """Runs a room's tests and ends the process; it is the head of a group, so that nothing it started outlives it."""
+    """Runs a room's fast tests and ends the process; it is the head of a group, so that nothing it started outlives it."""
     import pytest
 
     os.setsid()
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    sys.exit(int(pytest.main(arguments(room, changed))))
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not native and not engine and not slow", *ROOMS[room][1]]
+    sys.exit(int(pytest.main(options, plugins=[QuickFirst(changed)])))
+
+
+class QuickFirst:
+    """A plugin of pytest: tests for which nothing is built go first, and those of the changed module ahead of others."""
+
+    def __init__(self, changed: str | None) -> None:
+        module = Path(changed or "none")
+        self.own = Path("tests", *module.parts[1:-1], f"test_{module.stem.lstrip('_')}.py").resolve()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """After those of tests/conftest.py, which is what pytest does with a plugin that it was given."""
+        items.sort(key=lambda item: (self.builds(item), item.path != self.own))
+
+    def builds(self, item: Any) -> bool:
+        """Whether a test takes a fixture of ours that several tests share."""
+        fixtures = [each for every in item._fixtureinfo.name2fixturedefs.values() for each in every]
+        return any(each.scope != "function" and each.baseid.startswith("tests") for each in fixtures)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from mra_export.outputs import INTERRUPTED, check_target, file_sha256, staged_di
 
 
 def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "out"
+    target = tmp_path / "not" / "there" / "out"
     with staged_directory(target) as stage:
         (stage / "a").write_text("1")
         assert not target.exists()
+        (holder,) = target.parent.iterdir()  # nobody else may look into it before it is whole
+        assert holder.name.startswith(".out.")
+        assert holder.stat().st_mode & 0o777 == 0o700
     assert (target / "a").read_text() == "1"
     assert [p.name for p in target.parent.iterdir()] == ["out"]
 
@@ -66,10 +69,14 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No space left on device"), staged_file(tmp_path / "out") as stage:
-        stage.write_text("half")
-        raise OSError(28, os.strerror(28))
-    assert not list(tmp_path.iterdir())
+    errors = {"No space left on device": OSError(28, os.strerror(28)), "quota": OSError("quota")}
+    for staged in (staged_file, staged_directory):
+        for reason, error in errors.items():
+            with pytest.raises(InputError, match=f"out could not be written: {reason}. Nothing was left"):  # noqa: SIM117
+                with staged(tmp_path / "out") as stage:
+                    (stage / "half" if stage.is_dir() else stage).write_text("half")
+                    raise error
+            assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mra_export.engine.manifest import FORMAT, Manifest, manifest_path, read_manifest
 from mra_export.errors import InputError
-from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, check_texts, check_value, choice
+from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, check_texts, check_value, choice, shown
 
 SCHEMA = {
     "name": WORD,
@@ -85,6 +85,12 @@ def test_text_that_would_steer_a_terminal_is_refused_wherever_it_is(value: Any, 
 def test_what_is_not_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_value({**GOOD, **change}, SCHEMA, "", refuse)
+
+
+def test_a_value_is_shown_up_to_eighty_characters() -> None:
+    assert shown("x" * 78) == '"' + "x" * 78 + '"'
+    assert shown("x" * 79) == '"' + "x" * 79 + " ..."
+    assert shown({"ä": None}) == '{"ä": null}'
 
 
 def test_a_field_that_is_missing_is_named() -> None:

@@ -6,11 +6,139 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
+from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, Variant, read_bundle, seal
+from mra_export.bundle.schema import FORMAT
+from mra_export.checkpoint.modules import Dense, LayerNorm, Normalize, Pooling
 from mra_export.errors import InputError
+
+STATED: dict[str, Any] = {
+    "model": {
+        "family": "mra",
+        "task": "feature-extraction",
+        "dtype": "fp16",
+        "hidden_size": 12,
+        "max_seq_len": 34,
+        "vocab_size": 56,
+        "pad_token_id": 7,
+        "length_step": 32,
+        "inputs": ["input_ids", "attention_mask"],
+        "outputs": ["last_hidden_state", "sentence_embedding"],
+    },
+    "embedding": {
+        "dimension": 8,
+        "similarity": "dot",
+        "modules": [
+            {"kind": "Pooling", "modes": ["cls"], "include_prompt": True},
+            {
+                "kind": "Dense", "folder": "2_Dense", "in_features": 12, "out_features": 8, "bias": True, "activation": "Tanh",
+                "residual": False,
+            },
+            {"kind": "LayerNorm", "folder": "3_Norm", "dimension": 8},
+            {"kind": "Normalize"},
+        ],
+    },
+    "text": {"prompts": {"query": "q: "}, "default_prompt": "query"},
+    "tokenizer": {"file": "tokenizer.json", "max_length": 30, "truncation_side": "left"},
+}  # fmt: skip
+
+
+def stated(**changes: Any) -> Bundle:
+    variants = (
+        Variant("onnxruntime", Path("b/m.onnx"), "fp16", Path("b/lib.so")),
+        Variant("rtx", Path("e"), "fp32", None),
+    )
+    return Bundle(Path("b"), {**STATED, **changes}, variants)
+
+
+def test_what_a_bundle_says_of_itself() -> None:
+    bundle = stated()
+    assert (bundle.model_file, bundle.library) == (Path("b/m.onnx"), Path("b/lib.so"))
+    assert {name: getattr(bundle, name) for name in STATED["model"]} == {
+        **STATED["model"],
+        "inputs": ("input_ids", "attention_mask"),
+        "outputs": ("last_hidden_state", "sentence_embedding"),
+    }
+    assert (bundle.dimension, bundle.similarity) == (8, "dot")
+    dense = Dense("2_Dense", 12, 8, activation="Tanh")
+    assert bundle.modules == (Pooling(("cls",)), dense, LayerNorm("3_Norm", 8), Normalize())
+    assert bundle.module_weights == (Path("b/2_Dense/model.safetensors"), Path("b/3_Norm/model.safetensors"))
+    assert (bundle.prompts, bundle.default_prompt, bundle.include_prompt) == ({"query": "q: "}, "query", True)
+    assert bundle.tokenizer_file == Path("b/tokenizer.json")
+    assert (bundle.tokenizer_max_length, bundle.truncation_side) == (30, "left")
+
+
+def test_what_a_bundle_without_embeddings_and_tokenizer_says_of_itself() -> None:
+    bundle = stated(embedding=None, tokenizer=None)
+    assert (bundle.modules, bundle.module_weights, bundle.dimension, bundle.similarity) == ((), (), None, None)
+    assert (bundle.tokenizer_file, bundle.tokenizer_max_length, bundle.truncation_side) == (None, 34, "right")
+
+
+def test_a_prompt_counts_unless_the_pooling_says_otherwise() -> None:
+    pooling = {"kind": "Pooling", "modes": ["mean"], "include_prompt": False}
+    assert (
+        stated(embedding={**STATED["embedding"], "modules": [pooling, {"kind": "Normalize"}]}).include_prompt is False
+    )
+
+
+def test_what_is_put_before_a_text() -> None:
+    bundle = stated()
+    assert (bundle.prompt(), bundle.prompt("query"), bundle.prompt(text="p: "), bundle.prompt(text="")) == (
+        "q: ",
+        "q: ",
+        "p: ",
+        "",
+    )
+    with pytest.raises(InputError, match="Both the prompt 'query' by name and a prompt's text are given"):
+        bundle.prompt("query", "p: ")
+    with pytest.raises(InputError, match="There is no prompt 'other'"):
+        bundle.prompt("other")
+
+
+def test_a_seal_is_over_the_manifest_with_zeros_in_its_place() -> None:
+    content = seal({"b": "ü", "a": 1, "manifest_sha256": "whatever stood there"})
+    zeros = '{\n  "a": 1,\n  "b": "ü",\n  "manifest_sha256": "' + "0" * 64 + '"\n}\n'
+    digest = hashlib.sha256(zeros.encode()).hexdigest()
+    assert content.decode() == zeros.replace("0" * 64, digest)
+    with pytest.raises(ValueError, match="JSON"):
+        seal({"a": float("nan")})
+
+
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_a_manifest_that_is_too_large_is_not_read(size: int, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_bytes(b"[]" + b" " * (size - 2))
+    reason = f"has {size} bytes, more than a manifest can have" if size > 1 << 20 else "format=null must be an integer"
+    with pytest.raises(InputError, match=reason):
+        read_bundle(tmp_path)
+
+
+def test_what_is_no_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "nowhere"):
+        with pytest.raises(InputError, match=rf"{name} is not a directory\. Give a bundle"):
+            read_bundle(tmp_path / name)
+    with pytest.raises(InputError, match=r"manifest\.json does not exist, so .* is no bundle"):
+        read_bundle(tmp_path)
+    (tmp_path / MANIFEST_FILE).write_text("{}")
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # root may read everything
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read: Permission denied\. Copy"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("format", [FORMAT - 1, FORMAT + 1])
+def test_who_wrote_another_format_is_said(format: int, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text(f'{{"format": {format}, "mra_export": "9.9"}}')
+    with pytest.raises(
+        InputError, match=rf'has format={format}, this mra-export reads {FORMAT}\. .* that wrote it \("9\.9"\)'
+    ):
+        read_bundle(tmp_path)
 
 
 def test_the_seal_can_be_checked_without_a_json_library(whole: Bundle) -> None:
@@ -85,5 +213,9 @@ NOT_MANIFESTS = {
 def test_what_is_no_manifest(kind: str, tmp_path: Path) -> None:
     text = NOT_MANIFESTS[kind]
     (tmp_path / MANIFEST_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=r"manifest\.json.*(format|readable)"):
+    with pytest.raises(InputError, match=r"manifest\.json.*(format|readable)") as caught:
         read_bundle(tmp_path)
+    reason = {"two formats": "'format' stands twice in one object", "beyond a double": "1e999 is no finite number"}.get(
+        kind, ""
+    )
+    assert reason in str(caught.value)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,79 @@ from bundle_support import (
 from paths import REPO
 
 from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle
-from mra_export.bundle.verify import TOLERATED, verify_bundle
+from mra_export.bundle.schema import refusal
+from mra_export.bundle.verify import TOLERATED, _compare, _is_tolerated, bundle_of, is_bundle, longest_of, verify_bundle
 from mra_export.errors import InputError
 from mra_export.outputs import file_sha256
+
+
+def test_the_bundle_that_a_file_lies_in(tmp_path: Path) -> None:
+    model = tmp_path / "bundle" / "onnx" / "model.onnx"
+    assert bundle_of(model) is None
+    model.parent.mkdir(parents=True)
+    assert (is_bundle(tmp_path / "bundle"), bundle_of(model)) == (False, None)
+    (tmp_path / "bundle" / MANIFEST_FILE).touch()
+    assert (is_bundle(tmp_path / "bundle"), bundle_of(model)) == (True, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("positions", "family", "longest"), [(None, 512, 512), (512, 510, 510), (128, 256, 128)])
+def test_the_longest_text_fits_positions_and_family(positions: int | None, family: int, longest: int) -> None:
+    config = object()
+    sizes = {id(config): family}
+    model: Any = SimpleNamespace(
+        position_limit=positions, family=SimpleNamespace(max_seq_len=lambda given: sizes[id(given)])
+    )
+    assert longest_of(model, config) == longest
+
+
+@pytest.mark.parametrize(
+    ("inside", "folder", "file"),
+    [
+        (".git", True, True),
+        ("a/.git", False, False),
+        (".gitignore", False, True),
+        ("a/.gitignore", False, True),
+        ("a/b/.DS_Store", False, True),
+        ("._x", False, True),
+        ("a/._", False, True),
+        (".x", False, False),
+        (".Trash-0", True, True),
+        (".Trash-0/x", False, False),
+        (".Trash", False, False),
+        ("a/.Trash-0", False, False),
+        ("README.md", True, True),
+        ("README.md.bak", False, False),
+        (".cache/huggingface", True, True),
+        ("", False, False),
+    ],
+)
+def test_what_is_passed_over_by_name(inside: str, folder: bool, file: bool) -> None:
+    assert (_is_tolerated(inside, True), _is_tolerated(inside, False)) == (folder, file)
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "where"),
+    [
+        ({"a": [1, 2]}, {"a": [1, 3]}, "m.a[1]=2, but the bundle's files say 3"),
+        ({"a": [3, 2]}, {"a": [1, 2]}, "m.a[0]=3, but the bundle's files say 1"),
+        ({"a": [1]}, {"a": [1, 2]}, "m.a=[1], but the bundle's files say [1, 2]"),
+        ({"a": 1}, {"b": 1}, "m={'a': 1}, but the bundle's files say {'b': 1}"),
+        ({"a": 1, "b": 2}, {"a": 1, "b": None}, "m.b=2, but the bundle's files say None"),
+        ([1], {"a": 1}, "m=[1], but the bundle's files say {'a': 1}"),
+        ({"a": 1}, [1], "m={'a': 1}, but the bundle's files say [1]"),
+    ],
+)
+def test_the_innermost_field_that_differs_is_named(stated: Any, found: Any, where: str) -> None:
+    _compare(stated, stated, "m", Path("manifest.json"))
+    with pytest.raises(InputError) as caught:
+        _compare(stated, found, "m", Path("manifest.json"))
+    assert str(caught.value).startswith(f"manifest.json: {where}. Copy the bundle again")
+
+
+def test_a_long_refusal_is_cut_in_its_midst() -> None:
+    text = "a" * 200 + "b" * 200
+    assert str(refusal(Path("x"), text)).startswith(f"x{text}. Copy")
+    assert str(refusal(Path("x"), "a" * 200 + "c" + "b" * 200)).startswith(f"x{'a' * 200} ... {'b' * 200}. Copy")
 
 
 def cut(file: Path) -> None:
