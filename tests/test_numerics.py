@@ -28,9 +28,10 @@ def test_the_cosine_is_that_of_the_angle() -> None:
 
 
 def test_equal_labels_are_counted_along_the_last_axis() -> None:
-    want = np.array([[1.0, 3.0, 2.0], [0.0, 1.0, 5.0]])
-    assert top1_agreement(want, np.array([[0.0, 9.0, 1.0], [7.0, 0.0, 1.0]])) == 0.5
-    assert top1_agreement(want[0], np.array([1.0, 2.0, 0.0])) == 1.0
+    want = np.array([[1.0, 3.0, 2.0], [0.0, 1.0, 5.0], [6.0, 1.0, 5.0], [6.0, 9.0, 5.0]])
+    got = np.array([[0.0, 9.0, 1.0], [7.0, 0.0, 1.0], [7.0, 9.0, 1.0], [0.0, 1.0, 0.5]])
+    assert top1_agreement(want, got) == 0.5
+    assert top1_agreement(want[0], got[0]) == 1.0
 
 
 def test_what_is_not_a_number_is_the_worst_and_the_least() -> None:
