@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
-    "operators": (["mra_export/operators"], ["tests/operators", "tests/parity"]),
+    "operators": (["mra_export/operators"], ["tests/operators", "tests/kernels/test_sources.py", "tests/parity"]),
     "parity": (["mra_export/parity", "mra_export/numerics.py"], ["tests/parity"]),
     "export": (["mra_export/export"], ["tests/export"]),
     "outputs": (["mra_export/outputs.py"], ["tests/test_outputs.py"]),

@@ -74,3 +74,47 @@ def test_the_head_that_is_wrong_is_named(factor: float, is_wrong: bool) -> None:
         assert f"tolerance {TOLERANCES['fp32'].operator:.1e}" in report.problem
     expected_error = {1.0: 0.0, 1.001: 1e-3}.get(factor, np.nan)
     np.testing.assert_allclose(report.operator_error, expected_error, rtol=1e-3)
+
+
+def test_attention_without_a_choice_has_the_same_and_shares_nothing() -> None:
+    plain = judge()
+    mask = torch.ones(3, 2)
+    layer: LayerTrace = None  # type: ignore[assignment]
+    same, tied = plain.same(0, layer, None, mask)
+    assert (same.tolist(), tied.tolist()) == ([True] * 3, [False] * 3)
+    assert plain.overlap(0, layer, None, mask, LayerReport("x")) == (0, 0)
+    assert plain.rows_of(None, slice(0, 1)) is None
+    assert (plain.choice, plain.specification, plain.tolerance("bf16")) == ("", "specification", TOLERANCES["bf16"])
+    for note in (lambda: plain.tie_note(1), lambda: plain.unseen_note(1, 2)):
+        with pytest.raises(NotImplementedError):
+            note()
+
+
+def test_the_constants_of_the_layer_follow_its_value() -> None:
+    taken: list[list[float]] = []
+
+    def attend(attributes: object, tensors: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        taken.append([float(each.flatten()[0]) for each in tensors])
+        return tensors[2]
+
+    constants = [(torch.tensor(5.0),), (torch.tensor(6.0), torch.tensor(7.0))]
+    made = Judge(attend, SimpleNamespace(num_heads=1), constants)
+    layer = LayerTrace(*(np.full((1, 1, 1), number, np.float32) for number in (1, 2, 3, 3)))
+    for index in (0, 1):
+        candidate: Runner = None  # type: ignore[assignment]
+        made.operator(index, layer, torch.ones(1, 1), candidate, TOLERANCES["fp32"], LayerReport("x"))
+    assert taken == [[1.0, 2.0, 3.0, 5.0], [1.0, 2.0, 3.0, 6.0, 7.0]]
+
+
+def test_the_first_problem_stays_and_the_largest_error_too() -> None:
+    report, limit = LayerReport("layer.0"), TOLERANCES["fp32"]
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    judge().note_error(torch.tensor([[0.0, 0.5, 0.25]]), nothing[:1], "arithmetic", limit, report)
+    assert (report.problem, report.operator_error) == (None, 0.5)
+    bad = nothing.clone()
+    bad[1, 2] = True
+    judge().note_error(torch.full((2, 3), 0.125), bad, "selection", limit, report)
+    first = "selection of the attention (head 2: relative error 1.2e-01 on equal inputs, tolerance 2.0e-05)"
+    assert (report.problem, report.operator_error) == (first, 0.5)
+    judge().note_error(torch.full((2, 3), 2.0), ~nothing, "arithmetic", limit, report)
+    assert (report.problem, report.operator_error) == (first, 2.0)
