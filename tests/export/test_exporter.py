@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +18,7 @@ import mra_export.export.exporter as export_module
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.modules import Normalize, Pooling, read_modules
 from mra_export.checkpoint.tasks import TASKS
+from mra_export.checkpoint.text import read_contract
 from mra_export.errors import InputError
 from mra_export.export import onnx_model
 from mra_export.export.exporter import export_onnx
@@ -22,6 +26,7 @@ from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 from mra_export.runners.torch import SpecificationRunner
+from mra_export.version import __version__
 
 CLASSES = {
     "feature-extraction": "MraModel",
@@ -59,7 +64,19 @@ def close(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], mask: 
 def test_every_task(task: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", CLASSES[task]))
     assert checkpoint.task.name == task  # chosen from the architecture
-    result = export_onnx(checkpoint, tmp_path / "o")
+    seen: list[Path] = []
+
+    def finish(stage: Path) -> None:
+        assert (stage / MODEL_FILE).is_file()
+        assert not (tmp_path / "o").exists()
+        seen.append(stage)
+
+    result = export_onnx(checkpoint, tmp_path / "o", finish=finish)
+    assert len(seen) == 1
+    assert (result.directory, result.model) == (tmp_path / "o", tmp_path / "o" / MODEL_FILE)
+    assert (result.task, result.dtype, result.opset, result.attention_nodes) == (task, "fp32", 20, 2)
+    assert result.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    assert result.size_bytes == result.model.stat().st_size
     assert result.outputs == TASKS[task].outputs
     model = read_onnx(result.model)
     runner, reference = OnnxRuntimeRunner(model), SpecificationRunner(checkpoint)
@@ -117,6 +134,126 @@ def test_one_mask_and_one_function_serve_all_layers(tiny_export: Path) -> None:
     axes = [[d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input]
     assert axes == [["batch", "sequence"]] * 3
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_what_a_file_says_of_itself(tiny_export: Path) -> None:
+    model = onnx.load(str(tiny_export / MODEL_FILE))
+    assert {each.key: each.value for each in model.metadata_props} == {
+        "task": "feature-extraction",
+        "dtype": "fp32",
+        "family": "mra",
+        "max_seq_len": "256",
+        "vocab_size": "120",
+        "pad_token_id": "1",
+        "length_step": "32",
+    }
+    assert (model.producer_name, model.producer_version, model.graph.name) == ("mra-export", __version__, "mra")
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"embeddings.Add", "embeddings.Add_2", "encoder.layer.1.attention.self.value.MatMul"} <= set(names)
+    parts = (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph, model)
+    assert not any(each.doc_string for each in parts)
+    assert not any(each.metadata_props for each in parts[:-1])
+
+
+def test_nodes_are_named_by_their_modules() -> None:
+    def node(operator: str, scopes: str | None, domain: str = "") -> ir.Node:
+        properties = {} if scopes is None else {"pkg.torch.onnx.name_scopes": scopes}
+        return ir.node(operator, [], domain=domain, name="before", metadata_props=properties)
+
+    nodes = [
+        node("Add", "['', 'model', 'model.pooler', 'add']"),
+        node("Add", "['', 'model', 'model.pooler', 'add_1']"),
+        node("Mul", "['', 'model', 'model.pooler', 'mul']"),
+        node("Add", "['', 'model', 'model.pooler', 'add_2']"),
+        node("Mra2Attention", "['', 'model', 'model.pooler', 'attention']", "mra"),
+        node("Cast", "['', 'to']"),
+        node("Cast", "['model.x', 'to']"),
+        node("Cast", "['to']"),
+        node("Cast", None),
+        node("Sub", "['', 'model', 'sub']"),
+    ]
+    export_module._name_nodes(ir.Graph([], [], nodes=nodes))
+    kept = ["before"] * 3
+    assert [each.name for each in nodes] == [
+        "pooler.Add", "pooler.Add_2", "pooler.Mul", "pooler.Add_3", "before", "before", "x.Cast", *kept,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stated", "noted"), [(7, 7), (0, 0), (None, 0), ([1, 2], 0)])
+def test_what_a_server_holds_against_its_settings(stated: object, noted: int) -> None:
+    family = SimpleNamespace(max_seq_len=lambda config: config.vocab_size - 1, length_step=16)
+    checkpoint: Any = SimpleNamespace(family=family, config=SimpleNamespace(vocab_size=50, pad_token_id=stated))
+    assert export_module._served_facts(checkpoint) == {
+        "max_seq_len": 49,
+        "vocab_size": 50,
+        "pad_token_id": noted,
+        "length_step": 16,
+    }
+
+
+def test_modules_that_a_task_leaves_out_are_named(tmp_path: Path) -> None:
+    assert export_module._unused(tmp_path, "fill-mask") == []
+    (tmp_path / "modules.json").touch()
+    assert export_module._unused(tmp_path, "feature-extraction") == []
+    (note,) = export_module._unused(tmp_path, "fill-mask")
+    assert note.endswith("modules.json is for embeddings, and fill-mask gives none: --task feature-extraction does.")
+
+
+def test_a_weight_beyond_the_type_is_named(tiny_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    contract = read_contract(tiny_checkpoint)
+    weight = checkpoint.model.encoder.layer[1].output.dense.bias
+    with torch.no_grad():
+        weight[3] = -70000.0
+    with pytest.raises(
+        InputError, match=r"layer\.1\.output\.dense\.bias reaches 70000, beyond .* can hold \(65504\)\. .* --bf16"
+    ):
+        export_module._wrapped(checkpoint, ("last_hidden_state",), torch.float16, contract)
+    export_module._wrapped(checkpoint, ("last_hidden_state",), torch.bfloat16, contract)
+    assert weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "is_refused"),
+    [
+        ({"pooling": "mean"}, True),
+        ({"normalize": True}, True),
+        ({"pooling": "none", "normalize": True}, True),
+        ({"pooling": "none"}, False),
+        ({"normalize": False}, False),
+    ],
+)
+def test_pooling_is_for_embeddings(
+    options: dict[str, Any], is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(export_module, "read_contract", reached)
+    checkpoint: Any = SimpleNamespace(
+        family=SimpleNamespace(min_opset=17, default_opset=20),
+        task=SimpleNamespace(name="fill-mask"),
+        directory=tmp_path,
+    )
+    error = (
+        pytest.raises(InputError, match="needs the task feature-extraction; this is fill-mask")
+        if is_refused
+        else (pytest.raises(ZeroDivisionError))
+    )
+    with error:
+        export_onnx(checkpoint, tmp_path / "o", **options)
+
+
+@pytest.mark.parametrize(("opset", "is_refused"), [(16, True), (17, False), (25, False), (26, True)])
+def test_the_oldest_and_the_newest_opset(
+    opset: int, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 30)
+    checkpoint: Any = SimpleNamespace(family=SimpleNamespace(min_opset=17), task=SimpleNamespace(name="fill-mask"))
+    message = f"opset={opset} must be between 17 and 25" if is_refused else "dtype='x' must be one of fp32, fp16, bf16"
+    with pytest.raises(InputError, match=message):
+        export_onnx(checkpoint, tmp_path / "o", opset=opset, dtype="x")
 
 
 @pytest.mark.slow

@@ -53,9 +53,31 @@ def test_axes_become_an_attribute() -> None:
     assert model.opset_imports[""] == 17
 
 
+def test_every_word_of_opset_18_is_an_older_one() -> None:
+    model = graph(
+        "p, q = Split <axis: int = 1, num_outputs: int = 2> (x) axes = Constant <value = int64[2] {0, 1}> () "
+        "s = ReduceSum <keepdims: int = 1> (p, axes) m = ReduceMax <noop_with_empty_axes: int = 0> (q) "
+        "r = ReduceMean (s, axes) two = Constant <value = int64[4] {0, 1, 0, 1}> () w = Pad (x, two) "
+        "v = Pad (w, two, ) y = ReduceMin <keepdims: int = 0> (v, axes)"
+    )
+    model.graph.opset_imports["own"] = 1
+    model.graph.append(ir.node("Mish", [model.graph.inputs[0]], domain="own"))
+    to_opset_17(model)
+    nodes = {node.op_type: node for node in model.graph if node.op_type != "Constant"}
+    assert set(nodes["Split"].attributes) == {"axis"}
+    assert len(nodes["ReduceSum"].inputs) == 2  # its axes became an input long before
+    assert (len(nodes["ReduceMax"].inputs), set(nodes["ReduceMax"].attributes)) == (1, set())
+    assert list(nodes["ReduceMean"].attributes["axes"].value) == [0, 1]
+    assert (len(nodes["ReduceMin"].inputs), list(nodes["ReduceMin"].attributes["axes"].value)) == (1, [0, 1])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "two = Constant <value = int64[2] {0, 1}> () a = Constant <value = int64[1] {0}> () y = Pad (x, two, , a)",
+            "The model needs Pad of opset 18",
+        ),
         ("y = Mish (x)", "The model needs Mish of opset 18. Export it with --opset 18 or newer."),
         ("s = Shape (x) y = ReduceMax (x, s)", "The model computes the axes of ReduceMax, which opset 17 cannot."),
     ],
