@@ -123,7 +123,9 @@ def run(part: tuple[Path, str, list[Any]]) -> int:
         name = str(change.module_path)
         operator = get_operator(change.operator_name)(**change.operator_args)
         with use_mutation(change.module_path, operator, change.occurrence) as (before, after):
-            if passes(room, name, patience):
+            if not passes(room, name, patience):
+                print(".", end="", flush=True)
+            else:
                 diff = difflib.unified_diff(before.split("\n"), after.split("\n"), name, name, lineterm="")
                 print("\nNOT SEEN", *diff, sep="\n", flush=True)
                 unseen += 1
