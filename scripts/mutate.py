@@ -28,12 +28,15 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
-    "operators": (["mra_export/operators"], ["tests/operators", "tests/kernels/test_sources.py", "tests/parity"]),
-    "parity": (["mra_export/parity", "mra_export/numerics.py"], ["tests/parity"]),
+    "operators": (["mra_export/operators"], ["tests/operators", "tests/kernels/test_sources.py"]),
+    "parity": (["mra_export/parity", "mra_export/numerics.py"], ["tests/parity", "tests/test_numerics.py"]),
     "export": (["mra_export/export"], ["tests/export"]),
     "outputs": (["mra_export/outputs.py"], ["tests/test_outputs.py"]),
-    "bundle": (["mra_export/bundle", "mra_export/schema.py"], ["tests/bundle"]),
-    "journal": (["mra_export/embedding/journal.py"], ["tests/embedding"]),
+    "bundle": (["mra_export/bundle", "mra_export/schema.py"], ["tests/bundle", "tests/test_schema.py"]),
+    "journal": (
+        ["mra_export/embedding/journal.py"],
+        [f"tests/embedding/test_{name}.py" for name in ("journal", "journal_partial", "run")],
+    ),
 }
 """Room -> what is changed, and the tests that are to see it."""
 ANNOTATIONS = "_BitOr"

@@ -50,6 +50,7 @@ def test_rows_are_kept_where_the_output_has_them(tmp_path: Path) -> None:
     output = tmp_path / "o.npy"
     with opened(tmp_path) as partial:
         assert partial.path == tmp_path / ".o.npy.partial" == partial_path(output)
+        assert (partial.path / "lock").stat().st_mode & 0o133 == 0  # whatever the umask
         assert (partial.path / "vectors.npy").stat().st_size == 128 + 10 * 12  # the space is taken at once
         assert (partial.rows, partial.found, partial.fresh, partial.published) == (0, 0, True, False)
         assert partial.write(part(1, 4)) == 4
