@@ -149,10 +149,13 @@ def passes(room: str, changed: str | None, patience: float | None) -> bool:
 def run_tests(room: str, changed: str | None) -> NoReturn:
     """Runs a room's fast tests and ends the process; it is the head of a group, so that nothing it started outlives it."""
     import pytest
+    from hypothesis import Phase, settings
 
     os.setsid()
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    settings.register_profile("any failure", phases=[Phase.explicit, Phase.generate])  # not the simplest one
+    settings.load_profile("any failure")
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not native and not engine and not slow", *ROOMS[room][1]]
     sys.exit(int(pytest.main(options, plugins=[QuickFirst(changed)])))
 

@@ -273,9 +273,8 @@ class Partial:
         return b"" if self._layout.facts is None else npy_header(rows, None, self._layout.facts)
 
     def _row_bytes(self, name: str) -> int:
-        if name == VECTORS:
-            return self._layout.row_bytes
-        return 0 if self._layout.facts is None else self._layout.facts.itemsize
+        facts = self._layout.facts if name == FACTS else None
+        return self._layout.row_bytes if facts is None else facts.itemsize
 
     def _names(self) -> tuple[str, ...]:
         return (VECTORS,) if self._layout.facts is None else (VECTORS, FACTS)
