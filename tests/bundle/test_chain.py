@@ -130,9 +130,10 @@ def test_large_numbers_do_not_overflow() -> None:
             np.testing.assert_allclose(vector_of(np.array([[-1e4, 1e4]], np.float32), steps), expected, atol=1e-30)
 
 
-def test_a_module_that_nobody_knows_is_no_module() -> None:
-    with pytest.raises(ValueError, match="Softmax is no module"):
-        vector_of(random_states(2), [({"kind": "Softmax"}, {})])
+@pytest.mark.parametrize("kind", ["", "CNN", "Gate", "Maxout", "Other", "Softmax", "Whitening", "normalize"])
+def test_a_module_that_nobody_knows_is_no_module(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind} is no module"):
+        vector_of(random_states(2), [({"kind": kind}, {})])
 
 
 def test_the_bits_do_not_depend_on_threads() -> None:

@@ -106,6 +106,19 @@ def test_ties_go_to_the_lowest_index_and_are_reported() -> None:
     assert choice.tied_tokens.item()
 
 
+@pytest.mark.parametrize(
+    ("num_blocks", "is_tied"), [(3, True), (4, False), (5, False), (9, False), (12, False), (16, False)]
+)
+def test_a_tie_of_blocks_without_tokens_is_none(num_blocks: int, is_tied: bool) -> None:
+    """Two of four blocks hold tokens: the cut falls among their pairs, behind them, or among pairs with an empty block."""
+    query, mask = torch.zeros(1, 128, 32), torch.ones(1, 128)
+    mask[0, 64:] = 0
+    choice = select_blocks(query, query, mask, Mra2AttentionAttributes(1, num_blocks, 0, 0, 0, 1.0))
+    assert choice.tied_tokens.item() is is_tied
+    assert choice.selected.sum() == num_blocks
+    assert choice.gap.item() == {4: 1e4, 16: float("inf")}.get(num_blocks, 0.0)
+
+
 def test_an_empty_batch_gives_an_empty_output() -> None:
     golden = load_golden("c06_sparse")
     empty = torch.zeros(0, 40, golden.query.shape[2])
