@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_support import inside, keys
 
-from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, Variant, read_bundle, seal
+from mra_export.bundle.manifest import (
+    MANIFEST_FILE,
+    Bundle,
+    Variant,
+    _check_fit,
+    _check_modules,
+    _check_names,
+    read_bundle,
+    seal,
+)
 from mra_export.bundle.schema import FORMAT
 from mra_export.checkpoint.modules import Dense, LayerNorm, Normalize, Pooling
 from mra_export.errors import InputError
@@ -105,6 +115,91 @@ def test_a_seal_is_over_the_manifest_with_zeros_in_its_place() -> None:
     assert content.decode() == zeros.replace("0" * 64, digest)
     with pytest.raises(ValueError, match="JSON"):
         seal({"a": float("nan")})
+
+
+def fitting(field: str = "", value: Any = None) -> tuple[dict[str, Any], list[Variant]]:
+    """Fields that agree, but for one."""
+    files = ("m.onnx", "tokenizer.json", "2_Dense/model.safetensors", "3_Norm/model.safetensors", "LICENSE")
+    raw = {**STATED, "variants": [{"precision": "fp16"}, {"precision": "fp32"}], "license": {"file": None}}
+    raw = copy.deepcopy({**raw, "files": {name: {} for name in files}})
+    if field:
+        *path, last = keys(field)
+        inside(raw, path)[last] = value
+    variants = [Variant("x", Path("x"), each["precision"], None) for each in raw["variants"]]
+    return raw, variants
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("variants", [], "variants is empty, but names at least the ONNX file"),
+        ("variants[0].precision", "bf16", "variants[0].precision=bf16 is not model.dtype=fp16"),
+        (
+            "model.inputs",
+            ["attention_mask", "x"],
+            "model.inputs=['attention_mask', 'x'] lacks input_ids or attention_mask",
+        ),
+        ("model.inputs", ["input_ids"], "model.inputs=['input_ids'] lacks input_ids or attention_mask"),
+        ("model.outputs", ["logits"], "does not go with model.outputs=['logits']"),
+        (
+            "embedding",
+            None,
+            "embedding=null does not go with model.outputs=['last_hidden_state', 'sentence_embedding']",
+        ),
+        ("text.default_prompt", "other", 'text.default_prompt="other" is none of text.prompts'),
+        ("model.pad_token_id", 56, "model.pad_token_id=56 is not below model.vocab_size=56"),
+        ("model.pad_token_id", 57, "model.pad_token_id=57 is not below model.vocab_size=56"),
+        ("tokenizer.max_length", 35, "tokenizer.max_length=35 is above model.max_seq_len=34"),
+        ("tokenizer.file", "other", "tokenizer.file='other' is not in files"),
+        ("license.file", "NOTICE", "license.file='NOTICE' is not in files"),
+    ],
+)
+def test_fields_that_contradict_each_other(field: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _check_fit(*fitting(field, value), Path("manifest.json"))
+    assert f"{message}. Copy the bundle again" in str(caught.value)
+    assert str(caught.value).startswith("manifest.json: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("", None),
+        ("model.inputs", ["x", "attention_mask", "input_ids"]),
+        ("text.default_prompt", None),
+        ("model.pad_token_id", 55),
+        ("tokenizer.max_length", 34),
+        ("tokenizer", None),
+        ("license", None),
+        ("license.file", "LICENSE"),
+        ("variants[1].precision", "bf16"),
+    ],
+)
+def test_fields_that_agree(field: str, value: Any) -> None:
+    raw, variants = fitting(field, value)
+    _check_fit(raw, variants, Path("manifest.json"))
+    _check_modules(raw, Path("manifest.json"))
+    _check_names(raw, Path("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("[0].kind", "Normalize", "[0].kind=Normalize must be Pooling at this place"),
+        ("[3]", {"kind": "Pooling", "modes": ["cls"]}, "[3].kind=Pooling must be another at this place"),
+        ("[0].modes", [], "[0].modes is empty"),
+        ("[1].folder", "4_Dense", "[1].folder='4_Dense/model.safetensors' is not in files"),
+        ("[1].in_features", 11, "[1].in_features=11, but vectors of 12 numbers come in"),
+        ("[2].dimension", 9, "[2].dimension=9, but vectors of 8 numbers come in"),
+        ("[1].out_features", 7, "[2].dimension=8, but vectors of 7 numbers come in"),
+        ("[3]", {"kind": "Truncate", "dimension": 5}, "embedding.dimension=8, but the modules give 5"),
+        ("", [], "embedding.modules is empty, but begins with a Pooling"),
+    ],
+)
+def test_modules_that_do_not_follow_one_another(field: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _check_modules(fitting(f"embedding.modules{field}", value)[0], Path("manifest.json"))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
