@@ -187,6 +187,8 @@ def test_the_input_itself_is_no_output(tmp_path: Path) -> None:
     for target, source in (("in", "in"), ("", "in"), ("in", "in/../in")):
         with pytest.raises(InputError, match="is, holds or belongs to the input"):
             check_target(tmp_path / target, force=True, sources=[tmp_path / source])
+    for other in ("i", "im", "io", "z", "inn/x"):  # beside it, wherever it stands in the alphabet
+        check_target(tmp_path / other, force=False, sources=[tmp_path / "in"])
 
 
 @pytest.mark.parametrize("staged", [staged_directory, staged_file])

@@ -19,9 +19,10 @@ from bundle_support import (
 from paths import REPO
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
-from mra_export.bundle.schema import FORMAT
+from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, MODULES, ONNX_VARIANT, SCHEMA
 from mra_export.bundle.verify import verify_bundle
 from mra_export.errors import InputError
+from mra_export.schema import Int, Map, Or
 
 OBJECT: list[Any] = [None, [], "x", 1]
 
@@ -196,6 +197,32 @@ def test_the_table_of_wrong_values_has_every_field(full: dict[str, Any], tmp_pat
     left_out = ("files.", "variants[2]", "variants[1].profiles.attention_mask", "variants[1].profiles.token_type_ids")
     found = {name for name in names(full) if not name.startswith(left_out) and "metrics.n" not in name}
     assert found - set(WRONG) == {"manifest_sha256"}
+
+
+def test_the_least_of_every_number() -> None:
+    """A size is at least 1; what may be none is listed."""
+
+    def leasts(kind: Any, at: str) -> Iterator[tuple[str, int]]:
+        if isinstance(kind, Int):
+            yield at, kind.least
+        elif isinstance(kind, dict):
+            for name, inner in kind.items():
+                yield from leasts(inner, f"{at}.{name}")
+        elif isinstance(kind, list):
+            yield from leasts(kind[0], at)
+        elif isinstance(kind, Map | Or):
+            yield from leasts(kind.kind, at)
+
+    found = dict(leasts({"manifest": SCHEMA, "modules": MODULES, "first": ONNX_VARIANT, "others": ENGINE_VARIANT}, ""))
+    none = {".manifest.model.pad_token_id", ".manifest.model.operator.nodes", ".manifest.files.bytes"}
+    none.add(".manifest.provenance.random_init")
+    assert {name for name, least in found.items() if least == 0} == none
+    assert {least for name, least in found.items() if name not in none} == {1}
+    sizes = {
+        f".modules.{name}"
+        for name in ("Dense.in_features", "Dense.out_features", "LayerNorm.dimension", "Truncate.dimension")
+    }
+    assert sizes <= set(found)
 
 
 def test_every_field_is_documented() -> None:
