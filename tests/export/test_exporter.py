@@ -19,7 +19,7 @@ from mra_export.checkpoint.load import load_checkpoint
 from mra_export.checkpoint.modules import Normalize, Pooling, read_modules
 from mra_export.checkpoint.tasks import TASKS
 from mra_export.checkpoint.text import read_contract
-from mra_export.errors import InputError
+from mra_export.errors import InputError, MraExportError
 from mra_export.export import onnx_model
 from mra_export.export.exporter import export_onnx
 from mra_export.export.onnx_model import MODEL_FILE, read_onnx
@@ -154,6 +154,47 @@ def test_what_a_file_says_of_itself(tiny_export: Path) -> None:
     parts = (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph, model)
     assert not any(each.doc_string for each in parts)
     assert not any(each.metadata_props for each in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("task", "longest", "shape", "opset", "asked"),
+    [
+        ("feature-extraction", 512, (2, 40), 17, 18),
+        ("fill-mask", 24, (2, 24), 18, 18),
+        ("multiple-choice", 512, (2, 3, 40), 20, 20),
+    ],
+)
+def test_what_the_exporter_is_asked_for(
+    task: str, longest: int, shape: tuple[int, ...], opset: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each axis has a name, the last one a limit, and no size is one that the exporter takes for a constant."""
+    taken: dict[str, Any] = {}
+
+    def export(module: str, example: tuple[torch.Tensor, ...], **options: Any) -> Any:
+        taken.update(options, module=module, example=example)
+        return SimpleNamespace(model="the program")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(export_module, "_wrapped", lambda *_: "the module")
+    checkpoint: Any = SimpleNamespace(
+        task=SimpleNamespace(name=task), family=SimpleNamespace(max_seq_len=lambda config: longest), config=None
+    )
+    contract: Any = None
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    made: Any = export_module._trace(checkpoint, names, ("logits",), torch.float32, opset, contract)
+    assert (made, taken["module"]) == ("the program", "the module")
+    assert [tuple(each.shape) for each in taken["example"]] == [shape] * 3
+    assert {each.dtype for each in taken["example"]} == {torch.int64}
+    assert [float(each.float().mean()) for each in taken["example"]] == [0.0, 1.0, 0.0]
+    axes = ["batch", "choices", "sequence"] if len(shape) == 3 else ["batch", "sequence"]
+    for dims in taken["dynamic_shapes"]:
+        assert {axis: dim.__name__ for axis, dim in dims.items()} == dict(enumerate(axes))
+        assert dims[len(axes) - 1].max == longest
+    assert (taken["input_names"], taken["output_names"]) == (list(names), ["logits"])
+    assert (taken["opset_version"], taken["dynamo"], taken["verbose"]) == (asked, True, False)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+    with pytest.raises(MraExportError, match=r"torch\.onnx\.export returned nothing"):
+        export_module._trace(checkpoint, names, ("logits",), torch.float32, opset, contract)
 
 
 def test_nodes_are_named_by_their_modules() -> None:

@@ -66,7 +66,9 @@ def test_lengths(longest: int, asked: int | None, expected: str, tmp_path: Path)
             assert case.alone == ()
 
 
-@pytest.mark.parametrize(("width", "lengths"), [(384, [384, 240, 42, 9]), (8, [8, 5, 1, 1]), (1, [1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("width", "lengths"), [(384, [384, 240, 42, 9]), (80, [80, 50, 8, 2]), (8, [8, 5, 1, 1]), (1, [1, 1, 1, 1])]
+)
 def test_mixed_padding(width: int, lengths: list[int], tmp_path: Path) -> None:
     case = starting(built(tmp_path, None if width == 384 else width), "mixed")
     positions = np.arange(width)

@@ -16,14 +16,14 @@ from mra_export.parity.comparison import Comparison
 from mra_export.parity.tally import Tally
 from mra_export.trace import Inputs, LayerTrace, Trace
 
-IDS = np.arange(9).reshape(3, 3)
+IDS = np.arange(12).reshape(3, 4)
 
 
 def tally(*judged: bool, error: float = 1e-6) -> Tally:
     """Of one case of three rows, each token vector off by `error`."""
     found = Tally(("last_hidden_state",))
     case = Case("three rows", {"input_ids": IDS, "attention_mask": np.ones_like(IDS)})
-    expected = np.ones((3, 3, 4))
+    expected = np.ones((3, 4, 2))
     outputs = ({"last_hidden_state": expected}, {"last_hidden_state": expected * (1 + error)})
     found.add(case, *outputs, np.array(judged), np.where(judged, 1.0, 0.5))
     return found
@@ -134,11 +134,11 @@ def test_attention_without_a_choice_has_no_agreement() -> None:
     assert against_model(tally(True, True, True)).metrics["selection_agreement"] == 1.0
 
 
-@pytest.mark.parametrize(("longest_exact", "said"), [(3, None), (2, "0 of 3")])
+@pytest.mark.parametrize(("longest_exact", "said"), [(4, None), (3, "0 of 3")])
 def test_a_candidate_that_shows_no_layers_is_judged_where_there_is_no_choice(
     longest_exact: int, said: str | None
 ) -> None:
-    outputs = {"last_hidden_state": np.ones((3, 3, 4))}
+    outputs = {"last_hidden_state": np.ones((3, 4, 2))}
     runner: Any = SimpleNamespace(name="a runner", run=lambda inputs: outputs)
     judge = SimpleNamespace(
         attributes=None,
@@ -159,7 +159,7 @@ def test_a_candidate_that_shows_no_layers_is_judged_where_there_is_no_choice(
 
 
 LIMITS = TOLERANCES["fp32"]
-MASK = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+MASK = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
 
 
 class Chooser(Judge):
@@ -195,7 +195,7 @@ class Chooser(Judge):
 
 def layer(*chosen: float, error: float = 0.0, value: float = 1.0) -> LayerTrace:
     """A layer of three rows that choose these numbers; what is at padding is not a number."""
-    tensors = [np.full((3, 3, 1), value) for _ in range(4)]
+    tensors = [np.full((3, 4, 1), value) for _ in range(4)]
     tensors[0][:, :, 0] = np.array(chosen)[:, None]
     tensors[3][:] = error
     for tensor in tensors[:3]:
@@ -204,7 +204,7 @@ def layer(*chosen: float, error: float = 0.0, value: float = 1.0) -> LayerTrace:
 
 
 class Shown:
-    """A runner with outputs of 3 rows by 3 tokens and layers as given; a row alone is a row of the same."""
+    """A runner with outputs of 3 rows by 4 tokens and layers as given; a row alone is a row of the same."""
 
     def __init__(self, name: str, outputs: np.ndarray[Any, Any], *layers: LayerTrace) -> None:
         self.name, self.outputs, self.layers = name, outputs, layers
@@ -215,13 +215,13 @@ class Shown:
     def trace(self, inputs: Inputs) -> Trace:
         self.taken.append(self.choices)
         if len(inputs["input_ids"]) == 1:
-            return self.alone[int(inputs["input_ids"][0, 0]) // 3]
+            return self.alone[int(inputs["input_ids"][0, 0]) // 4]
         return Trace({"last_hidden_state": self.outputs}, list(self.layers))
 
 
 def states(*factors: float) -> np.ndarray[Any, Any]:
-    """Of three rows of 3 tokens with 2 numbers; not a number at padding."""
-    found = np.ones((3, 3, 2)) * np.array(factors)[:, None, None]
+    """Of three rows of 4 tokens with 2 numbers; not a number at padding."""
+    found = np.ones((3, 4, 2)) * np.array(factors)[:, None, None]
     found[MASK == 0] = np.nan
     return found
 
@@ -318,7 +318,7 @@ def test_a_row_that_depends_on_the_rows_beside_it_is_found() -> None:
     def single(factor: float, first: float, second: float) -> Trace:
         alone = layer(first, 0, 0), layer(second, 0, 0)
         rows = [LayerTrace(*(x[:1] for x in (each.query, each.key, each.value, each.context))) for each in alone]
-        return Trace({"last_hidden_state": np.full((1, 3, 2), factor)}, rows)
+        return Trace({"last_hidden_state": np.full((1, 4, 2), factor)}, rows)
 
     candidate = three("a file")
     candidate.alone = {0: single(1.0, 1, 4), 1: single(1.0, 2, 5), 2: single(1.0, 3, 6)}
