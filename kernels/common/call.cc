@@ -10,6 +10,12 @@ namespace {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
 bool machine_has(CpuIsa isa) {
   switch (isa) {
+    case CpuIsa::kAvx512Fp16:
+#if defined(MRA_CPU_FP16)
+      return machine_has(CpuIsa::kAvx512) && __builtin_cpu_supports("avx512fp16");
+#else
+      return false;
+#endif
     case CpuIsa::kAvx512Bf16:
       return machine_has(CpuIsa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case CpuIsa::kAvx512:
@@ -25,6 +31,16 @@ bool machine_has(CpuIsa isa) {
 #else
 bool machine_has(CpuIsa isa) { return isa == CpuIsa::kPortable; }
 #endif
+
+// Whether an instruction set may be chosen where the caller names none.
+bool is_choice(CpuIsa isa, Accuracy accuracy) {
+  if (isa != CpuIsa::kAvx512Bf16 && isa != CpuIsa::kAvx512Fp16) return true;
+#if defined(__x86_64__) && defined(MRA_CPU_X86)
+  // Intel's cores take VDPBF16PS every other cycle, and two multiply-adds in float32 each: half as fast. AMD's take as many.
+  if (isa == CpuIsa::kAvx512Bf16 && !__builtin_cpu_is("amd")) return false;
+#endif
+  return accuracy == Accuracy::kBf16;
+}
 
 }  // namespace
 
@@ -48,15 +64,25 @@ bool validate_sizes(std::int64_t batch, std::int64_t seq_len, std::int64_t hidde
   return true;
 }
 
-bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t message_size) noexcept {
+bool parse_accuracy(const char* where, const char* name, Accuracy* accuracy, char* message, std::size_t message_size) noexcept {
+  if (std::strcmp(name, "fp32") != 0 && std::strcmp(name, "bf16") != 0)
+    return Refusal{message, message_size}("%s=%s must be fp32 or bf16. Leave it out for fp32.", where, name);
+  *accuracy = name[0] == 'b' ? Accuracy::kBf16 : Accuracy::kFp32;
+  return true;
+}
+
+bool choose_cpu_isa(const char* name, Accuracy accuracy, CpuIsa* isa, char* message, std::size_t message_size) noexcept {
   constexpr struct {
     const char* name;
     CpuIsa isa;
-  } kKnown[] = {
-      {"avx512_bf16", CpuIsa::kAvx512Bf16}, {"avx512", CpuIsa::kAvx512}, {"avx2", CpuIsa::kAvx2}, {"portable", CpuIsa::kPortable}};
+  } kKnown[] = {{"avx512_bf16", CpuIsa::kAvx512Bf16},
+                {"avx512_fp16", CpuIsa::kAvx512Fp16},
+                {"avx512", CpuIsa::kAvx512},
+                {"avx2", CpuIsa::kAvx2},
+                {"portable", CpuIsa::kPortable}};
   const bool best = name == nullptr || name[0] == '\0';
   for (const auto& known : kKnown) {
-    if (best ? known.isa == CpuIsa::kAvx512Bf16 : std::strcmp(name, known.name) != 0) continue;
+    if (best ? !is_choice(known.isa, accuracy) : std::strcmp(name, known.name) != 0) continue;
     if (machine_has(known.isa)) {
       *isa = known.isa;
       return true;
@@ -65,13 +91,9 @@ bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t me
     std::snprintf(message, message_size, "MRA_CPU_ISA=%s is not supported by this machine or build. Unset MRA_CPU_ISA.", name);
     return false;
   }
-  std::snprintf(message, message_size, "MRA_CPU_ISA=%s must be avx512_bf16, avx512, avx2 or portable, or unset for the best one.",
-                name);
+  std::snprintf(message, message_size,
+                "MRA_CPU_ISA=%s must be avx512_bf16, avx512_fp16, avx512, avx2 or portable, or unset for the best one.", name);
   return false;
-}
-
-CpuIsa reduced_cpu_isa(CpuIsa isa) noexcept {
-  return isa == CpuIsa::kAvx512 && machine_has(CpuIsa::kAvx512Bf16) ? CpuIsa::kAvx512Bf16 : isa;
 }
 
 }  // namespace mra

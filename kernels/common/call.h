@@ -36,18 +36,21 @@ struct ParallelFor {
   void* pool = nullptr;
 };
 
-// Instruction sets that the CPU operators are compiled for, worst first. The last one rounds what the attention multiplies to
-// bfloat16: it is for callers that ask for it.
-enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+// Instruction sets that the CPU operators are compiled for, worst first. The last two round what the attention multiplies, to
+// bfloat16 or float16: they are for callers that ask for it.
+enum class CpuIsa : std::int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAvx512Fp16 = 4 };
 
-// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512", "avx512_bf16"), or the best for float32 that
-// this machine has where `name` is null or empty. False, with a message as validate() writes it, for another name or one that this
-// machine lacks.
-bool choose_cpu_isa(const char* name, CpuIsa* isa, char* message, std::size_t message_size) noexcept;
+// How exactly a caller wants the CPU operators to compute. kBf16: what they multiply may be rounded to bfloat16, or to what is
+// more exact, where that is faster; what they select stays float32's.
+enum class Accuracy : std::int32_t { kFp32 = 0, kBf16 = 1 };
 
-// The instruction set for a caller for whom bfloat16 is good enough: kAvx512Bf16 in the place of kAvx512 where this machine has
-// it; `isa` itself otherwise.
-CpuIsa reduced_cpu_isa(CpuIsa isa) noexcept;
+// The level called `name`: "fp32" or "bf16". False, with a message as validate() writes it that begins with `where`, for another.
+bool parse_accuracy(const char* where, const char* name, Accuracy* accuracy, char* message, std::size_t message_size) noexcept;
+
+// Chooses the instruction set: the one called `name` ("portable", "avx2", "avx512", "avx512_fp16", "avx512_bf16"), whatever the
+// accuracy; or, where `name` is null or empty, the fastest that this machine has for that accuracy. False, with a message as
+// validate() writes it, for another name or one that this machine lacks.
+bool choose_cpu_isa(const char* name, Accuracy accuracy, CpuIsa* isa, char* message, std::size_t message_size) noexcept;
 
 // Device and workspace pointers must have this alignment, as every allocator of every framework gives it.
 constexpr std::size_t kCudaAlignment = 16;

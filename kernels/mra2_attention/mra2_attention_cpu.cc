@@ -27,10 +27,14 @@ void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra
   plan->selected = params.selected_blocks();
   const std::int64_t score_size = plan->nb * plan->padded_nb;
   const std::int64_t rows = plan->nb * kBlockSize;  // of one head, as all of these
-  const bool paired = isa == CpuIsa::kAvx512Bf16;
-  const std::int64_t paired_rows = paired ? rows / 2 : 0;
-  const std::int64_t packed_rows = paired || plan->nb < kPackedBlocks ? 0 : rows;
-  const std::int64_t packed_size = (packed_rows + paired_rows) * (plan->head_dim + plan->padded_dim);
+  const bool half = isa == CpuIsa::kAvx512Fp16, reduced = half || isa == CpuIsa::kAvx512Bf16;
+  const std::int64_t packed_rows = reduced || plan->nb < kPackedBlocks ? 0 : rows;
+  const std::int64_t reduced_rows = reduced ? rows / 2 : 0;
+  const std::int64_t reduced_key_dim = half ? round_up(plan->head_dim, 32) : plan->head_dim;
+  const std::int64_t reduced_value_dim = half ? reduced_key_dim : plan->padded_dim;
+  const std::int64_t reduced_query_dim = half ? reduced_key_dim : 0;
+  const std::int64_t packed_size =
+      packed_rows * (plan->head_dim + plan->padded_dim) + reduced_rows * (reduced_query_dim + reduced_key_dim + reduced_value_dim);
   constexpr std::int64_t kFloat = sizeof(float);
   std::int64_t fitting = std::min(kScoreBytes / (kFloat * score_size), plan->heads);
   if (packed_size > 0) fitting = std::min(fitting, kPackedBytes / (kFloat * packed_size));
@@ -43,8 +47,12 @@ void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra
   arena.take(plan->packed_key, plan->group_heads * packed_rows * plan->head_dim);
   arena.take(plan->packed_value, plan->group_heads * packed_rows * plan->padded_dim);
   if (packed_rows == 0) plan->packed_key = plan->packed_value = nullptr;
-  arena.take(plan->paired_key, plan->group_heads * paired_rows * plan->head_dim);
-  arena.take(plan->paired_value, plan->group_heads * paired_rows * plan->padded_dim);
+  arena.take(plan->reduced_query, plan->group_heads * reduced_rows * reduced_query_dim);
+  arena.take(plan->reduced_key, plan->group_heads * reduced_rows * reduced_key_dim);
+  arena.take(plan->reduced_value, plan->group_heads * reduced_rows * reduced_value_dim);
+  arena.take(plan->query_scales, half ? plan->group_heads * plan->nb : 0);
+  arena.take(plan->key_scales, half ? plan->group_heads * plan->nb : 0);
+  arena.take(plan->value_scales, half ? plan->group_heads * plan->nb : 0);
   arena.take(plan->pooled_query, plan->heads * plan->nb * plan->padded_dim);
   arena.take(plan->pooled_key, plan->heads * plan->head_dim * plan->padded_nb);
   arena.take(plan->pooled_value, plan->heads * plan->nb * plan->padded_dim);
@@ -73,6 +81,10 @@ void mra2_attention_cpu(const Mra2AttentionParams& params, void* workspace, CpuI
   plan.parallel_for = parallel_for;
   switch (isa) {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
+#if defined(MRA_CPU_FP16)
+    case CpuIsa::kAvx512Fp16:
+      return avx512_fp16::run_mra2(plan);
+#endif
     case CpuIsa::kAvx512Bf16:
       return avx512_bf16::run_mra2(plan);
     case CpuIsa::kAvx512:

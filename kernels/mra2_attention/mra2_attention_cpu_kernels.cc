@@ -56,8 +56,8 @@ MRA_INLINE Vec exp2_nonpositive(Vec x) {
   return exp2_by(x, kCoefficients);
 }
 
-#if defined(__AVX512BF16__)
-// Relative error below 1e-4: for what is rounded to bfloat16.
+#if defined(__AVX512BF16__) || defined(__AVX512FP16__)
+// Relative error below 1e-4: for what is rounded afterwards.
 MRA_INLINE Vec rough_exp2_nonpositive(Vec x) {
   constexpr float kCoefficients[] = {0.055171658103525513f, 0.24261115811332737f, 0.69326099068276414f, 0.99992807148044149f};
   return exp2_by(x, kCoefficients);
@@ -84,10 +84,10 @@ class Fetcher {
  public:
   Fetcher() = default;
 
-  // The kB rows of `size` bytes from `first` on, `step` bytes apart, over the time of `takes` tiles of `portion` lines each.
-  Fetcher(const void* first, std::int64_t step, std::int64_t size, std::int64_t takes, int portion)
-      : first_(static_cast<const char*>(first)), step_(step), size_(size), portion_(portion) {
-    const std::int64_t lines = (size + 63) / 64 * kB;
+  // The `rows` of `size` bytes from `first` on, `step` bytes apart, over the time of `takes` tiles of `portion` lines each.
+  Fetcher(const void* first, std::int64_t step, std::int64_t size, int rows, std::int64_t takes, int portion)
+      : first_(static_cast<const char*>(first)), step_(step), size_(size), rows_(rows), portion_(portion) {
+    const std::int64_t lines = (size + 63) / 64 * rows;
     if (lines < takes * portion) every_ = takes * portion / lines;
   }
 
@@ -97,7 +97,7 @@ class Fetcher {
     calls_ = 0;
     const Fetch fetch{first_ + row_ * step_ + line_, step_};
     row_ += portion_;
-    if (row_ >= kB) {
+    if (row_ >= rows_) {
       row_ = 0;
       line_ += 64;
     }
@@ -107,7 +107,7 @@ class Fetcher {
  private:
   const char* first_ = nullptr;
   std::int64_t step_ = 0, size_ = 0, line_ = 0, row_ = 0, every_ = 1, calls_ = 0;
-  int portion_ = 0;
+  int rows_ = kB, portion_ = 0;
 };
 
 // What is fetched beside a matrix product, in turns.
@@ -217,17 +217,15 @@ constexpr std::int64_t count_update_tiles(std::int64_t width) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. Pool
 
-// Adds N rows into sum [count], and copies them to `packed`, `step` apart, unless it is null; count is a multiple of 8.
-template <int N, typename T>
-MRA_INLINE void add_rows(float* sum, const T* const* rows, std::int64_t count, float* packed, std::int64_t step) {
+// Adds N rows into sum [count], and hands each part of them to copy(row, column, part); count is a multiple of 8.
+template <int N, typename T, typename Copy>
+MRA_INLINE void add_rows(float* sum, const T* const* rows, std::int64_t count, const Copy& copy) {
   for (std::int64_t i = 0; i < count; i += 8) {
     Float8 parts[N];
 #pragma GCC unroll 4
     for (int r = 0; r < N; ++r) parts[r] = load8(rows[r] + i);
-    if (packed != nullptr) {
 #pragma GCC unroll 4
-      for (int r = 0; r < N; ++r) store8(packed + r * step + i, parts[r]);
-    }
+    for (int r = 0; r < N; ++r) copy(r, i, parts[r]);
     if constexpr (N == 4)
       store8(sum + i, load8(sum + i) + ((parts[0] + parts[1]) + (parts[2] + parts[3])));
     else
@@ -244,16 +242,37 @@ int list_bits(std::uint32_t bits, int* list) {
 
 constexpr std::int64_t kPoolWidth = 1024;  // columns pooled at a time: their sums stay in the first-level cache
 
-// Where the heads of one tensor are copied to; null: they are not.
-struct Packed {
-  float* rows = nullptr;  // of the head `begin`, [heads, nb, 32, step]
-  std::int64_t step = 0;  // head_dim, or that rounded up and filled with zeros
+// What becomes of the rows that are pooled: a copier has
+//   kHeads    whether it wants them head by head
+//   copy      takes eight elements, from column i on, of row `row` of the head numbered j
+//   finish    is called for each head when it has got its n rows
+struct NoCopy {
+  static constexpr bool kHeads = false;
+  MRA_INLINE void copy(std::int64_t, int, std::int64_t, Float8) const {}
+  void finish(std::int64_t, int) const {}
+};
+
+// Copies them to [heads, nb, 32, step], as they are.
+struct FloatCopy {
+  static constexpr bool kHeads = true;
+  float* rows;                 // of the first head, this block
+  std::int64_t nb, dim, step;  // step: head_dim, or that rounded up and filled with zeros
+
+  MRA_INLINE float* place(std::int64_t j, int row) const { return rows + (j * nb * kB + row) * step; }
+  MRA_INLINE void copy(std::int64_t j, int row, std::int64_t i, Float8 part) const { store8(place(j, row) + i, part); }
+  void finish(std::int64_t j, int n) const {
+    // Keys are multiplied kKeyRows at a time: those that fill them up give 0.
+    const int filled = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
+    std::memset(place(j, n), 0, static_cast<std::size_t>((filled - n) * step) * sizeof(float));
+    for (int row = 0; step != dim && row < n; ++row)
+      std::memset(place(j, row) + dim, 0, static_cast<std::size_t>(step - dim) * sizeof(float));
+  }
 };
 
 // Pools one block of one tensor, for the heads [begin, end) of the example.
-template <typename T>
+template <typename T, typename Copier>
 void pool_tensor(const Mra2CpuPlan& plan, const void* tensor, std::int64_t example, std::int64_t begin, std::int64_t end,
-                 std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed, Packed packed) {
+                 std::int64_t block, std::uint32_t bits, float count, float* pooled, bool transposed, Copier copier) {
   const std::int64_t hidden = plan.params.hidden_size;
   const std::int64_t dim = plan.head_dim;
   const T* rows[kB];
@@ -269,33 +288,26 @@ void pool_tensor(const Mra2CpuPlan& plan, const void* tensor, std::int64_t examp
     const std::int64_t left = end - head;
     const std::int64_t width = (left < heads_at_once ? left : heads_at_once) * dim;
     std::memset(sum, 0, static_cast<std::size_t>(width) * sizeof(float));
-    // The place of a row of the block's copy, j heads on.
-    const auto place = [&](std::int64_t j, int row) {
-      return packed.rows + (((head - begin + j) * plan.nb + block) * kB + row) * packed.step;
-    };
     // A copy goes head by head; without one, all heads are as one.
-    const std::int64_t part = packed.rows == nullptr ? width : dim;
+    const std::int64_t part = Copier::kHeads ? dim : width;
+    const std::int64_t before = head - begin;
     int i = 0;
     for (; i + 4 <= n; i += 4) {
       for (std::int64_t at = 0; at < width; at += part) {
-        const std::int64_t from = head * dim + at;
+        const std::int64_t from = head * dim + at, j = before + at / dim;
         const T* four[] = {rows[i] + from, rows[i + 1] + from, rows[i + 2] + from, rows[i + 3] + from};
-        add_rows<4>(sum + at, four, part, packed.rows == nullptr ? nullptr : place(at / dim, i), packed.step);
+        add_rows<4>(sum + at, four, part,
+                    [&](int r, std::int64_t d, Float8 x) __attribute__((always_inline)) { copier.copy(j, i + r, d, x); });
       }
     }
     for (; i < n; ++i) {
       for (std::int64_t at = 0; at < width; at += part) {
         const T* one[] = {rows[i] + head * dim + at};
-        add_rows<1>(sum + at, one, part, packed.rows == nullptr ? nullptr : place(at / dim, i), packed.step);
+        add_rows<1>(sum + at, one, part,
+                    [&](int, std::int64_t d, Float8 x) __attribute__((always_inline)) { copier.copy(before + at / dim, i, d, x); });
       }
     }
-    for (std::int64_t j = 0; packed.rows != nullptr && j < width / dim; ++j) {
-      // Keys are multiplied kKeyRows at a time: those that fill them up give 0.
-      const int filled = (n + kKeyRows - 1) / kKeyRows * kKeyRows;
-      std::memset(place(j, n), 0, static_cast<std::size_t>((filled - n) * packed.step) * sizeof(float));
-      for (int row = 0; packed.step != dim && row < n; ++row)
-        std::memset(place(j, row) + dim, 0, static_cast<std::size_t>(packed.step - dim) * sizeof(float));
-    }
+    for (std::int64_t j = 0; j < width / dim; ++j) copier.finish(before + j, n);
     for (std::int64_t j = 0; j < width / dim; ++j) {
       const std::int64_t pair = example * plan.params.num_heads + head + j;
       if (transposed) {
@@ -326,8 +338,8 @@ void pair_block(const Mra2CpuPlan& plan, std::int64_t example, std::int64_t begi
   const T* value = static_cast<const T*>(plan.params.value) + first;
   // Row by row through all heads, as they lie in memory.
   const std::int64_t key_size = plan.nb * kB * (dim / 2), value_size = plan.nb * (kB / 2) * padded_dim;  // of one head
-  Pair* keys = reinterpret_cast<Pair*>(plan.paired_key) + slot * key_size + block * kB * (dim / 2);
-  Pair* values = reinterpret_cast<Pair*>(plan.paired_value) + slot * value_size + block * (kB / 2) * padded_dim;
+  Pair* keys = reinterpret_cast<Pair*>(plan.reduced_key) + slot * key_size + block * kB * (dim / 2);
+  Pair* values = reinterpret_cast<Pair*>(plan.reduced_value) + slot * value_size + block * (kB / 2) * padded_dim;
   for (int j = 0; j < filled; ++j) {
     Pair* to = keys + j * (dim / 2);
     for (std::int64_t head = begin; head < end; ++head, to += key_size) {
@@ -350,6 +362,10 @@ void pair_block(const Mra2CpuPlan& plan, std::int64_t example, std::int64_t begi
     }
   }
 }
+#endif
+
+#if defined(__AVX512FP16__)
+#include "mra2_attention/mra2_attention_cpu_half.h"
 #endif
 
 // What the tasks of every stage are given: the heads that go through the stages together.
@@ -384,13 +400,25 @@ void pool_block(void* argument, std::size_t task) {
   plan.token_counts[example * plan.padded_nb + block] = static_cast<float>(count);
   const float c = static_cast<float>(count);
   const std::int64_t slot = example * num_heads + begin - group.first;
-  const auto get_packed = [&](float* rows, std::int64_t step) {
-    return rows == nullptr ? Packed{} : Packed{rows + slot * plan.nb * kB * step, step};
+  const auto pool = [&](const void* tensor, float* pooled, bool transposed, auto copier) {
+    pool_tensor<T>(plan, tensor, example, begin, end, block, bits, c, pooled, transposed, copier);
   };
-  const Packed key = get_packed(plan.packed_key, plan.head_dim), value = get_packed(plan.packed_value, plan.padded_dim);
-  pool_tensor<T>(plan, plan.params.query, example, begin, end, block, bits, c, plan.pooled_query, false, {});
-  pool_tensor<T>(plan, plan.params.key, example, begin, end, block, bits, c, plan.pooled_key, true, key);
-  pool_tensor<T>(plan, plan.params.value, example, begin, end, block, bits, c, plan.pooled_value, false, value);
+#if defined(__AVX512FP16__)
+  const HalfSource source(plan, example, begin, block, bits);
+  pool(plan.params.query, plan.pooled_query, false,
+       HalfCopy<T>(source, plan.params.query, plan.reduced_query, plan.query_scales, slot));
+  pool(plan.params.key, plan.pooled_key, true, HalfCopy<T>(source, plan.params.key, plan.reduced_key, plan.key_scales, slot));
+  pool(plan.params.value, plan.pooled_value, false,
+       HalfCopy<T>(source, plan.params.value, plan.reduced_value, plan.value_scales, slot));
+#else
+  pool(plan.params.query, plan.pooled_query, false, NoCopy{});
+  const auto pool_packing = [&](const void* tensor, float* pooled, bool transposed, float* packed, std::int64_t step) {
+    if (packed == nullptr) return pool(tensor, pooled, transposed, NoCopy{});
+    pool(tensor, pooled, transposed, FloatCopy{packed + (slot * plan.nb + block) * kB * step, plan.nb, plan.head_dim, step});
+  };
+  pool_packing(plan.params.key, plan.pooled_key, true, plan.packed_key, plan.head_dim);
+  pool_packing(plan.params.value, plan.pooled_value, false, plan.packed_value, plan.padded_dim);
+#endif
 #if defined(__AVX512BF16__)
   pair_block<T>(plan, example, begin, end, block, bits, slot);
 #endif
@@ -619,6 +647,69 @@ void do_head(void* argument, std::size_t task) {
 // Key blocks that are taken together: the context is read and written once for each pair.
 constexpr int kPair = 2;
 
+// The maximum, times log2(e), and the sum of each query's online softmax. The low-resolution part, which all queries of the block
+// share, starts it.
+struct OnlineSoftmax {
+  Vec maximum[kQueryVecs], total[kQueryVecs];
+  float floor = kLowest;  // what enters the maximum besides the keys: zeros of blocks without tokens, or the constant of step 9
+
+  OnlineSoftmax(const Mra2CpuPlan& plan, std::int64_t block_row) {
+    const bool full = plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);
+    for (int q = 0; q < kQueryVecs; ++q) {
+      maximum[q] = broadcast(full ? plan.row_max[block_row] * kLog2E : kLowest);
+      total[q] = broadcast(full ? plan.low_weight[block_row] : 0.0f);
+    }
+    const std::int32_t flags = plan.row_flags[block_row];
+    if (flags & kMra2RowHasPadding) floor = 0.0f;
+    if (!(flags & kMra2RowHasBlock)) floor = kNoBlockMax * kLog2E;
+  }
+
+  // The sums so far become those to the new maximum; contexts have to be multiplied by `correction` [32].
+  MRA_INLINE void raise(const Vec (&candidate)[kQueryVecs], float* correction) {
+    for (int q = 0; q < kQueryVecs; ++q) {
+      const Vec larger = vmax(maximum[q], candidate[q]);
+      const Vec factor = exp2_nonpositive(maximum[q] - larger);
+      store(correction + q * kLanes, factor);
+      total[q] *= factor;
+      maximum[q] = larger;
+    }
+  }
+
+  // Where there are no keys, the maximum may still rise above r.
+  void raise_without_keys(float* context, int rows, std::int64_t width, float* correction) {
+    Vec none[kQueryVecs];
+    for (int q = 0; q < kQueryVecs; ++q) none[q] = broadcast(floor);
+    raise(none, correction);
+    for (int i = 0; i < rows; ++i)
+      for (std::int64_t d = 0; d < width; d += kLanes) {
+        float* at = context + i * width + d;
+        store(at, load(at) * correction[i]);
+      }
+  }
+
+  // Writes the rows of context [32, width] where their queries are.
+  template <typename T>
+  void write(T* to, std::int64_t hidden, const int* queries, int rows, const float* context, std::int64_t width, std::int64_t dim,
+             float* factors) const {
+    for (int q = 0; q < kQueryVecs; ++q) store(factors + q * kLanes, 1.0f / (total[q] + kNormalizerEpsilon));
+    for (int i = 0; i < rows; ++i)
+      for (std::int64_t d = 0; d < dim; d += 8) store8(to + queries[i] * hidden + d, load8(context + i * width + d) * factors[i]);
+  }
+};
+
+// The context before its first key: the low-resolution sums. It has kB rows of `width`, at least padded_dim.
+void begin_context(const Mra2CpuPlan& plan, std::int64_t block_row, float* context, std::int64_t width) {
+  const bool full = plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);
+  if (!full || width != plan.padded_dim) std::memset(context, 0, static_cast<std::size_t>(kB * width) * sizeof(float));
+  if (!full) return;
+  const float* low = plan.pooled_query + block_row * plan.padded_dim;
+  for (int i = 0; i < kB; ++i) std::memcpy(context + i * width, low, static_cast<std::size_t>(plan.padded_dim) * sizeof(float));
+}
+
+#if defined(__AVX512FP16__)
+#include "mra2_attention/mra2_attention_cpu_half_attend.h"
+#else
+
 // One task's working memory, on its stack: 168 KiB, of which it touches what head_dim needs.
 struct AttendScratch {
   alignas(64) float query[kMaxHeadDim * kB];          // [head_dim, 32 queries], times scale·log2(e)
@@ -688,8 +779,8 @@ void attend_block(void* argument, std::size_t task) {
   T* context = context_tensor + a * kB * hidden;
   const std::int64_t slot = index - group.first;
 #if defined(__AVX512BF16__)
-  const Pair* paired_key = reinterpret_cast<const Pair*>(plan.paired_key) + slot * plan.nb * kB * (dim / 2);
-  const Pair* paired_value = reinterpret_cast<const Pair*>(plan.paired_value) + slot * plan.nb * (kB / 2) * padded_dim;
+  const Pair* paired_key = reinterpret_cast<const Pair*>(plan.reduced_key) + slot * plan.nb * kB * (dim / 2);
+  const Pair* paired_value = reinterpret_cast<const Pair*>(plan.reduced_value) + slot * plan.nb * (kB / 2) * padded_dim;
 #else
   const T* key = static_cast<const T*>(params.key) + origin;
   const T* value = static_cast<const T*>(params.value) + origin;
@@ -722,26 +813,8 @@ void attend_block(void* argument, std::size_t task) {
   transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale);
 #endif
 
-  // The low-resolution part starts the online softmax: all queries of the block share it.
-  const bool full = params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull);
-  const std::int64_t block_row = index * plan.nb + a;
-  const std::int32_t flags = plan.row_flags[block_row];
-  Vec maximum[kQueryVecs], total[kQueryVecs];
-  for (int q = 0; q < kQueryVecs; ++q) {
-    maximum[q] = broadcast(full ? plan.row_max[block_row] * kLog2E : kLowest);
-    total[q] = broadcast(full ? plan.low_weight[block_row] : 0.0f);
-  }
-  if (full) {
-    const float* low = plan.pooled_query + block_row * padded_dim;
-    for (int i = 0; i < kB; ++i)
-      std::memcpy(scratch.context + i * padded_dim, low, static_cast<std::size_t>(padded_dim) * sizeof(float));
-  } else {
-    std::memset(scratch.context, 0, static_cast<std::size_t>(kB * padded_dim) * sizeof(float));
-  }
-  // What enters the maximum besides the keys below: zeros of blocks without tokens, or the constant of step 9.
-  float floor = kLowest;
-  if (flags & kMra2RowHasPadding) floor = 0.0f;
-  if (!(flags & kMra2RowHasBlock)) floor = kNoBlockMax * kLog2E;
+  OnlineSoftmax softmax(plan, index * plan.nb + a);
+  begin_context(plan, index * plan.nb + a, scratch.context, padded_dim);
 
   const std::int32_t* starts = plan.row_starts + index * (plan.nb + 1);
   const std::int32_t* columns = plan.columns + index * plan.selected;
@@ -757,12 +830,12 @@ void attend_block(void* argument, std::size_t task) {
   const auto fetch_block = [&](const T* tensor, std::int64_t b, std::int64_t tiles, int portion) {
     if (b * kB + kB > params.seq_len) return Fetcher();
     const std::int64_t element = sizeof(T);
-    return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, tiles, portion);
+    return Fetcher(tensor + b * kB * hidden, hidden * element, dim * element, kB, tiles, portion);
   };
 #if defined(__AVX512BF16__)
   const auto fetch_paired = [&](const Pair* paired, std::int64_t width, std::int64_t b, std::int64_t tiles, int portion) {
     const std::int64_t size = width * 2;  // bytes of a token
-    return Fetcher(paired + b * kB * width / 2, size, size, tiles, portion);
+    return Fetcher(paired + b * kB * width / 2, size, size, kB, tiles, portion);
   };
   const auto fetch_key = [&](std::int64_t b, std::int64_t tiles, int portion) {
     return fetch_paired(paired_key, dim, b, tiles, portion);
@@ -773,7 +846,7 @@ void attend_block(void* argument, std::size_t task) {
 #else
   const auto fetch_packed = [&](const float* packed, std::int64_t step, std::int64_t b, std::int64_t tiles, int portion) {
     const std::int64_t size = step * static_cast<std::int64_t>(sizeof(float));
-    return Fetcher(packed + b * kB * step, size, size, tiles, portion);
+    return Fetcher(packed + b * kB * step, size, size, kB, tiles, portion);
   };
   const auto fetch_key = [&](std::int64_t b, std::int64_t tiles, int portion) {
     return packed_key != nullptr ? fetch_packed(packed_key, dim, b, tiles, portion) : fetch_block(key, b, tiles, portion);
@@ -783,15 +856,6 @@ void attend_block(void* argument, std::size_t task) {
                                    : fetch_block(value, b, tiles, portion);
   };
 #endif
-  const auto update_maximum = [&](const Vec(&candidate)[kQueryVecs]) {
-    for (int q = 0; q < kQueryVecs; ++q) {
-      const Vec larger = vmax(maximum[q], candidate[q]);
-      const Vec factor = exp2_nonpositive(maximum[q] - larger);
-      store(scratch.correction + q * kLanes, factor);
-      total[q] *= factor;
-      maximum[q] = larger;
-    }
-  };
   for (std::int32_t at = starts[a]; at < end; at += kPair) {
     const int blocks = end - at < kPair ? end - at : kPair;
     const bool last = at + blocks == end;
@@ -840,8 +904,8 @@ void attend_block(void* argument, std::size_t task) {
 #if defined(__AVX512BF16__)
     for (int q = 0; q < kQueryVecs; ++q) largest[q] *= after;
 #endif
-    for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(broadcast(floor), largest[q]);
-    update_maximum(largest);
+    for (int q = 0; q < kQueryVecs; ++q) largest[q] = vmax(broadcast(softmax.floor), largest[q]);
+    softmax.raise(largest, scratch.correction);
 #if defined(__AVX512BF16__)
     Right<Pair> values{{nullptr, nullptr}, {0, 0}, blocks, static_cast<std::ptrdiff_t>(padded_dim)};
     Pair* paired_weights = scratch.paired_weights;
@@ -851,11 +915,11 @@ void attend_block(void* argument, std::size_t task) {
       for (int j = first_key[i]; j < first_key[i + 1]; j += 2, paired_weights += kB) {
         for (int q = 0; q < kQueryVecs; ++q) {
           const float* logits = scratch.weights + j * kB + q * kLanes;
-          const Vec even = rough_exp2_nonpositive(load(logits) * after - maximum[q]);
+          const Vec even = rough_exp2_nonpositive(load(logits) * after - softmax.maximum[q]);
           Vec odd = Vec{};
-          if (j + 1 < first_key[i + 1]) odd = rough_exp2_nonpositive(load(logits + kB) * after - maximum[q]);
+          if (j + 1 < first_key[i + 1]) odd = rough_exp2_nonpositive(load(logits + kB) * after - softmax.maximum[q]);
           store(paired_weights + q * kLanes, pair_up(even, odd));
-          total[q] += even + odd;
+          softmax.total[q] += even + odd;
         }
       }
     }
@@ -871,9 +935,9 @@ void attend_block(void* argument, std::size_t task) {
       }
       for (int j = first_key[i]; j < first_key[i + 1]; ++j) {
         for (int q = 0; q < kQueryVecs; ++q) {
-          const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - maximum[q]);
+          const Vec weight = exp2_nonpositive(load(scratch.weights + j * kB + q * kLanes) - softmax.maximum[q]);
           store(scratch.weights + j * kB + q * kLanes, weight);
-          total[q] += weight;
+          softmax.total[q] += weight;
         }
         if (packed_value != nullptr) continue;
         float* to = scratch.value + j * padded_dim;
@@ -897,25 +961,11 @@ void attend_block(void* argument, std::size_t task) {
     update_matrix(scratch.context, padded_dim, scratch.correction, left, 1, kB, values, (n_queries + 3) / 4 * 4, padded_dim,
                   &during_values);
   }
-  if (starts[a] == end) {  // no keys, but the maximum may still rise above r
-    Vec none[kQueryVecs];
-    for (int q = 0; q < kQueryVecs; ++q) none[q] = broadcast(floor);
-    update_maximum(none);
-    for (int i = 0; i < n_queries; ++i)
-      for (std::int64_t d = 0; d < padded_dim; d += kLanes) {
-        float* at = scratch.context + i * padded_dim + d;
-        store(at, load(at) * scratch.correction[i]);
-      }
-  }
-
-  for (int q = 0; q < kQueryVecs; ++q) store(scratch.correction + q * kLanes, 1.0f / (total[q] + kNormalizerEpsilon));
-  for (int i = 0; i < n_queries; ++i) {
-    float* row = scratch.context + i * padded_dim;
-    const float factor = scratch.correction[i];
-    T* to = context + queries[i] * hidden;
-    for (std::int64_t d = 0; d < dim; d += 8) store8(to + d, load8(row + d) * factor);
-  }
+  if (starts[a] == end) softmax.raise_without_keys(scratch.context, n_queries, padded_dim, scratch.correction);
+  softmax.write(context, hidden, queries, n_queries, scratch.context, padded_dim, dim, scratch.correction);
 }
+
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 
@@ -936,7 +986,11 @@ void run_typed(const Mra2CpuPlan& plan) {
       if (plan.params.approx_mode == static_cast<std::int64_t>(ApproxMode::kFull))
         parallel_for(plan, sum_tile, &group, group.count * tiles);
     }
+#if defined(__AVX512FP16__)
+    parallel_for(plan, attend_half<T>, &group, group.count * plan.nb);
+#else
     parallel_for(plan, attend_block<T>, &group, group.count * plan.nb);
+#endif
   }
 }
 

@@ -68,7 +68,8 @@ void yoso_attention_cpu(const YosoAttentionParams& params, void* workspace, CpuI
   plan.parallel_for = parallel_for;
   switch (isa) {
 #if defined(__x86_64__) && defined(MRA_CPU_X86)
-    case CpuIsa::kAvx512Bf16:  // it has none of its own
+    case CpuIsa::kAvx512Bf16:  // they have none of their own
+    case CpuIsa::kAvx512Fp16:
     case CpuIsa::kAvx512:
       return avx512::run_yoso(plan);
     case CpuIsa::kAvx2:

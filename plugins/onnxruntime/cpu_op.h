@@ -8,8 +8,8 @@
 
 namespace mra::ort {
 
-// The three functions of an op. `run` is the operator's own for the CPU.
-template <typename AnyOperator, auto run>
+// The three functions of an op. `run` is the operator's own for the CPU; `accuracy` is what the session asked for.
+template <typename AnyOperator, auto run, Accuracy accuracy>
 struct CpuOp {
   using Operator = AnyOperator;
   static constexpr const char* kProvider = nullptr;
@@ -29,7 +29,7 @@ struct CpuOp {
     if (created == nullptr) return api->CreateStatus(ORT_FAIL, "Out of memory.");
     OrtStatus* status = Operator::read_attributes(*info, static_cast<const CustomOp*>(op)->dtype, &created->attributes);
     char message[kMessageSize];
-    if (status == nullptr && !choose_cpu_isa(std::getenv("MRA_CPU_ISA"), &created->isa, message, sizeof(message)))
+    if (status == nullptr && !choose_cpu_isa(std::getenv("MRA_CPU_ISA"), accuracy, &created->isa, message, sizeof(message)))
       status = invalid_argument(message);
     if (status == nullptr) status = api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &created->allocator);
     if (status != nullptr) {

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,9 @@
 namespace mra::openvino {
 
 constexpr std::size_t kMessageSize = 512;
+
+// An attribute that only OpenVINO's node has, and its IR: the level of parse_accuracy. An IR without it means fp32.
+constexpr char kAccuracyAttribute[] = "accuracy";
 
 // Every operator has these inputs. Those that only some attributes ask for follow without gaps.
 enum Input : std::size_t { kQuery, kKey, kValue, kAttentionMask, kFirstConstant };
@@ -96,7 +100,8 @@ class AttentionOp : public ov::op::Op {
   const ov::DiscreteTypeInfo& get_type_info() const override { return get_type_info_static(); }
 
   AttentionOp() = default;
-  AttentionOp(const ov::OutputVector& inputs, const Params& attributes) : Op(inputs), attributes_(attributes) {
+  AttentionOp(const ov::OutputVector& inputs, const Params& attributes, const std::string& accuracy = "fp32")
+      : Op(inputs), attributes_(attributes), accuracy_(accuracy) {
     constructor_validate_and_infer_types();
   }
 
@@ -122,16 +127,20 @@ class AttentionOp : public ov::op::Op {
     smallest.hidden_size = attributes_.num_heads < (1 << 30) ? attributes_.num_heads * kHeadDimMultiple : attributes_.num_heads;
     char message[kMessageSize];
     NODE_VALIDATION_CHECK(this, validate(smallest, message, sizeof(message)), message);
+    Accuracy accuracy;
+    NODE_VALIDATION_CHECK(this, parse_accuracy(kAccuracyAttribute, accuracy_.c_str(), &accuracy, message, sizeof(message)),
+                          message);
     set_output_type(0, get_input_element_type(kQuery), get_input_partial_shape(kQuery));
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
     Definition::attributes(attributes_, [&](const char* name, auto& member) { visitor.on_attribute(name, member); });
+    visitor.on_attribute(kAccuracyAttribute, accuracy_);
     return true;
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<AttentionOp>(inputs, attributes_);
+    return std::make_shared<AttentionOp>(inputs, attributes_, accuracy_);
   }
 
   bool has_evaluate() const override { return true; }
@@ -160,8 +169,11 @@ class AttentionOp : public ov::op::Op {
     outputs[0].set_shape(shape);
     params.context = outputs[0].data();
     if (params.batch == 0) return true;
+    Accuracy accuracy = Accuracy::kFp32;
     CpuIsa isa = CpuIsa::kPortable;
-    OPENVINO_ASSERT(choose_cpu_isa(std::getenv("MRA_CPU_ISA"), &isa, message, sizeof(message)), message);
+    OPENVINO_ASSERT(parse_accuracy(kAccuracyAttribute, accuracy_.c_str(), &accuracy, message, sizeof(message)) &&
+                        choose_cpu_isa(std::getenv("MRA_CPU_ISA"), accuracy, &isa, message, sizeof(message)),
+                    Definition::kType, ": ", message);
     Scratch::Lease workspace(scratch_.get(), cpu_workspace_size(params, isa));
     Definition::run(params, workspace.data(), isa, {run_in_arena, nullptr});
     return true;
@@ -176,6 +188,7 @@ class AttentionOp : public ov::op::Op {
   }
 
   Params attributes_;
+  std::string accuracy_ = "fp32";
   std::shared_ptr<Scratch> scratch_ = std::make_shared<Scratch>();
 };
 

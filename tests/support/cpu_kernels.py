@@ -19,7 +19,8 @@ from torch import Tensor
 from mra_export.native.headers import fetch_headers, find_headers
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "avx512_fp16": 4}
+ACCURACIES = {"fp32": 0, "bf16": 1}
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 GUARD = 64  # bytes of sentinel before and after every output
 
@@ -85,6 +86,7 @@ def kernel() -> ctypes.CDLL:
     library.mra_test_validate.argtypes = [ctypes.POINTER(Params), ctypes.c_char_p, ctypes.c_size_t]
     library.mra_test_choose_isa.argtypes = [
         ctypes.c_char_p,
+        ctypes.c_int32,
         ctypes.POINTER(ctypes.c_int32),
         ctypes.c_char_p,
         ctypes.c_size_t,
@@ -94,18 +96,18 @@ def kernel() -> ctypes.CDLL:
     return library
 
 
-def choose_isa(name: str) -> int:
-    """The number of an instruction set; ValueError with the kernel's message where it is refused."""
+def choose_isa(name: str, accuracy: str = "fp32") -> int:
+    """The number of an instruction set, for "" that of the accuracy; ValueError with the kernel's message where refused."""
     isa = ctypes.c_int32(-1)
     message = ctypes.create_string_buffer(512)
-    if not kernel().mra_test_choose_isa(name.encode(), ctypes.byref(isa), message, len(message)):
+    if not kernel().mra_test_choose_isa(name.encode(), ACCURACIES[accuracy], ctypes.byref(isa), message, len(message)):
         raise ValueError(message.value.decode())
     return isa.value
 
 
 @functools.cache
 def machine_isas() -> tuple[str, ...]:
-    """The instruction sets that this machine can run, best first."""
+    """The instruction sets for float32 that this machine can run, best first."""
 
     def usable(name: str) -> bool:
         try:
@@ -115,6 +117,17 @@ def machine_isas() -> tuple[str, ...]:
         return True
 
     return tuple(name for name in ("avx512", "avx2", "portable") if usable(name))
+
+
+@functools.cache
+def reduced_isas() -> tuple[str, ...]:
+    """Those of this machine that multiply in fewer bits."""
+    found = []
+    for name in ("avx512_bf16", "avx512_fp16"):
+        with contextlib.suppress(ValueError):
+            choose_isa(name)
+            found.append(name)
+    return tuple(found)
 
 
 def make_params(

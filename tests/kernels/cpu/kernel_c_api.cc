@@ -28,9 +28,10 @@ MRA_TEST_API int mra_test_validate(const mra::Mra2AttentionParams* params, char*
   return mra::validate(*params, message, message_size) ? 1 : 0;
 }
 
-MRA_TEST_API int mra_test_choose_isa(const char* name, std::int32_t* isa, char* message, std::size_t message_size) {
+MRA_TEST_API int mra_test_choose_isa(const char* name, std::int32_t accuracy, std::int32_t* isa, char* message,
+                                     std::size_t message_size) {
   mra::CpuIsa chosen = mra::CpuIsa::kPortable;
-  const bool ok = mra::choose_cpu_isa(name, &chosen, message, message_size);
+  const bool ok = mra::choose_cpu_isa(name, static_cast<mra::Accuracy>(accuracy), &chosen, message, message_size);
   *isa = static_cast<std::int32_t>(chosen);
   return ok ? 1 : 0;
 }

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpu_kernels import build, machine_isas
+from cpu_kernels import build, machine_isas, reduced_isas
 
 
 def fuzz(tree: Path, seed: int, count: int, isa: str, program: str = "mra_fuzz") -> dict[str, float]:
@@ -27,9 +27,9 @@ def test_fuzz(isa: str) -> None:
     assert numbers["special"] > 30
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_fp16", "avx512", "avx2", "portable"])
 def test_fuzz_with_sanitizers(isa: str) -> None:
-    if isa not in machine_isas():
+    if isa not in machine_isas() + reduced_isas():
         pytest.skip(f"this machine has no {isa}")
     assert fuzz(build("address,undefined"), seed=2, count=100, isa=isa)["compared"] > 150
 

@@ -267,7 +267,7 @@ def test_bad_sizes_are_refused(field: str, value: int, message: str) -> None:
 
 
 def test_instruction_sets_are_chosen_by_name() -> None:
-    with pytest.raises(ValueError, match="MRA_CPU_ISA=sse9 must be avx512_bf16, avx512, avx2 or portable"):
+    with pytest.raises(ValueError, match="MRA_CPU_ISA=sse9 must be avx512_bf16, avx512_fp16, avx512, avx2 or portable"):
         choose_isa("sse9")
     assert choose_isa("") == choose_isa(machine_isas()[0])
     assert choose_isa("portable") == 0

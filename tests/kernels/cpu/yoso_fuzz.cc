@@ -169,7 +169,7 @@ int main(int argc, char** argv) {
   std::mt19937_64 random(std::strtoull(argv[1], nullptr, 10));
   char message[512];
   mra::CpuIsa isa;
-  if (!mra::choose_cpu_isa(argv[3], &isa, message, sizeof(message))) return std::puts(message), 2;
+  if (!mra::choose_cpu_isa(argv[3], mra::Accuracy::kFp32, &isa, message, sizeof(message))) return std::puts(message), 2;
   int compared = 0, special = 0;
   double worst = 0;
   for (int number = 0; number < std::atoi(argv[2]); ++number) {

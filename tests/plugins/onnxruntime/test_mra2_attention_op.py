@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cpu_kernels import build, machine_isas, run_kernel
+from cpu_kernels import ISAS, build, choose_isa, machine_isas, run_kernel
 from goldens import Golden
 from measures import relative_error
 from onnx import TensorProto, helper
@@ -201,8 +201,40 @@ def test_the_environment_chooses_the_instruction_set(isa: str, library: Path, mo
 
 def test_an_unknown_instruction_set_is_refused(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRA_CPU_ISA", "mmx")
-    with pytest.raises(Exception, match="MRA_CPU_ISA=mmx must be avx512_bf16, avx512, avx2 or portable"):
+    with pytest.raises(Exception, match="MRA_CPU_ISA=mmx must be avx512_bf16, avx512_fp16, avx512, avx2 or portable"):
         make_session(library, make_model(ATTRIBUTES))
+
+
+def session_of_accuracy(library: Path, accuracy: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 4
+    options.add_session_config_entry("mra.accuracy", accuracy)
+    options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(make_model(ATTRIBUTES).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def test_the_session_chooses_the_accuracy(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself alone: sessions of both levels live beside each other. MRA_CPU_ISA comes before it."""
+    feed = make_feed(1, 300, 128)
+    names = {number: name for name, number in ISAS.items()}
+    sessions = [session_of_accuracy(library, level) for level in ("fp32", "bf16")]
+    sessions.append(make_session(library, make_model(ATTRIBUTES)))
+    monkeypatch.setenv("MRA_CPU_ISA", "portable")
+    sessions.append(session_of_accuracy(library, "bf16"))
+    used = [names[choose_isa("", "fp32")], names[choose_isa("", "bf16")], names[choose_isa("", "fp32")], "portable"]
+    for session, isa in zip(sessions, used, strict=True):
+        direct = run_kernel(*(torch.from_numpy(feed[name]) for name in INPUTS), ATTRIBUTES, isa=isa)
+        assert np.array_equal(run(session, feed), direct.numpy())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "message"),
+    [("fp8", "mra.accuracy=fp8 must be fp32 or bf16"), ("bf16" * 200, "mra.accuracy has 800 characters; it must be")],
+)
+def test_an_unknown_accuracy_is_refused(accuracy: str, message: str, library: Path) -> None:
+    with pytest.raises(Exception, match=message):
+        session_of_accuracy(library, accuracy)
 
 
 def test_an_old_runtime_is_told_so(library: Path) -> None:
