@@ -11,6 +11,7 @@ from mra_export.cli.options import (
     POOLING_NAMES,
     dtype_options,
     force_option,
+    int8_options,
     model_options,
     output_option,
     output_options,
@@ -27,6 +28,7 @@ __all__ = ["onnx_command"]
 @output_option("The ONNX directory to write.")
 @model_options
 @dtype_options("fp32", "fp32")
+@int8_options
 @click.option("--opset", type=int, help="Opset of the standard operators.  [default: 20, or 23 for standard attention]")
 @click.option(
     "--pooling",
@@ -46,6 +48,7 @@ def onnx_command(
     random_init: int | None,
     family_options: dict[str, str],
     dtype: str,
+    int8: Any,
     opset: int | None,
     pooling: str | None,
     normalize: bool | None,
@@ -70,7 +73,7 @@ def onnx_command(
     from mra_export.cli.tables import print_comparisons
     from mra_export.pipeline.source import ExportRequest, Proof, export_checkpoint
 
-    request = ExportRequest(task, random_init, family_options, dtype, opset, pooling, normalize)
+    request = ExportRequest(task, random_init, family_options, dtype, opset, pooling, normalize, int8=int8)
     proof = None if no_check else Proof(checking_library(plugin_lib))
     comparisons = [] if proof is None else proof.comparisons
     with progress(quiet=shown["quiet"]) as report:
@@ -81,17 +84,19 @@ def onnx_command(
     if not shown["as_json"]:
         print_comparisons(comparisons)
         print_notes(result.notes)
+    precision = result.dtype if int8 is None else "int8"
     missing = not_built_note() if result.attention_nodes else None
     note = "" if missing is None else f"\n  note: {missing}"
     print_result(
         "onnx",
-        f"{result.model}: {result.task}, {result.dtype}, opset {result.opset}, {result.attention_nodes} attention nodes, "
+        f"{result.model}: {result.task}, {precision}, opset {result.opset}, {result.attention_nodes} attention nodes, "
         f"{result.size_bytes / 2**20:.1f} MiB" + (" (not checked)" if no_check else "") + note,
         shown["as_json"],
         outputs=[str(result.directory)],
         model=str(result.model),
         task=result.task,
         dtype=result.dtype,
+        precision=precision,
         opset=result.opset,
         attention_nodes=result.attention_nodes,
         model_inputs=list(result.inputs),

@@ -19,6 +19,7 @@ __all__ = [
     "TASK_NAMES",
     "dtype_options",
     "force_option",
+    "int8_options",
     "model_options",
     "options",
     "output_option",
@@ -94,3 +95,38 @@ def dtype_options(default: str | None, shown: str) -> Callable[[Any], Any]:
         )(wrapper)
 
     return decorate
+
+
+def int8_options(function: Any) -> Any:
+    """`--int8` with what goes with it, below `dtype_options`; the command gets `int8`, an `Int8Request` or None."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any, int8: bool, int8_all: bool, calibrate: Path | None, dtype: str | None, **kwargs: Any
+    ) -> Any:
+        request = None
+        if int8 or int8_all:
+            if dtype not in (None, "fp32"):
+                raise click.UsageError(
+                    f"--int8 and --{dtype} exclude each other; what is not int8 is float32. Give one of them."
+                )
+            from mra_export.embedding.input import read_texts
+            from mra_export.export.int8 import Int8Request
+            from mra_export.pipeline.quantize import check_request
+
+            request = Int8Request(None if calibrate is None else tuple(read_texts(calibrate)), int8_all)
+            check_request(request)
+        elif calibrate is not None:
+            raise click.UsageError("--calibrate is for --int8. Add that, or leave it out.")
+        return function(*args, int8=request, dtype=dtype, **kwargs)
+
+    return options(
+        click.option("--int8", is_flag=True, help="Linear layers in int8, but the second one of each feed-forward."),
+        click.option("--int8-all", is_flag=True, help="All linear layers in int8: faster, and twice the loss."),
+        click.option(
+            "--calibrate",
+            type=click.Path(path_type=Path),
+            metavar="TEXTS",
+            help="Texts for --int8, as embed reads them.  [default: 64 built in]",
+        ),
+    )(wrapper)

@@ -11,6 +11,7 @@ from mra_export.cli.options import (
     POOLING_NAMES,
     dtype_options,
     force_option,
+    int8_options,
     model_options,
     output_option,
     output_options,
@@ -26,6 +27,7 @@ __all__ = ["trt_command"]
 @output_option("The engine file to write; its manifest gets the same name with .json appended.")
 @model_options
 @dtype_options(None, "as SOURCE, fp32 for a checkpoint")
+@int8_options
 @click.option("--backend", type=click.Choice(["auto", "tensorrt", "rtx"]), default="auto", show_default=True)
 @click.option("--batch", metavar="MIN:OPT:MAX", help="Sizes of a batch.  [default: 1:8:32]")
 @click.option("--seq-len", metavar="MIN:OPT:MAX", help="Tokens of a sequence.  [default: 1:128:(the model's maximum)]")
@@ -52,6 +54,7 @@ def trt_command(
     random_init: int | None,
     family_options: dict[str, str],
     dtype: str | None,
+    int8: Any,
     backend: str,
     opset: int | None,
     pooling: str | None,
@@ -81,12 +84,13 @@ def trt_command(
         name: None if (text := options.pop(name)) is None else parse_range(text, f"--{name.replace('_', '-')}")
         for name in RANGES
     }
+    request = ExportRequest(task, random_init, family_options, None, opset, pooling, normalize, int8=int8)
     comparisons: list[Any] = []
     with progress(quiet=shown["quiet"]) as report:
         try:
             result = build_engine(
-                source, output, request=ExportRequest(task, random_init, family_options, None, opset, pooling, normalize),
-                dtype=dtype, backend=backend, library=plugin_lib, prove=not no_check, comparisons=comparisons,
+                source, output, request=request, dtype=dtype, backend=backend, library=plugin_lib, prove=not no_check,
+                comparisons=comparisons,
                 force=force, progress=report, **ranges, **options,
             )  # fmt: skip
         except ParityError as error:

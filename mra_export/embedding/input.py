@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["NULLS", "ChunkReader", "changed", "id_tables", "scan"]
+__all__ = ["NULLS", "ChunkReader", "changed", "id_tables", "read_texts", "scan"]
 
 NULLS = ("error", "skip", "empty")
 """What may be done with a row whose text is null."""
@@ -264,6 +264,18 @@ class ChunkReader:
                 return
             start = 0
             self._open(self._file + 1, 0, 0)
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of an input in one go, for those who need no chunks.
+
+    Raises:
+        InputError: as by `scan`.
+    """
+    source = scan(path)
+    reader = ChunkReader(source)
+    for chunk in source.chunks:
+        yield from reader.texts(chunk)
 
 
 def id_tables(source: Source, columns: tuple[str, ...], rows: int) -> tuple[Any, Iterator[Any]]:

@@ -18,20 +18,46 @@ from mra_export.errors import InputError
 from mra_export.export.onnx_model import OnnxModel, read_onnx, save_program
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     import onnx_ir as ir
 
-__all__ = ["RANGE_PREFIX", "Linear", "is_int8", "linears_of", "quantize", "with_ranges"]
+__all__ = [
+    "RANGE_PREFIX",
+    "SWITCHES",
+    "Int8Request",
+    "Linear",
+    "check_quantizable",
+    "is_int8",
+    "linears_of",
+    "quantize",
+    "with_ranges",
+    "with_switches",
+]
 
 Array = np.ndarray[Any, Any]
 
 RANGE_PREFIX = "range:"
 """Of the outputs that `with_ranges` adds."""
+SWITCHES = "int8_layers"
+"""The input that `with_switches` adds."""
 _MODULE = re.compile(r"\b(layer\.\d+\..+)\.bias$")
 """In the name of a bias of the encoder: its module, as transformers names it."""
 _LEAST_RANGE = 1e-5
 """Below it a number counts as this large: a scale of 0 would divide by it."""
+
+
+@dataclass(frozen=True)
+class Int8Request:
+    """How a file is to be quantized.
+
+    Attributes:
+        texts: from which the ranges are measured; None for those that come with this package.
+        every_layer: whether the layers that lose most become int8 too.
+    """
+
+    texts: tuple[str, ...] | None = None
+    every_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +99,25 @@ class _Group:
 
 def is_int8(model: OnnxModel) -> bool:
     """Whether `quantize` wrote a file."""
-    return model.metadata.get("precision") == "int8"
+    return model.precision == "int8"
+
+
+def check_quantizable(model: OnnxModel) -> None:
+    """Refuses a file of which `quantize` can make nothing.
+
+    Raises:
+        InputError: the file is not float32, is int8 already, or has no linear layers that are known here.
+    """
+    if model.dtype != "fp32":
+        raise InputError(
+            f"{model.path} is {model.dtype}, and int8 is made of fp32. Export the checkpoint with --dtype fp32."
+        )
+    if is_int8(model):
+        raise InputError(f"{model.path} is int8 already. Give the float32 export, or the checkpoint.")
+    if model.family.second_feed_forward is None:
+        raise InputError(f"{model.path}: --int8 knows no linear layers of {model.family.title}. Leave it out.")
+    if not linears_of(model):
+        raise InputError(f"{model.path} has no linear layers in an encoder. Export the checkpoint again.")
 
 
 def linears_of(model: OnnxModel) -> list[Linear]:
@@ -118,6 +162,7 @@ def quantize(
     *,
     smoothing: float | None = None,
     float_layers: Collection[str] = (),
+    noted: Mapping[str, str] = {},
 ) -> OnnxModel:
     """Writes an export with the linear layers of its encoder in int8; the same input gives the same bytes.
 
@@ -128,34 +173,78 @@ def quantize(
         smoothing: how much of the range of what a layer reads is moved into its weights, number by number: the migration strength
             of SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), between 0 and 1; None to move nothing.
         float_layers: of `Linear.names`, what stays in float; a name stands for all that share its product.
+        noted: further metadata of the file.
 
     Returns:
         The written file.
 
     Raises:
-        InputError: the file is not float32, is int8 already, or has no linear layers that are known here; or a name is unknown.
+        InputError: as by `check_quantizable`; or a name is unknown.
     """
     import onnx
     import onnx_ir as ir
 
-    if model.dtype != "fp32":
-        raise InputError(
-            f"{model.path} is {model.dtype}, and int8 is made of fp32. Export the checkpoint with --dtype fp32."
-        )
-    if is_int8(model):
-        raise InputError(f"{model.path} is int8 already. Give the float32 export, or the checkpoint.")
+    check_quantizable(model)
     program = ir.load(model.path)
     groups = _groups(program.graph)
-    if not groups:
-        raise InputError(f"{model.path} has no linear layers in an encoder. Export the checkpoint again.")
     known = [name for group in groups for name in group.linear.names]
     if unknown := sorted(set(float_layers) - set(known)):
         raise InputError(f"{model.path} has no linear layer {unknown[0]}, but {', '.join(known[:6])} and so on.")
-    foldable = {addition.outputs[0] for group in groups for addition in group.additions}
     chosen = [group for group in groups if not set(group.linear.names) & set(float_layers)]
-    remaining: list[
-        tuple[_Group, Array, Array | None]
-    ] = []  # a group, the ranges of what it reads, what is left to divide by
+    for group, seen, divide in _smoothed(groups, chosen, ranges, model, smoothing):
+        _to_int8(program.graph, group, seen, divide)
+    program.metadata_props["precision"] = "int8"
+    program.metadata_props["int8.smoothing"] = "none" if smoothing is None else f"{smoothing:g}"
+    program.metadata_props["int8.float_layers"] = " ".join(name for name in known if name in set(float_layers))
+    program.metadata_props.update(noted)
+    save_program(program, target)
+    onnx.checker.check_model(str(target), full_check=True)
+    return read_onnx(target)
+
+
+def with_switches(
+    model: OnnxModel, ranges: Mapping[str, Array], target: Path, *, smoothing: float | None = None
+) -> OnnxModel:
+    """Writes a file in which each linear layer computes in int8 or in float as its input says: many settings, one file.
+
+    It rounds to int8 and back as `quantize` does, and multiplies in float, which is the same but for the rounding of sums.
+
+    Args:
+        model: a float32 export.
+        ranges: as for `quantize`.
+        target: the file to write.
+        smoothing: as for `quantize`.
+
+    Returns:
+        The written file, with the further input `SWITCHES`, bool [number of linears_of(model)].
+    """
+    import onnx_ir as ir
+
+    program = ir.load(model.path)
+    groups = _groups(program.graph)
+    count = len(groups)
+    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([count]))
+    program.graph.inputs.append(switches)
+    for index, (group, seen, divide) in enumerate(_smoothed(groups, groups, ranges, model, smoothing)):
+        _to_int8(program.graph, group, seen, divide, (switches, index))
+    save_program(program, target)
+    return read_onnx(target)
+
+
+def _smoothed(
+    groups: Sequence[_Group],
+    chosen: Sequence[_Group],
+    ranges: Mapping[str, Array],
+    model: OnnxModel,
+    smoothing: float | None,
+) -> list[tuple[_Group, Array, Array | None]]:
+    """Moves ranges of what the chosen groups read into their weights.
+
+    Returns:
+        Each chosen group, the ranges of what it then reads, and what that is still to be multiplied with; None for nothing.
+    """
+    foldable = {addition.outputs[0] for group in groups for addition in group.additions}
+    remaining: list[tuple[_Group, Array, Array | None]] = []
     for group in chosen:
         seen = np.maximum(ranges[group.linear.source].astype(np.float64), _LEAST_RANGE)
         if smoothing is None:
@@ -169,12 +258,7 @@ def quantize(
             remaining.append((group, seen / factor, None))
         else:
             remaining.append((group, seen / factor, 1 / factor))
-    for each in remaining:
-        _to_int8(program.graph, *each)
-    program.metadata_props["precision"] = "int8"
-    save_program(program, target)
-    onnx.checker.check_model(str(target), full_check=True)
-    return read_onnx(target)
+    return remaining
 
 
 def _groups(graph: ir.Graph) -> list[_Group]:
@@ -248,8 +332,10 @@ def _scale_output(addition: ir.Node | None, factor: Array) -> None:
     _replace_constant(addition.inputs[place], _constant(addition.inputs[place]) * factor)
 
 
-def _to_int8(graph: ir.Graph, group: _Group, seen: Array, divide: Array | None) -> None:
-    """Puts a product of int8 in the place of a group's products."""
+def _to_int8(
+    graph: ir.Graph, group: _Group, seen: Array, divide: Array | None, switch: tuple[ir.Value, int] | None = None
+) -> None:
+    """Puts a product of int8 in the place of a group's products; with a switch, one of int8 or float."""
     import onnx_ir as ir
 
     name = group.linear.names[0] if len(group.products) == 1 else group.linear.names[0].rpartition(".")[0] + ".qkv"
@@ -275,9 +361,15 @@ def _to_int8(graph: ir.Graph, group: _Group, seen: Array, divide: Array | None) 
         source = add("Mul", [source, constant("smoothing", divide.astype(np.float32))], "smoothed")
     read = add("DequantizeLinear", [add("QuantizeLinear", [source, scale, zero], "input_int8"), scale, zero], "input")
     whole = np.clip(np.rint(weight / columns), -127, 127).astype(np.int8)
-    stored = [constant("weight_int8", whole), constant("weight_scale", columns)]
-    stored.append(constant("weight_zero_point", np.zeros(len(columns), np.int8)))
-    product = add("MatMul", [read, add("DequantizeLinear", stored, "weight", axis=1)], "product")
+    if switch is None:
+        stored = [constant("weight_int8", whole), constant("weight_scale", columns)]
+        stored.append(constant("weight_zero_point", np.zeros(len(columns), np.int8)))
+        product = add("MatMul", [read, add("DequantizeLinear", stored, "weight", axis=1)], "product")
+    else:
+        is_on = add("Gather", [switch[0], constant("number", np.array(switch[1], np.int64))], "is_int8")
+        rounded = add("MatMul", [read, constant("weight_rounded", whole * columns)], "product_rounded")
+        product = add("MatMul", [source, constant("weight", weight)], "product_float")
+        product = add("Where", [is_on, rounded, product], "product")
     total = ir.node("Add", [product, constant("bias", bias)], name=f"{name}.Add")
     made.append(total)
     written = [addition.outputs[0] for addition in group.additions]

@@ -95,6 +95,11 @@ class OnnxModel:
     proto: Any = field(repr=False)
 
     @property
+    def precision(self) -> str:
+        """What its linear layers compute in: fp32, fp16, bf16 or int8."""
+        return self.metadata.get("precision", self.dtype)
+
+    @property
     def nodes(self) -> list[Any]:
         """The custom nodes that compute the attention (`onnx.NodeProto`); none where standard operators do."""
         return [layer.node for layer in self.layers if layer.node is not None]

@@ -144,6 +144,8 @@ class Family(ABC):
     """Name of the TensorRT plugin that computes the node; None if TensorRT's own layers do."""
     is_linear_in_values: bool = False
     """Whether the attention's output is a linear function of the values, number by number."""
+    second_feed_forward: str | None = None
+    """Of a layer the module of its second feed-forward product, below `layer.N`; None where the linear layers are not known."""
     min_opset: int = 17
     default_opset: int = 20
     options: Mapping[str, Option] = {}

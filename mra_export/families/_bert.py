@@ -18,6 +18,8 @@ __all__ = ["BertFamily"]
 class BertFamily(Family):
     """A family whose layers are `base_model.encoder.layer`, each with its self-attention in `attention.self`."""
 
+    second_feed_forward = "output.dense"
+
     def validate(self, config: Any) -> None:
         """Raises `InputError` if the configuration is not that of an encoder at all."""
         heads, hidden = config.num_attention_heads, config.hidden_size

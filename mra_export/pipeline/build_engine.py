@@ -23,7 +23,15 @@ from mra_export.native.libraries import find_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_file
 from mra_export.parity.comparison import Comparison, as_json
 from mra_export.parity.range import recorded
-from mra_export.pipeline.source import ExportRequest, Proof, check_dtype, find_exported, in_dtype, open_source
+from mra_export.pipeline.source import (
+    ExportRequest,
+    Proof,
+    check_dtype,
+    check_int8,
+    find_exported,
+    in_dtype,
+    open_source,
+)
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
@@ -113,6 +121,8 @@ def build_engine(
         DependencyError: no backend, no plugin or no GPU where one is needed.
         MraExportError: the builder failed on a network that it had accepted.
     """
+    request = replace(request, dtype=dtype)
+    check_int8(request)
     file = find_exported(source, request)
     # An engine may lie in the directory of its ONNX file, and be replaced there.
     for target in (output, manifest_path(output)):
@@ -123,7 +133,7 @@ def build_engine(
     made = comparisons if comparisons is not None else []
     proof = Proof(find_library("onnxruntime"), made, "builds the engine") if prove else None
     notes: list[str] = []
-    opening = open_source(source, replace(request, dtype=dtype), proof=proof, notes=notes, progress=progress)
+    opening = open_source(source, request, proof=proof, notes=notes, progress=progress)
     with opening as exported:
         check_dtype(exported, dtype)
         dims = exported.input_axes

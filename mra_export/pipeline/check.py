@@ -12,6 +12,7 @@ from mra_export.checkpoint.modules import Module
 from mra_export.checkpoint.text import read_contract
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
+from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES, openvino_library
 from mra_export.openvino.core import PRECISIONS
@@ -21,6 +22,7 @@ from mra_export.parity.compare import check_candidate, check_operator
 from mra_export.parity.comparison import Comparison
 from mra_export.parity.range import check_range, lost_weights
 from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
+from mra_export.pipeline.check_int8 import Int8Check
 from mra_export.pipeline.check_texts import check_texts
 from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.pipeline.ranges import stand_in
@@ -132,9 +134,10 @@ def check(
         progress: called with a line before each step.
 
     Returns:
-        Two comparisons for each file and way of running it, one of texts where the checkpoint is one of sentence-transformers, and
-        one for a float16 file, whose tensors are held against the range of that type; one for an engine that does not show its
-        layers, and one more for an engine beside the ONNX file from which it was built.
+        Two comparisons for each file and way of running it (of an int8 file what it loses on texts, and its attention), one of
+        texts where the checkpoint is one of sentence-transformers, and one for a float16 file, whose tensors are held against the
+        range of that type; one for an engine that does not show its layers, and one more for an engine beside the ONNX file from
+        which it was built.
 
     Raises:
         InputError: a file is unreadable, not ours, or of another model than the checkpoint.
@@ -175,8 +178,13 @@ def check(
         reference = TransformersRunner(checkpoint, modules, kernel_sources=kernel_sources)
         specification = SpecificationRunner(checkpoint, modules)
         runners = _runners(model, _own_library(model.path, "onnxruntime", library), runtimes)
+        int8 = Int8Check.of(checkpoint, model, reference, max_seq_len, progress) if is_int8(model) else None
         for runner, dtype in runners:
             progress(f"{runner.name}: {len(cases)} cases on {origin}")
+            if int8 is not None:
+                token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
+                comparisons += int8.run(runner, dtype, cases, token_outputs)
+                continue
             result = check_candidate(
                 checkpoint,
                 reference,
@@ -288,7 +296,7 @@ def check_alone(
             dtype,
             cases,
             task.outputs if task.per_token else (),
-            reference=body,
+            reference=None if is_int8(model) else body,  # rounding to int8 makes steps of differences in the last bit
             progress=lambda name, runner=runner: progress(f"{runner.name}: {name}"),  # type: ignore[misc]
         )
         body = runner

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ import numpy as np
 
 from mra_export.checkpoint.text import read_contract
 from mra_export.errors import InputError, ParityError
+from mra_export.export.int8 import Int8Request, check_quantizable
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
+from mra_export.native.libraries import find_library
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.comparison import Comparison, describe_failures
+from mra_export.pipeline.quantize import check_request, to_int8
 from mra_export.pipeline.ranges import file_range, random_inputs
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
@@ -32,10 +36,12 @@ __all__ = [
     "ExportRequest",
     "Proof",
     "check_dtype",
+    "check_int8",
     "compare_with_source",
     "export_checkpoint",
     "find_exported",
     "in_dtype",
+    "in_int8",
     "open_source",
 ]
 
@@ -49,6 +55,7 @@ class ExportRequest:
         random_init: as for `load_checkpoint`.
         options: of the checkpoint's family, as for `load_checkpoint`.
         dtype: "fp32", "fp16" or "bf16"; None for fp32.
+        int8: how it is quantized; None for not at all. Of an exported file too.
         opset: as for `export_onnx`.
         pooling: "none" or one of `POOLING_MODES`.
         normalize: whether embeddings are scaled to length 1.
@@ -63,6 +70,7 @@ class ExportRequest:
     pooling: str | None = None
     normalize: bool | None = None
     embeddings: bool = False
+    int8: Int8Request | None = None
 
     def given(self) -> list[str]:
         """The options by name that were given and are of no use where there is an exported file."""
@@ -159,18 +167,29 @@ def export_checkpoint(
     from mra_export.export.exporter import export_onnx
     from mra_export.pipeline.check import check
 
+    check_int8(request)
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=request.task, random_init=request.random_init, options=request.options)
 
     if proof is not None and checkpoint.family.plugin is not None:  # it has nodes for a library
         check_runtime(proof.library)
 
-    def prove(stage: Path) -> None:
-        assert proof is not None
-        proof.judge(check(checkpoint, [stage / MODEL_FILE], library=proof.library, progress=progress))
+    notes: list[str] = []
+
+    def finish(stage: Path) -> None:
+        if proof is not None:
+            proof.judge(check(checkpoint, [stage / MODEL_FILE], library=proof.library, progress=progress))
+        if request.int8 is not None:
+            exported, random_ids = read_onnx(stage / MODEL_FILE), request.random_init is not None
+            made = in_int8(exported, request.int8, proof=proof, random_ids=random_ids, notes=notes, progress=progress)
+            with made as quantized:
+                for file in exported.files:
+                    file.unlink()
+                for file in quantized.files:
+                    shutil.move(file, exported.path.parent)
 
     progress(f"exporting {type(checkpoint.model).__name__}")
-    return export_onnx(
+    result = export_onnx(
         checkpoint,
         output,
         dtype=request.dtype or "fp32",
@@ -178,8 +197,9 @@ def export_checkpoint(
         pooling=request.pooling_for(checkpoint),
         normalize=request.normalize,
         force=force,
-        finish=None if proof is None else prove,
+        finish=finish,
     )
+    return replace(result, notes=(*result.notes, *notes))
 
 
 @contextlib.contextmanager
@@ -230,6 +250,64 @@ def check_dtype(source: OnnxModel, dtype: str | None) -> None:
         raise InputError(
             f"{source.path} is {source.dtype}, and what was rounded once cannot become {dtype}. Export it again with "
             f"`mra-export onnx CHECKPOINT --dtype {dtype}`, or give the checkpoint to `mra-export trt --dtype {dtype}`."
+        )
+
+
+def check_int8(request: ExportRequest) -> None:
+    """Refuses what --int8 cannot be combined with, and texts of no use, before any work is done.
+
+    Raises:
+        InputError: another type is asked for too, or there is no text.
+    """
+    if request.int8 is None:
+        return
+    if request.dtype not in (None, "fp32"):
+        raise InputError(
+            f"--int8 and --{request.dtype} exclude each other; what is not int8 is float32. Give one of them."
+        )
+    check_request(request.int8)
+
+
+@contextlib.contextmanager
+def in_int8(
+    source: OnnxModel,
+    request: Int8Request | None,
+    *,
+    proof: Proof | None,
+    random_ids: bool = False,
+    notes: list[str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[OnnxModel]:
+    """The file in int8, for as long as the block runs; the file itself where that is not asked for.
+
+    Args:
+        source: a float32 file, in its directory.
+        request: how it is quantized; None for not at all.
+        proof: takes the comparison with the float32 file; None to leave that out.
+        random_ids: whether a model without a tokenizer is run on random ids.
+        notes: takes what a person should know.
+        progress: called with a line before each step.
+
+    Raises:
+        InputError: the file or the texts cannot be used.
+        ParityError: it loses more than its limits allow.
+    """
+    if request is None:
+        yield source
+        return
+    check_quantizable(source)
+    library = (find_library("onnxruntime") if proof is None else proof.library) if source.nodes else None
+    check_runtime(library)
+    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
+        yield to_int8(
+            source,
+            Path(folder) / source.path.name,
+            request,
+            library=library,
+            judge=None if proof is None else proof.judge,
+            random_ids=random_ids,
+            notes=notes,
+            progress=progress,
         )
 
 

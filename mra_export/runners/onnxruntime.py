@@ -28,7 +28,7 @@ class OnnxRuntimeRunner:
         self.library = library
         self.threads = threads
         note = operator_note("native operator" if library else "function body", model)
-        self.name = f"{model.path.name} {model.dtype}, ONNX Runtime{note}"
+        self.name = f"{model.path.name} {model.precision}, ONNX Runtime{note}"
         self._session: Any = None
         self._traced: Any = None
 

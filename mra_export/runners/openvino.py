@@ -34,7 +34,8 @@ class OpenVinoRunner:
         self.model = model
         self.precision = precision
         self.file = file or model.path
-        self.name = f"{self.file.name} {precision}, OpenVINO{operator_note('native operator', model)}"
+        shown = f"{model.precision} + {precision}" if model.precision == "int8" else precision
+        self.name = f"{self.file.name} {shown}, OpenVINO{operator_note('native operator', model)}"
         self._core = open_core(library)
         self._compiled: Any = None
         self._traced: Any = None
