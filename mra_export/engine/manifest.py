@@ -44,7 +44,7 @@ class Manifest:
         plugin_embedded: whether the engine carries the library.
         plugin_architectures: for which it was compiled, as CMake lists them.
         plugin_layers: number of attention layers that the plugin computes.
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16, bf16, or int8 where linear layers are in int8 and the rest in fp32.
         precision_proof: where that was seen.
         tensor_types: type -> number of tensors of the parsed network.
         weights_stripped: whether the weights are to be put back (refitted) before use.

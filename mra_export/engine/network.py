@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from mra_export.engine.backend import Backend
     from mra_export.export.onnx_model import OnnxModel
 
-__all__ = ["allow_decomposition", "check_plugin_layers", "check_types", "counted", "parse", "prepare"]
+__all__ = [
+    "allow_decomposition",
+    "check_plugin_layers",
+    "check_quantized",
+    "check_types",
+    "counted",
+    "parse",
+    "prepare",
+]
 
 
 def prepare(model: OnnxModel, layer_outputs: bool) -> bytes:
@@ -123,6 +131,24 @@ def check_types(backend: Backend, network: Any, dtype: str, outputs: Iterable[st
             f"Export the checkpoint again with --dtype {dtype}."
         )
     return types
+
+
+def check_quantized(backend: Backend, network: Any, model: OnnxModel) -> None:
+    """Every quantization of an int8 file has to be a layer: the products behind it compute in int8 by that alone.
+
+    Args:
+        backend: that parsed it.
+        network: what it parsed.
+        model: the file; one without int8 has no such layer.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    found = [layer for layer in layers if layer.type.name == "QUANTIZE" and layer.get_output(0).dtype.name == "INT8"]
+    wanted = sum(node.op_type == "QuantizeLinear" for node in model.proto.graph.node)
+    if len(found) != wanted:
+        raise MraExportError(
+            f"{backend.title} parsed {model.path} into {len(found)} quantizations to int8, but it has {wanted}: the engine would "
+            "not be the model."
+        )
 
 
 def allow_decomposition(backend: Backend, network: Any) -> None:

@@ -50,8 +50,8 @@ def convert(model: OnnxModel, dtype: str, target: Path, *, lost: list[str] | Non
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
-    if model.dtype != "fp32":
-        raise InputError(f"{model.path} is {model.dtype}; only fp32 is converted, what was rounded once stays so.")
+    if model.precision != "fp32":
+        raise InputError(f"{model.path} is {model.precision}; only fp32 is converted, what was rounded once stays so.")
     program = ir.load(model.path)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(program)
     graph = program.graph

@@ -14,7 +14,15 @@ from mra_export.engine.backend import Backend, open_backend, select_backend
 from mra_export.engine.builder import build, inspect_engine
 from mra_export.engine.gpu import covers, find_gpus
 from mra_export.engine.manifest import FORMAT, Manifest, manifest_path, write_manifest
-from mra_export.engine.network import allow_decomposition, check_plugin_layers, check_types, counted, parse, prepare
+from mra_export.engine.network import (
+    allow_decomposition,
+    check_plugin_layers,
+    check_quantized,
+    check_types,
+    counted,
+    parse,
+    prepare,
+)
 from mra_export.engine.plugin import PluginInfo, load_plugin
 from mra_export.engine.ranges import Range, ranges_of, shapes_of
 from mra_export.errors import DependencyError, InputError
@@ -30,6 +38,7 @@ from mra_export.pipeline.source import (
     check_int8,
     find_exported,
     in_dtype,
+    in_int8,
     open_source,
 )
 from mra_export.version import __version__
@@ -97,7 +106,7 @@ def build_engine(
         output: the engine file; the manifest is beside it, with .json appended.
         request: how a checkpoint is exported.
         dtype: fp32, fp16 or bf16; None for that of the file, or fp32. The engine is strongly typed: its types are those of the
-            file, and a float32 file is converted where another type is asked for.
+            file, and a float32 file is converted where another type is asked for, or quantized where `request` has int8.
         backend: "auto", "tensorrt" or "rtx".
         library: the plugin library, None to have it found.
         batch: sizes, default 1:8:32.
@@ -151,7 +160,17 @@ def build_engine(
                 f"capability {gpus[0].compute_capability}. Run `mra-export build` on this machine."
             )
 
-        with in_dtype(exported, dtype, proof=proof, progress=progress) as (model, comparison):
+        with contextlib.ExitStack() as stack:
+            quantized = stack.enter_context(
+                in_int8(
+                    exported,
+                    request.int8 if file is not None else None,  # a checkpoint's export is int8 already
+                    proof=proof,
+                    notes=notes,
+                    progress=progress,
+                )
+            )
+            model, comparison = stack.enter_context(in_dtype(quantized, dtype, proof=proof, progress=progress))
             parity = [as_json(each) for each in made if not each.ranges]  # which has a place of its own
             if comparison is not None:
                 parity.append(as_json(comparison))
@@ -162,9 +181,10 @@ def build_engine(
             builder, network, parser = parse(opened, prepare(model, layer_outputs), model)
         check_plugin_layers(opened, network, model)
         tensor_types = check_types(opened, network, model.dtype, model.outputs)
+        check_quantized(opened, network, model)
         allow_decomposition(opened, network)
         shapes = {name: shapes_of(dims[name], ranges) for name in model.inputs}
-        progress(f"{opened.title}: building {output.name}, {model.dtype}, {len(model.layers)} attention layers")
+        progress(f"{opened.title}: building {output.name}, {model.precision}, {len(model.layers)} attention layers")
         started = time.monotonic()
         serialized = build(
             opened, builder, network, parser, shapes,
@@ -206,7 +226,7 @@ def build_engine(
                 plugin_embedded=embed_plugin,
                 plugin_architectures=plugin.architectures if plugin else "",
                 plugin_layers=len(model.nodes),
-                precision=model.dtype,
+                precision=model.precision,
                 precision_proof=precision_proof,
                 tensor_types=dict(tensor_types),
                 weights_stripped=strip_weights,

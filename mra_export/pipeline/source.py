@@ -244,11 +244,11 @@ def check_dtype(source: OnnxModel, dtype: str | None) -> None:
         dtype: fp32, fp16, bf16; None for that of the file.
 
     Raises:
-        InputError: the file has a half type, and another one is asked for.
+        InputError: the file has a half type or is int8, and another one is asked for.
     """
-    if dtype not in (None, source.dtype) and source.dtype != "fp32":
+    if dtype not in (None, source.precision) and source.precision != "fp32":
         raise InputError(
-            f"{source.path} is {source.dtype}, and what was rounded once cannot become {dtype}. Export it again with "
+            f"{source.path} is {source.precision}, and what was rounded once cannot become {dtype}. Export it again with "
             f"`mra-export onnx CHECKPOINT --dtype {dtype}`, or give the checkpoint to `mra-export trt --dtype {dtype}`."
         )
 
