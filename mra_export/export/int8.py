@@ -18,7 +18,7 @@ from mra_export.errors import InputError
 from mra_export.export.onnx_model import OnnxModel, read_onnx, save_program
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -41,8 +41,8 @@ RANGE_PREFIX = "range:"
 """Of the outputs that `with_ranges` adds."""
 SWITCHES = "int8_layers"
 """The input that `with_switches` adds."""
-_MODULE = re.compile(r"\b(layer\.\d+\..+)\.bias$")
-"""In the name of a bias of the encoder: its module, as transformers names it."""
+_MODULE = re.compile(r"\b(layer\.\d+\..+)\.MatMul(_\d+)?$")
+"""In the name of a product of the encoder: its module, as transformers names it. Constants do not tell: equal ones are one."""
 _LEAST_RANGE = 1e-5
 """Below it a number counts as this large: a scale of 0 would divide by it."""
 
@@ -191,7 +191,7 @@ def quantize(
     if unknown := sorted(set(float_layers) - set(known)):
         raise InputError(f"{model.path} has no linear layer {unknown[0]}, but {', '.join(known[:6])} and so on.")
     chosen = [group for group in groups if not set(group.linear.names) & set(float_layers)]
-    for group, seen, divide in _smoothed(groups, chosen, ranges, model, smoothing):
+    for group, seen, divide in _smoothed(program.graph, groups, chosen, ranges, model, smoothing):
         _to_int8(program.graph, group, seen, divide)
     program.metadata_props["precision"] = "int8"
     program.metadata_props["int8.smoothing"] = "none" if smoothing is None else f"{smoothing:g}"
@@ -225,13 +225,14 @@ def with_switches(
     count = len(groups)
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([count]))
     program.graph.inputs.append(switches)
-    for index, (group, seen, divide) in enumerate(_smoothed(groups, groups, ranges, model, smoothing)):
+    for index, (group, seen, divide) in enumerate(_smoothed(program.graph, groups, groups, ranges, model, smoothing)):
         _to_int8(program.graph, group, seen, divide, (switches, index))
     save_program(program, target)
     return read_onnx(target)
 
 
 def _smoothed(
+    graph: ir.Graph,
     groups: Sequence[_Group],
     chosen: Sequence[_Group],
     ranges: Mapping[str, Array],
@@ -251,10 +252,10 @@ def _smoothed(
             remaining.append((group, seen, None))
             continue
         factor = _smoothing(seen, group.weight, smoothing)
-        _scale(group.products, factor[:, None])
+        _scale(graph, group.products, factor[:, None])
         values = _values_of(group.source, model)
         if values in foldable:
-            _scale_output(values.producer(), 1 / factor)
+            _scale_output(graph, values.producer(), 1 / factor)
             remaining.append((group, seen / factor, None))
         else:
             remaining.append((group, seen / factor, 1 / factor))
@@ -270,9 +271,7 @@ def _groups(graph: ir.Graph) -> list[_Group]:
         users = [use.node for use in node.outputs[0].uses()]
         if len(users) != 1 or users[0].op_type != "Add" or node.outputs[0].is_graph_output():
             continue
-        place = _bias_place(users[0])
-        bias = users[0].inputs[place] if place is not None else None
-        module = _MODULE.search(str(bias.name)) if bias is not None else None
+        module = _MODULE.search(str(node.name)) if _bias_place(users[0]) is not None else None
         source = node.inputs[0]
         if module is not None and source is not None and len(node.inputs[1].shape or ()) == 2:
             found.setdefault(source, []).append((module[1], node, users[0]))
@@ -297,11 +296,18 @@ def _constant(value: ir.Value | None) -> Array:
     return value.const_value.numpy()
 
 
-def _replace_constant(value: ir.Value | None, array: Array) -> None:
+def _replace_constant(graph: ir.Graph, node: ir.Node, place: int, array: Array) -> None:
+    """Gives a node another constant, and leaves those who share the old one alone."""
     import onnx_ir as ir
 
-    assert value is not None
-    value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+    old = node.inputs[place]
+    assert old is not None
+    name = old.name if len(old.uses()) == 1 else f"{node.name}.constant"
+    if len(old.uses()) == 1:
+        del graph.initializers[str(old.name)]
+    new = ir.Value(name=name, const_value=ir.tensor(array.astype(np.float32), name=name))
+    graph.register_initializer(new)
+    node.replace_input_with(place, new)
 
 
 def _smoothing(seen: Array, weight: Array, strength: float) -> Array:
@@ -318,18 +324,17 @@ def _values_of(source: ir.Value, model: OnnxModel) -> Any:
     return node.inputs[2] if node is not None and is_attention and model.family.is_linear_in_values else None
 
 
-def _scale(products: tuple[ir.Node, ...], factor: Array) -> None:
+def _scale(graph: ir.Graph, products: Iterable[ir.Node], factor: Array) -> None:
     for node in products:
-        _replace_constant(node.inputs[1], _constant(node.inputs[1]) * factor)
+        _replace_constant(graph, node, 1, _constant(node.inputs[1]) * factor)
 
 
-def _scale_output(addition: ir.Node | None, factor: Array) -> None:
+def _scale_output(graph: ir.Graph, addition: ir.Node, factor: Array) -> None:
     """Multiplies what a linear layer writes, number by number."""
-    assert addition is not None
     place = _bias_place(addition)
-    product = addition.inputs[1 - place]
-    _scale((product.producer(),), factor[None, :])
-    _replace_constant(addition.inputs[place], _constant(addition.inputs[place]) * factor)
+    product: Any = addition.inputs[1 - place]
+    _scale(graph, [product.producer()], factor[None, :])
+    _replace_constant(graph, addition, place, _constant(addition.inputs[place]) * factor)
 
 
 def _to_int8(
@@ -374,17 +379,15 @@ def _to_int8(
     made.append(total)
     written = [addition.outputs[0] for addition in group.additions]
     results = [total.outputs[0]]
-    results[0].name = f"{name}.output"
     if len(written) > 1:
+        results[0].name = f"{name}.output"
         sizes = constant("sizes", np.array([_constant(node.inputs[1]).shape[1] for node in group.products], np.int64))
         split = ir.node("Split", [results[0], sizes], {"axis": -1}, num_outputs=len(written), name=f"{name}.Split")
         made.append(split)
         results = list(split.outputs)
-        for module, value in zip(group.linear.names, results, strict=True):
-            value.name = f"{module}.output"
     graph.insert_before(group.products[0], made)
     for old, new in zip(written, results, strict=True):
-        new.type, new.shape = old.type, old.shape
+        new.type, new.shape, new.name = old.type, old.shape, old.name  # families know layers by the names of values
         ir.convenience.replace_all_uses_with(old, new)
     constants = {
         v
