@@ -60,8 +60,8 @@ metrics, and of each layer `name`, `tensor` and `largest`. What else each comman
 
 KEYS = {
     "from-dense": "`notes`: what to know of the conversion.",
-    "onnx": "`model` (the file), `task`, `dtype`, `opset`, `attention_nodes`, `model_inputs`, `model_outputs`, `size_bytes`, "
-    "`notes`, `comparisons`.",
+    "onnx": "`model` (the file), `task`, `dtype`, `precision` (int8, or as `dtype`), `opset`, `attention_nodes`, `model_inputs`, "
+    "`model_outputs`, `size_bytes`, `notes`, `comparisons`.",
     "trt": "`backend`, `backend_version`, `gpu`, `plugin_layers`, `precision`, `precision_proof`, `tensor_types`, "
     "`profiles` (axis -> `min`, `opt`, `max`), `model_inputs`, `model_outputs`, `size_bytes`, `seconds`, `notes`, `comparisons`.",
     "check": "`comparisons`; of a bundle alone also `files`, `variants`, `parity` and `manifest_sha256`, as its "

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from mra_export.families._base import Family
+
 __all__ = [
     "RANGE_PREFIX",
     "SWITCHES",
     "Int8Request",
     "Linear",
+    "check_family",
     "check_quantizable",
     "is_int8",
     "linears_of",
@@ -102,6 +105,16 @@ def is_int8(model: OnnxModel) -> bool:
     return model.precision == "int8"
 
 
+def check_family(family: Family) -> None:
+    """Refuses a family whose linear layers are not known.
+
+    Raises:
+        InputError: it is one.
+    """
+    if family.second_feed_forward is None:
+        raise InputError(f"--int8 knows no linear layers of {family.title}. Leave it out.")
+
+
 def check_quantizable(model: OnnxModel) -> None:
     """Refuses a file of which `quantize` can make nothing.
 
@@ -114,8 +127,7 @@ def check_quantizable(model: OnnxModel) -> None:
         )
     if is_int8(model):
         raise InputError(f"{model.path} is int8 already. Give the float32 export, or the checkpoint.")
-    if model.family.second_feed_forward is None:
-        raise InputError(f"{model.path}: --int8 knows no linear layers of {model.family.title}. Leave it out.")
+    check_family(model.family)
     if not linears_of(model):
         raise InputError(f"{model.path} has no linear layers in an encoder. Export the checkpoint again.")
 

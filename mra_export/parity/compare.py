@@ -21,6 +21,7 @@ import numpy as np
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import Judge, LayerReport, Tolerance
 from mra_export.parity.comparison import Comparison
+from mra_export.parity.fidelity import LIMITS
 from mra_export.parity.tally import Tally, row_at_tokens
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def compare_outputs(
         checkpoint: the model.
         reference: the PyTorch model, or the exported file in another runtime.
         candidate: what is checked.
-        dtype: the candidate's type; one of `TOLERANCES`.
+        dtype: the candidate's type; one of `TOLERANCES`, or int8, which is judged by its vectors.
         cases: the inputs.
         progress: called with the name of each case.
     """
@@ -194,6 +195,10 @@ def compare_outputs(
     metrics = tally.metrics()
     metrics["selection_agreement"] = None
     judged, total = int(metrics["judged_rows"] or 0), int(metrics["rows"] or 0)
+    if dtype == "int8":  # which no error of arithmetic describes
+        bounds = LIMITS[dtype]
+        limits = {"cosine_mean": bounds.mean, "cosine_min": bounds.least}
+        return Comparison(reference.name, candidate.name, metrics, limits, bounds.hold(metrics), [], [], tally.cases)
     notes = [judge.unseen_note(judged, total)] if judged < total else []
     tolerance = judge.tolerance(dtype)
     error = metrics["relative_error"]

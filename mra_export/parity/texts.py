@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
-__all__ = ["calibration_texts", "proof_texts", "samples_of", "sha256_of_texts", "tuning_texts"]
+__all__ = ["calibration_texts", "no_tokenizer", "proof_texts", "samples_of", "sha256_of_texts", "tuning_texts"]
 
 _FOLDER = SENTENCES.parent
 _LONGEST = 512
@@ -55,6 +55,14 @@ def sha256_of_texts(texts: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def no_tokenizer(folder: Path) -> InputError:
+    """What to say of a model that texts cannot be given to."""
+    return InputError(
+        f"{folder} has no tokenizer, and without one no text can be given to the model. Put its tokenizer.json or vocab.txt "
+        "beside config.json, and export the checkpoint again. Only a model with --random-init is run on random ids."
+    )
+
+
 def samples_of(
     model: OnnxModel,
     texts: Sequence[str],
@@ -86,10 +94,7 @@ def samples_of(
         lengths = [min(_RANDOM_LENGTHS[i % len(_RANDOM_LENGTHS)], positions) for i in range(len(texts))]
         return [_inputs(model, generator.integers(0, model.vocabulary or 100, n).tolist()) for n in lengths]
     if tokenizer is None:
-        raise InputError(
-            f"{folder} has no tokenizer, and without one no text can be given to the model. Put its tokenizer.json or vocab.txt "
-            "beside config.json, and export the checkpoint again. Only a model with --random-init is run on random ids."
-        )
+        raise no_tokenizer(folder)
     if model.vocabulary is not None and len(tokenizer) > model.vocabulary:
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the model has {model.vocabulary}: they do not belong "

@@ -132,6 +132,7 @@ def build_engine(
     """
     request = replace(request, dtype=dtype)
     check_int8(request)
+    dtype = None if request.int8 is not None else dtype  # fp32 is what is not int8
     file = find_exported(source, request)
     # An engine may lie in the directory of its ONNX file, and be replaced there.
     for target in (output, manifest_path(output)):

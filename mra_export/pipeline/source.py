@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.checkpoint.text import read_contract
+from mra_export.checkpoint.tokenizer import load_tokenizer
 from mra_export.errors import InputError, ParityError
-from mra_export.export.int8 import Int8Request, check_quantizable
+from mra_export.export.int8 import Int8Request, check_family, check_quantizable
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, find_onnx, read_onnx
 from mra_export.native.libraries import find_library
 from mra_export.numerics import relative_error, worst
 from mra_export.operators.judge import TOLERANCES
 from mra_export.parity.comparison import Comparison, describe_failures
+from mra_export.parity.texts import no_tokenizer
 from mra_export.pipeline.quantize import check_request, to_int8
 from mra_export.pipeline.ranges import file_range, random_inputs
 from mra_export.runners.onnx_reference import OnnxReferenceRunner
@@ -170,6 +172,11 @@ def export_checkpoint(
     check_int8(request)
     progress(f"loading {source}")
     checkpoint = load_checkpoint(source, task=request.task, random_init=request.random_init, options=request.options)
+
+    if request.int8 is not None:  # before the export, which takes time
+        check_family(checkpoint.family)
+        if request.random_init is None and load_tokenizer(checkpoint.directory) is None:
+            raise no_tokenizer(checkpoint.directory)
 
     if proof is not None and checkpoint.family.plugin is not None:  # it has nodes for a library
         check_runtime(proof.library)

@@ -11,7 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from mra_export.errors import InputError
-from mra_export.export.int8 import RANGE_PREFIX, is_int8, linears_of, quantize, with_ranges
+from mra_export.export.int8 import (
+    RANGE_PREFIX,
+    SWITCHES,
+    check_quantizable,
+    is_int8,
+    linears_of,
+    quantize,
+    with_ranges,
+    with_switches,
+)
 from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.runners.session import open_session, session_options
 
@@ -121,3 +130,42 @@ def test_what_cannot_be_quantized(source: OnnxModel, ranges: dict[str, np.ndarra
     with pytest.raises(InputError, match=r"has no linear layer layer\.7\.x, but layer\.0\.attention\.self\.query"):
         quantize(source, ranges, tmp_path / "x.onnx", float_layers=["layer.7.x"])
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_family_whose_linear_layers_are_not_known(source: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(source.family), "second_feed_forward", None)
+    with pytest.raises(InputError, match="--int8 knows no linear layers of MRA"):
+        check_quantizable(source)
+
+
+def test_equal_constants_of_several_layers(source: OnnxModel, ranges: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """The exporter keeps one of them; smoothing changes that of the values, and nobody else's."""
+    proto = onnx.load(source.path)
+    adds = {node.name: node for node in proto.graph.node if node.op_type == "Add"}
+    kept = {}
+    for module in ("query", "value"):
+        add = next(node for name, node in adds.items() if name.endswith(f"layer.0.attention.self.{module}.Add"))
+        kept[module] = (add, next(i for i, name in enumerate(add.input) if "bias" in name))
+    (query, at), (value, place) = kept["query"], kept["value"]
+    value.input[place] = query.input[at]
+    onnx.save(proto, tmp_path / "shared.onnx")
+    shared = read_onnx(tmp_path / "shared.onnx")
+    assert [linear.names for linear in linears_of(shared)] == [linear.names for linear in linears_of(source)]
+    model = quantize(shared, ranges, tmp_path / "model.onnx", smoothing=0.8)
+    [want], [got] = (run(path, inputs_of(21), "last_hidden_state") for path in (shared.path, model.path))
+    assert float(np.linalg.norm(got - want) / np.linalg.norm(want)) < 0.1
+
+
+def test_one_file_with_switches(source: OnnxModel, ranges: dict[str, np.ndarray], tmp_path: Path) -> None:
+    names = [linear.names for linear in linears_of(source)]
+    switched = with_switches(source, ranges, tmp_path / "switches.onnx", smoothing=0.8)
+    kept = [names[0][1], names[3][0]]  # a name stands for all that share its product
+    model = quantize(source, ranges, tmp_path / "model.onnx", smoothing=0.8, float_layers=kept)
+    inputs = inputs_of(22)
+    for on, path in ((np.zeros(8, bool), source.path), (~np.isin(np.arange(8), [0, 3]), model.path)):
+        [got] = run(switched.path, {**inputs, SWITCHES: on}, "last_hidden_state")
+        [want] = run(path, inputs, "last_hidden_state")
+        assert float(np.linalg.norm(got - want) / np.linalg.norm(want)) < 1e-3
+    assert model.metadata["int8.float_layers"] == f"{kept[0]} {kept[1]}"
+    assert model.metadata["int8.smoothing"] == "0.8"
+    assert (model.precision, model.dtype, source.precision) == ("int8", "fp32", "fp32")
