@@ -51,7 +51,7 @@ too. Its keys stay:
 | `command` | all | its name; null where there was none |
 | `outputs` | all | paths that were written |
 | `error` | all, if not `ok` | the message |
-| `comparisons` | `onnx`, `trt`, `check`, `bundle` | also where parity failed |
+| `comparisons` | `onnx`, `trt`, `openvino`, `check`, `bundle` | also where parity failed |
 
 A comparison has `reference`, `candidate`, `ok` (null where it was not judged), `metrics`, `tolerance`, `notes`, `layers` and
 `cases`; numbers that are not finite are null. That of a float16 file with the range of its type has `largest_value` among its
@@ -64,6 +64,8 @@ KEYS = {
     "`model_outputs`, `size_bytes`, `notes`, `comparisons`.",
     "trt": "`backend`, `backend_version`, `gpu`, `plugin_layers`, `precision`, `precision_proof`, `tensor_types`, "
     "`profiles` (axis -> `min`, `opt`, `max`), `model_inputs`, `model_outputs`, `size_bytes`, `seconds`, `notes`, `comparisons`.",
+    "openvino": "`model` (the file), `task`, `precision`, `portable`, `openvino` (the release that wrote it), `attention_nodes`, "
+    "`size_bytes` (of graph and weights), `notes`, `comparisons`.",
     "check": "`comparisons`; of a bundle alone also `files`, `variants`, `parity` and `manifest_sha256`, as its "
     "[manifest](bundle.md) has them.",
     "bench": "`rows`, each with `backend`, `batch`, `seq_len`, `latency_ms` (median), `latency_p90_ms`, `tokens_per_second`, "

@@ -17,6 +17,7 @@ from mra_export.cli.doctor import doctor_command
 from mra_export.cli.embed import embed_command
 from mra_export.cli.from_dense import from_dense_command
 from mra_export.cli.onnx import onnx_command
+from mra_export.cli.openvino import openvino_command
 from mra_export.cli.output import print_json
 from mra_export.cli.trt import trt_command
 from mra_export.errors import DependencyError, InputError, MraExportError, is_out_of_memory
@@ -48,8 +49,8 @@ def cli() -> None:
 
 
 for _command in (
-    from_dense_command, onnx_command, trt_command, check_command, bench_command, bundle_command, embed_command, build_command,
-    doctor_command,
+    from_dense_command, onnx_command, trt_command, openvino_command, check_command, bench_command, bundle_command,
+    embed_command, build_command, doctor_command,
 ):  # fmt: skip
     cli.add_command(_command)
 

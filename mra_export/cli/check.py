@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from mra_export.cli.options import force_option, model_options, output_options
 from mra_export.cli.output import fail_parity, failures, plain, print_result
 from mra_export.errors import ParityError
 from mra_export.native.libraries import checking_library, named_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["check_command"]
 
@@ -46,7 +49,7 @@ def check_command(
     force: bool,
     **shown: Any,
 ) -> None:
-    """Compares the PyTorch model SOURCE with .onnx and .engine files, or the directories that hold them.
+    """Compares the PyTorch model SOURCE with .onnx, .engine and OpenVINO's .xml files, or the directories that hold them.
 
     SOURCE may also be a bundle alone: its files are verified, and its operator is held against the specification.
 
@@ -117,8 +120,9 @@ def _task_of(task: str, files: list[Path]) -> str:
     """The task that the exported files were made for, where the user leaves it open."""
     from mra_export.engine.manifest import read_manifest
     from mra_export.export.onnx_model import read_onnx
+    from mra_export.openvino.ir import read_ir
 
     if task != "auto":
         return task
-    read = read_manifest if files[0].suffix == ".engine" else read_onnx
-    return read(files[0]).task or task
+    readers: dict[str, Callable[[Path], Any]] = {".engine": read_manifest, ".xml": read_ir}
+    return readers.get(files[0].suffix, read_onnx)(files[0]).task or task

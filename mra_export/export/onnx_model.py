@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,8 @@ from mra_export.families._base import Family, OnnxLayer, read_options
 from mra_export.families._registry import families
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir
     import torch
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODEL_FILE",
     "OnnxModel",
+    "beside_weights",
     "find_onnx",
     "layer_constants",
     "read_onnx",
@@ -281,6 +287,31 @@ def _check_external_data(path: Path, proto: Any) -> None:
                 f"{data} has {data.stat().st_size} bytes, but {initializer.name} reaches to byte {end}: it was cut off. "
                 "Copy it again."
             )
+
+
+@contextlib.contextmanager
+def beside_weights(model: OnnxModel, proto: Any) -> Iterator[Path]:
+    """A temporary file with another graph over a file's own weights.
+
+    Args:
+        model: the file.
+        proto: the graph (`onnx.ModelProto`), which may refer to the external data of `model`.
+
+    Yields:
+        The path, for as long as the block runs.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
+        for data in model.files[1:]:
+            # ONNX Runtime refuses external data outside the model's folder, symbolic links included.
+            try:
+                os.link(data.resolve(), Path(folder) / data.name)
+            except OSError:
+                shutil.copyfile(data, Path(folder) / data.name)
+        path = Path(folder) / model.path.name
+        onnx.save(proto, str(path))
+        yield path
 
 
 def save_program(model: onnx_ir.Model, path: Path) -> None:

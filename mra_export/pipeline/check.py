@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle
 from mra_export.bundle.verify import bundle_of, is_bundle, verify_bundle
 from mra_export.checkpoint.layout import transformer_folder
-from mra_export.checkpoint.modules import Module
-from mra_export.checkpoint.text import read_contract
 from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
 from mra_export.native.libraries import LIBRARY_FILES, openvino_library
 from mra_export.openvino.core import PRECISIONS
+from mra_export.openvino.ir import read_ir
 from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import build_cases
 from mra_export.parity.compare import check_candidate, check_operator
@@ -23,6 +22,7 @@ from mra_export.parity.comparison import Comparison
 from mra_export.parity.range import check_range, lost_weights
 from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
 from mra_export.pipeline.check_int8 import Int8Check
+from mra_export.pipeline.check_ir import check_ir, embedding_modules
 from mra_export.pipeline.check_texts import check_texts
 from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.pipeline.ranges import stand_in
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mra_export.checkpoint.load import Checkpoint
+    from mra_export.openvino.ir import IrModel
     from mra_export.trace import Runner
 
 __all__ = ["BF16_MAX_SEQ_LEN", "RUNTIMES", "bundle_alone", "check", "check_alone", "check_bundle", "find_artifacts"]
@@ -77,11 +78,15 @@ BF16_MAX_SEQ_LEN = 512
 """The longest case for bfloat16 on the CPU: onnx's evaluator is slow."""
 
 
+_PLACES = ("*.onnx", "onnx/*.onnx", "*.engine", "*.xml", "openvino/*.xml")
+"""Of what a directory holds."""
+
+
 def find_artifacts(paths: list[Path]) -> list[Path]:
-    """The .onnx and .engine files that paths name.
+    """The .onnx, .engine and .xml files that paths name.
 
     Args:
-        paths: .onnx or .engine files, or directories that hold them; ONNX files also under `onnx/`.
+        paths: .onnx, .engine or .xml files, or directories that hold them; also under `onnx/` and `openvino/`.
 
     Returns:
         The files, in order and once each.
@@ -94,19 +99,19 @@ def find_artifacts(paths: list[Path]) -> list[Path]:
         if path.is_dir() and is_bundle(path):
             found += [variant.file for variant in verify_bundle(path).variants]
         elif path.is_dir():
-            inside = sorted((*path.glob("*.onnx"), *path.glob("onnx/*.onnx"), *path.glob("*.engine")))
+            inside = sorted(each for place in _PLACES for each in path.glob(place))
             if not inside:
                 raise InputError(
-                    f"{path} holds no .onnx and no .engine file, neither itself nor under onnx/. "
+                    f"{path} holds no .onnx, .engine or .xml file, neither itself nor under onnx/ and openvino/. "
                     "Name an exported directory: `mra-export check CHECKPOINT EXPORTED`."
                 )
             found += inside
         elif not path.exists():
             raise InputError(f"{path} does not exist.")
-        elif path.suffix in (".onnx", ".engine"):
+        elif path.suffix in (".onnx", ".engine", ".xml"):
             found.append(path)
         else:
-            raise InputError(f"{path} is no .onnx file, no .engine file and no directory.")
+            raise InputError(f"{path} is no .onnx, .engine or .xml file and no directory.")
     return list(dict.fromkeys(found))
 
 
@@ -125,7 +130,7 @@ def check(
 
     Args:
         checkpoint: the model.
-        artifacts: .onnx and .engine files; those of a bundle are run with the bundle's own libraries.
+        artifacts: .onnx, .engine and .xml files; those of a bundle are run with the bundle's own libraries.
         library: the ONNX Runtime library; each .onnx file is then run with it too.
         plugin: the TensorRT plugin, None to have it found.
         max_seq_len: the longest length to run, None for the model's own maximum.
@@ -136,25 +141,27 @@ def check(
     Returns:
         Two comparisons for each file and way of running it (of an int8 file what it loses on texts, and its attention), one of
         texts where the checkpoint is one of sentence-transformers, and one for a float16 file, whose tensors are held against the
-        range of that type; one for an engine that does not show its layers, and one more for an engine beside the ONNX file from
-        which it was built.
+        range of that type; one for an engine or a file of OpenVINO that does not show its layers, and one more for an engine
+        beside the ONNX file from which it was built.
 
     Raises:
         InputError: a file is unreadable, not ours, or of another model than the checkpoint.
         DependencyError: the PyTorch model has no kernels; or there are only engines, and none can be run here.
     """
-    models = [read_onnx(path) for path in artifacts if path.suffix != ".engine"]
+    models = [read_onnx(path) for path in artifacts if path.suffix == ".onnx"]
+    irs = [read_ir(path) for path in artifacts if path.suffix == ".xml"]
     engines = [
         EngineRunner(path, library=_own_library(path, "tensorrt", plugin))
         for path in artifacts
         if path.suffix == ".engine"
     ]
-    for model in models:
-        match_family(checkpoint, model)
-        match(checkpoint, model.path, model.attributes, len(model.layers), model.task)
+    every: list[OnnxModel | IrModel] = [*models, *irs]
+    for exported in every:
+        match_family(checkpoint, exported)
+        match(checkpoint, exported.path, exported.attributes, len(exported.attributes), exported.task)
     for engine in engines:
         match_engine(checkpoint, engine)
-    if engines and not models and (reason := missing_for_engine()):
+    if engines and not models and not irs and (reason := missing_for_engine()):
         shown = ", ".join(engine.engine.name for engine in engines)
         raise DependencyError(
             f"{shown}: whole, with a manifest that fits the checkpoint; but {reason}. Run `mra-export check` on the machine "
@@ -163,14 +170,7 @@ def check(
     comparisons: list[Comparison] = []
     longest = checkpoint.family.max_seq_len(checkpoint.config)
     for model in models:
-        modules: tuple[Module, ...] = ()
-        if "sentence_embedding" in model.outputs:
-            modules = read_contract(model.directory).modules
-            if not modules:
-                raise InputError(
-                    f"{model.path} has the output sentence_embedding, but {model.directory} has no modules.json "
-                    "that says how it is pooled. Keep the exported directory together."
-                )
+        modules = embedding_modules(model)
         limit = max_seq_len
         if model.dtype == "bf16":
             limit = min(max_seq_len or longest, BF16_MAX_SEQ_LEN)
@@ -206,6 +206,12 @@ def check(
         if model.dtype == "fp16":
             inputs, lost = [case.inputs for case in cases], lost_weights(checkpoint.model.state_dict())
             comparisons.append(check_range(model, inputs, lost=lost, origin=origin, progress=progress))
+    for ir in irs:
+        extension = _own_library(ir.path, "openvino", None)
+        comparisons += check_ir(
+            checkpoint, ir, models, library=extension, max_seq_len=max_seq_len, kernel_sources=kernel_sources,
+            progress=progress,
+        )  # fmt: skip
     for engine in engines:
         try:
             comparisons += check_engine_runs(checkpoint, engine, models, max_seq_len, kernel_sources, progress)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.export.onnx_model import OnnxModel
+    from mra_export.openvino.ir import IrModel
     from mra_export.runners.torch import TransformersRunner
     from mra_export.trace import Array, Runner
 
@@ -59,7 +60,7 @@ class _Sample:
 
 def check_texts(
     checkpoint: Checkpoint,
-    model: OnnxModel,
+    model: OnnxModel | IrModel,
     reference: TransformersRunner,
     runner: Runner,
     *,
@@ -259,7 +260,7 @@ class _Ids:
 
 
 def _compare_ids(
-    tokenizer: Any, model: OnnxModel, written: TextContract, samples: Sequence[_Sample], positions: int
+    tokenizer: Any, model: OnnxModel | IrModel, written: TextContract, samples: Sequence[_Sample], positions: int
 ) -> tuple[_Ids, list[str]]:
     """The exported directory's ids against the reference's, by its tokenizer.json and by `AutoTokenizer`.
 
@@ -303,7 +304,7 @@ def _compare_vectors(
     contract: TextContract,
     samples: list[_Sample],
     runner: Runner,
-    model: OnnxModel,
+    model: OnnxModel | IrModel,
     chain: Callable[[Array], Array],
     failures: list[str],
 ) -> tuple[dict[str, float | None], list[str]]:

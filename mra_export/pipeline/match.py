@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.engine.runner import EngineRunner
     from mra_export.export.onnx_model import OnnxModel
+    from mra_export.openvino.ir import IrModel
 
 __all__ = ["match", "match_engine", "match_family"]
 
@@ -33,7 +34,7 @@ def match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
     match(checkpoint, runner.engine, attributes, layers, manifest.task)
 
 
-def match_family(checkpoint: Checkpoint, model: OnnxModel) -> None:
+def match_family(checkpoint: Checkpoint, model: OnnxModel | IrModel) -> None:
     """Refuses a file of another family, or one that was exported with other options."""
     family = checkpoint.family
     if model.family.model_type != family.model_type:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mra_export.checkpoint.load import Checkpoint
     from mra_export.export.exporter import ExportResult
-    from mra_export.trace import Inputs
+    from mra_export.trace import Inputs, Runner
 
 __all__ = [
     "ExportRequest",
@@ -352,7 +352,10 @@ def in_dtype(
         converted = convert(source, str(dtype), Path(folder) / source.path.name, lost=lost)
         if converted.dtype == "fp16" and proof is not None:
             proof.judge([file_range(converted, source=source, lost=lost, progress=progress)])
-        comparison = None if proof is None else compare_with_source(source, converted, progress)
+        comparison = None
+        if proof is not None:
+            candidate = OnnxReferenceRunner(converted) if converted.dtype == "bf16" else OnnxRuntimeRunner(converted)
+            comparison = compare_with_source(source, candidate, converted.dtype, progress)
         if comparison is not None and not comparison.ok:
             error = comparison.metrics["relative_error"]
             limit = comparison.tolerance["relative_error"]
@@ -367,22 +370,24 @@ PROOF_SEQ_LEN = 96
 """Tokens of the proof, where the attention makes no choice for so many."""
 
 
-def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Callable[[str], None]) -> Comparison:
-    """Runs a converted file and its source, and compares the outputs.
+def compare_with_source(
+    source: OnnxModel, candidate: Runner, dtype: str, progress: Callable[[str], None]
+) -> Comparison:
+    """Runs a file and what was made of it, and compares the outputs.
 
     There is no checkpoint, so that what the attention chooses cannot be compared apart; the length is one for which it has no
     choice, if there is one.
 
     Args:
         source: the float32 file.
-        converted: from `convert`.
+        candidate: what was made of it.
+        dtype: type of the candidate; one of `TOLERANCES`.
         progress: called with a line before each run.
 
     Returns:
         The comparison; its `ok` says whether the error is within that of the type.
     """
     reference = OnnxRuntimeRunner(source)
-    candidate = OnnxReferenceRunner(converted) if converted.dtype == "bf16" else OnnxRuntimeRunner(converted)
     inputs = _inputs(source)
     progress(f"{candidate.name}: comparing with the float32 file")
     expected, actual = reference.run(inputs), candidate.run(inputs)
@@ -394,7 +399,7 @@ def compare_with_source(source: OnnxModel, converted: OnnxModel, progress: Calla
             want, got = want[token_mask], got[token_mask]
         errors.append(relative_error(got, want))
         largest.append(float(np.abs(got - want).max(initial=0.0)))
-    limit = TOLERANCES[converted.dtype].outputs
+    limit = TOLERANCES[dtype].outputs
     error = worst(errors)
     metrics: dict[str, float | None] = {"relative_error": error, "max_abs_error": worst(largest)}
     # NaN is not within any limit.

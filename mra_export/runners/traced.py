@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mra_export.dtypes import onnx_type
+from mra_export.export.onnx_model import beside_weights
 from mra_export.trace import Array, LayerTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.families._base import OnnxLayer
@@ -57,19 +55,12 @@ def traceable(model: OnnxModel) -> Iterator[Path]:
     outputs = model.proto.graph.output
     own = len(outputs)
     present = {o.name for o in outputs}
-    with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
-        for data in model.files[1:]:
-            # ONNX Runtime refuses external data outside the model's folder, symbolic links included.
-            try:
-                os.link(data.resolve(), Path(folder) / data.name)
-            except OSError:
-                shutil.copyfile(data, Path(folder) / data.name)
-        path = Path(folder) / "traced.onnx"
+    with contextlib.ExitStack() as stack:
         try:
             for name in dict.fromkeys(name for layer in model.layers for name in _layer_values(layer)):
                 if name not in present:
                     outputs.append(onnx.helper.make_tensor_value_info(name, onnx_type(model.dtype), None))
-            onnx.save(model.proto, str(path))
+            path = stack.enter_context(beside_weights(model, model.proto))
         finally:
             del outputs[own:]
         yield path
