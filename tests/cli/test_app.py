@@ -91,7 +91,7 @@ def test_check_without_artifacts_takes_what_the_source_holds(
     source = save_checkpoint(tmp_path / "c")
     code, result = run_json(capsys, "check", source)
     assert (code, result["ok"]) == (2, False)
-    assert "holds no .onnx and no .engine file" in result["error"]
+    assert "holds no .onnx, .engine or .xml file" in result["error"]
     assert run("onnx", source, "-o", tmp_path / "o", "--no-check", "-q") == 0
     shutil.move(tmp_path / "o" / "onnx", source / "onnx")
     capsys.readouterr()
@@ -217,7 +217,7 @@ def test_a_bad_checkpoint_is_one_message(
         (["onnx", "{tiny}", "-o", "{tmp}/exists/file/o"], "is not a directory"),
         (["onnx", "{tiny}", "-o", "{tmp}/o", "--task", "multiple-choice"], "has no weights for classifier"),
         (["check", "{tiny}", "{tmp}/absent.onnx"], "absent.onnx does not exist"),
-        (["check", "{tiny}", "{tmp}/exists/file"], "is no .onnx file, no .engine file and no directory"),
+        (["check", "{tiny}", "{tmp}/exists/file"], "is no .onnx, .engine or .xml file and no directory"),
         (["check", "{tiny}", "{onnx}", "--report", "{tmp}/exists"], "already exists"),
         (["check", "{tiny}", "{onnx}", "--plugin-lib", "{tmp}/absent.so"], "absent.so does not exist"),
         (["check", "{tiny}", "{onnx}", "--max-seq-len", "0"], "0 is not in the range"),
