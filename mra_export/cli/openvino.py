@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mra_export.cli.options import POOLING_NAMES, force_option, model_options, output_option, output_options
+from mra_export.cli.options import (
+    POOLING_NAMES,
+    force_option,
+    int8_options,
+    model_options,
+    options,
+    output_option,
+    output_options,
+)
 from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
 
 __all__ = ["openvino_command"]
 
 
+def _precision_options(function: Any) -> Any:
+    """The types of the weights that need no calibration; the command gets `dtype`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, fp32: bool, bf16: bool, int8_weights: bool, **kwargs: Any) -> Any:
+        asked = [name for name, on in (("fp32", fp32), ("bf16", bf16), ("int8-weights", int8_weights)) if on]
+        if len(asked) > 1:
+            raise click.UsageError(f"--{' and --'.join(asked)} exclude each other; give one.")
+        return function(*args, dtype=asked[0] if asked else None, **kwargs)
+
+    return options(
+        click.option("--fp32", is_flag=True, help="Weights and arithmetic in float32.  [default: as SOURCE]"),
+        click.option("--bf16", is_flag=True, help="Weights in bfloat16, for arithmetic in it: half the size."),
+        click.option("--int8-weights", is_flag=True, help="Linear layers in int8, without calibration."),
+    )(wrapper)
+
+
 @click.command("openvino")
 @click.argument("source")
 @output_option("The directory to write.")
 @model_options
-@click.option("--fp32", is_flag=True, help="Weights and arithmetic in float32.  [default]")
-@click.option("--bf16", is_flag=True, help="Weights in bfloat16, for arithmetic in it: half the size.")
-@click.option("--int8-weights", is_flag=True, help="Linear layers in int8 without calibration.")
+@_precision_options
+@int8_options
 @click.option("--portable", is_flag=True, help="For stock OpenVINO, without our library: slower.")
 @click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint.")
 @click.option(
@@ -37,9 +62,8 @@ def openvino_command(
     task: str,
     random_init: int | None,
     family_options: dict[str, str],
-    fp32: bool,
-    bf16: bool,
-    int8_weights: bool,
+    dtype: str | None,
+    int8: Any,
     portable: bool,
     opset: int | None,
     pooling: str | None,
@@ -58,21 +82,18 @@ def openvino_command(
     Example:
       mra-export openvino ./minilm-onnx -o ./minilm-openvino --bf16
     """
-    asked = [name for name, on in (("fp32", fp32), ("bf16", bf16), ("int8-weights", int8_weights)) if on]
-    if len(asked) > 1:
-        raise click.UsageError(f"--{' and --'.join(asked)} exclude each other; give one.")
     from mra_export.cli.console import progress
     from mra_export.cli.tables import print_comparisons
     from mra_export.pipeline.export_openvino import export_openvino
     from mra_export.pipeline.source import ExportRequest
 
+    request = ExportRequest(task, random_init, family_options, None, opset, pooling, normalize, int8=int8)
     comparisons: list[Any] = []
     with progress(quiet=shown["quiet"]) as report:
         try:
             result = export_openvino(
-                source, output, request=ExportRequest(task, random_init, family_options, None, opset, pooling, normalize),
-                precision=asked[0] if asked else "fp32", portable=portable, library=plugin_lib, prove=not no_check,
-                comparisons=comparisons, force=force, progress=report,
+                source, output, request=request, precision=None if int8 else dtype, portable=portable, library=plugin_lib,
+                prove=not no_check, comparisons=comparisons, force=force, progress=report,
             )  # fmt: skip
         except ParityError as error:
             fail_parity("openvino", error, comparisons, shown["as_json"])

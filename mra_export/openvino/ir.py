@@ -19,6 +19,8 @@ from mra_export.schema import SHA256, TEXT, WORD, Text, check_texts, check_value
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from mra_export.export.onnx_model import OnnxModel
 
 __all__ = ["ARITHMETIC", "FORMAT", "IR_FILE", "IrModel", "open_ir", "read_ir", "write_ir"]
@@ -48,6 +50,8 @@ _FIELDS = {
     "bin_sha256": SHA256,
     "bin_bytes": _NUMBER,
 }
+_FACTS = {"family": WORD, "max_seq_len": _NUMBER, "vocab_size": _NUMBER}
+"""Of what an ONNX file notes, what is asked of it here."""
 _PLACEHOLDER = "0" * 64
 
 
@@ -67,6 +71,7 @@ class IrModel:
         attributes: of each attention layer.
         inputs: names.
         outputs: names.
+        input_axes: of each input, a number or "?" for each.
         metadata: what the ONNX file noted.
     """
 
@@ -81,6 +86,7 @@ class IrModel:
     attributes: list[Any] = field(repr=False)
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    input_axes: dict[str, list[int | str]]
     metadata: dict[str, str] = field(repr=False)
 
     @property
@@ -92,6 +98,16 @@ class IrModel:
     def task(self) -> str | None:
         """As the exporter noted it."""
         return self.metadata.get("task")
+
+    @property
+    def position_limit(self) -> int:
+        """The longest sequence that the model takes, in tokens."""
+        return int(self.metadata["max_seq_len"])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids it takes."""
+        return int(self.metadata["vocab_size"])
 
     @property
     def options(self) -> dict[str, Any]:
@@ -143,12 +159,16 @@ def write_ir(
         What was written.
 
     Raises:
-        InputError: the file is not fp32, or OpenVINO cannot read it.
+        InputError: the file is not of that precision and cannot be had in it, or OpenVINO cannot read it.
         DependencyError: OpenVINO or the library is missing, or the library is for another release.
     """
     if model.dtype != "fp32":
         raise InputError(
             f"{model.path} is {model.dtype}, and a file for OpenVINO is made of fp32. Export the checkpoint with --dtype fp32."
+        )
+    if (precision == "int8") != (model.precision == "int8"):
+        raise InputError(
+            f"{model.path} is {model.precision}, and {precision} is asked for. Give the float32 export, or the checkpoint."
         )
     portable = portable or not model.nodes
     core = open_core(None if portable else openvino_library(library))
@@ -230,7 +250,11 @@ def read_ir(path: Path) -> IrModel:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
-    noted, metadata = _notes(path)
+    root = _parse(path)
+    noted, metadata = (
+        {each.tag: each.get("value", "") for each in root.iterfind(f"rt_info/{section}/*")}
+        for section in (_SECTION, _METADATA)
+    )
     if not noted:
         raise InputError(f"{path} was not written by this tool. Write it with `mra-export openvino SOURCE -o DIR`.")
 
@@ -240,6 +264,7 @@ def read_ir(path: Path) -> IrModel:
 
     check_texts(noted, _SECTION, refuse)
     check_value(noted, _FIELDS, _SECTION, refuse)
+    check_value({name: metadata.get(name) for name in _FACTS}, _FACTS, _METADATA, refuse)
     family = families().get(metadata.get("family", ""))
     if family is None:
         raise refuse(f": the family {metadata.get('family')!r} is not known")
@@ -266,24 +291,22 @@ def read_ir(path: Path) -> IrModel:
         attributes=attributes,
         inputs=tuple(noted["inputs"].split(",")),
         outputs=tuple(noted["outputs"].split(",")),
+        input_axes={
+            layer.get("name", ""): [int(axis) if axis.isdigit() else axis for axis in data.get("shape", "").split(",")]
+            for layer in root.iterfind("layers/layer[@type='Parameter']")
+            for data in layer.iterfind("data")
+        },
         metadata=metadata,
     )
 
 
-def _notes(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Our section of a file, empty where it has none, and what the ONNX file noted."""
-    import xml.etree.ElementTree as ElementTree
+def _parse(path: Path) -> Element:
+    from xml.etree import ElementTree
 
     try:
-        root = ElementTree.parse(path).getroot()
+        return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable file of OpenVINO: {error}.") from error
-
-    def section(name: str) -> dict[str, str]:
-        found = root.find(f"rt_info/{name}")
-        return {} if found is None else {each.tag: each.get("value", "") for each in found}
-
-    return section(_SECTION), section(_METADATA)
 
 
 def open_ir(ir: IrModel, *, library: Path | None = None, threads: int = 0, streams: int = 1) -> Any:

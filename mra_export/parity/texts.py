@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mra_export.export.onnx_model import OnnxModel
+    from mra_export.openvino.ir import IrModel
     from mra_export.trace import Inputs
 
 __all__ = ["calibration_texts", "no_tokenizer", "proof_texts", "samples_of", "sha256_of_texts", "tuning_texts"]
@@ -64,7 +65,7 @@ def no_tokenizer(folder: Path) -> InputError:
 
 
 def samples_of(
-    model: OnnxModel,
+    model: OnnxModel | IrModel,
     texts: Sequence[str],
     *,
     random_ids: bool = False,
@@ -108,7 +109,7 @@ def samples_of(
     return [_inputs(model, ids) for ids in found if ids]
 
 
-def _inputs(model: OnnxModel, ids: list[int]) -> Inputs:
+def _inputs(model: OnnxModel | IrModel, ids: list[int]) -> Inputs:
     """A batch of one; of a multiple choice one choice."""
     array = np.array(ids, np.int64).reshape((1,) * (len(model.input_axes["input_ids"]) - 1) + (-1,))
     every = {

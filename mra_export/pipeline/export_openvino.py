@@ -14,11 +14,18 @@ from mra_export.native.libraries import find_library, openvino_library
 from mra_export.openvino.core import check_library, require_openvino
 from mra_export.openvino.ir import ARITHMETIC, IR_FILE, IrModel, write_ir
 from mra_export.outputs import check_target, staged_directory
-from mra_export.parity.cases import build_cases
 from mra_export.parity.comparison import Comparison
 from mra_export.pipeline.check_ir import check_ir, ir_against_onnx
 from mra_export.pipeline.ranges import stand_in
-from mra_export.pipeline.source import ExportRequest, Proof, compare_with_source, find_exported, open_source
+from mra_export.pipeline.source import (
+    ExportRequest,
+    Proof,
+    check_int8,
+    compare_with_source,
+    find_exported,
+    in_int8,
+    open_source,
+)
 from mra_export.runners.openvino import IrRunner
 
 if TYPE_CHECKING:
@@ -61,7 +68,7 @@ def export_openvino(
     output: Path,
     *,
     request: ExportRequest = ExportRequest(),  # noqa: B008  (frozen)
-    precision: str = "fp32",
+    precision: str | None = None,
     portable: bool = False,
     library: Path | None = None,
     prove: bool = True,
@@ -74,8 +81,8 @@ def export_openvino(
     Args:
         source: an .onnx file, a directory that holds one, or a checkpoint that is exported first; a hub id too.
         output: the directory to write.
-        request: how a checkpoint is exported.
-        precision: "fp32", "bf16" (weights too) or "int8-weights".
+        request: how a checkpoint is exported, and whether the linear layers become int8, with activations by calibration.
+        precision: "fp32", "bf16" (weights too) or "int8-weights" (without calibration); None for that of the file, or fp32.
         portable: whether stock OpenVINO is to run it, without our library.
         library: OpenVINO's extension library; None to have it found.
         prove: whether it is compared with the ONNX file, and with the checkpoint where `source` is one.
@@ -88,8 +95,10 @@ def export_openvino(
         InputError: the source, an option or the output is wrong.
         DependencyError: OpenVINO or the library is missing, or the library is for another release.
     """
-    if precision not in ARITHMETIC:
+    if precision not in (None, *ARITHMETIC):
         raise InputError(f"precision={precision!r} must be one of {', '.join(ARITHMETIC)}.")
+    request = replace(request, dtype="fp32")
+    check_int8(request)
     file = find_exported(source, request)
     check_target(output, force=force, sources=[file or Path(source)])
     require_openvino()
@@ -98,12 +107,16 @@ def export_openvino(
     made = comparisons if comparisons is not None else []
     proof = Proof(find_library("onnxruntime"), made) if prove else None
     notes: list[str] = []
-    opening = open_source(source, replace(request, dtype="fp32"), proof=proof, notes=notes, progress=progress)
+    opening = open_source(source, request, proof=proof, notes=notes, progress=progress)
     with opening as exported, staged_directory(output, force=force) as stage:
+        is_done = file is None  # an export is int8 already where that is asked for
+        quantizing = in_int8(exported, None if is_done else request.int8, proof=proof, notes=notes, progress=progress)
         notes += _copy_side_files(exported, stage)
         (stage / IR_FILE).parent.mkdir()
-        progress(f"writing {output / IR_FILE}, {precision}, {len(exported.layers)} attention layers")
-        ir = write_ir(exported, stage / IR_FILE, precision=precision, portable=portable, library=library)
+        with quantizing as model:
+            chosen = precision or ("int8" if model.precision == "int8" else "fp32")
+            progress(f"writing {output / IR_FILE}, {chosen}, {len(model.layers)} attention layers")
+            ir = write_ir(model, stage / IR_FILE, precision=chosen, portable=portable, library=library)
         if proof is not None:
             _prove(ir, exported, None if file else source, request, proof, library, progress)
         size = sum(each.stat().st_size for each in ir.files)
@@ -155,12 +168,10 @@ def _prove(
         )
         proof.judge(check_ir(loaded, ir, [model], library=library, progress=progress))
         return
-    twin = stand_in(model)
-    cases, origin = build_cases(twin)
-    progress(f"{ir.path.name} against {model.path.name}: {len(cases)} cases on {origin}")
-    proof.judge(
-        ir_against_onnx(twin, ir, model, cases, library=library, onnxruntime_library=proof.library, progress=progress)
+    found = ir_against_onnx(
+        stand_in(model), ir, model, library=library, onnxruntime_library=proof.library, progress=progress
     )
+    proof.judge(found)
 
 
 def _advice(ir: IrModel) -> list[str]:

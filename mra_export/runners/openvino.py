@@ -64,12 +64,15 @@ class OpenVinoRunner:
 class IrRunner:
     """A file of OpenVINO's own on the CPU, with the precision that it is meant for."""
 
-    def __init__(self, model: IrModel, *, library: Path | None = None) -> None:
+    def __init__(self, model: IrModel, *, library: Path | None = None, threads: int = 0) -> None:
         """Args:
         model: the .xml file.
         library: the extension library; None to have it found where one is needed.
+        threads: 0 for OpenVINO's choice.
         """
         self.model = model
+        self.library = library
+        self.threads = threads
         how = "stock" if model.portable else "native operator"
         self.name = f"{model.path.name} {model.precision}, OpenVINO ({how})"
         self._core = open_core(None if model.portable else openvino_library(library))
@@ -80,7 +83,7 @@ class IrRunner:
     def run(self, inputs: Inputs) -> dict[str, Array]:
         """The outputs by name."""
         if self._compiled is None:
-            self._compiled = compile_model(self._core, read_program(self._core, self.model), self.model.dtype)
+            self._compiled = self._compile(read_program(self._core, self.model))
         return self._outputs(_by_name(self._compiled, inputs))
 
     def trace(self, inputs: Inputs) -> Trace:
@@ -92,7 +95,7 @@ class IrRunner:
         if self._traced is None:
             program = read_program(self._core, self.model)
             self._layers = self._show_layers(program)
-            self._traced = compile_model(self._core, program, self.model.dtype)
+            self._traced = self._compile(program)
         found = _in_order(self._traced, inputs)
         layers = [LayerTrace(*(found[place] for place in places)) for places in self._layers]
         return Trace(self._outputs(_by_place(self._traced, found)), layers)
@@ -102,6 +105,9 @@ class IrRunner:
         family = self.model.family
         model = family.operator_model(attributes, tensors[0].shape[2], "fp32", family.default_opset, [])
         return None if model is None or self.model.portable else _run_node(self._core, model, tensors, mask)
+
+    def _compile(self, program: Any) -> Any:
+        return compile_model(self._core, program, self.model.dtype, threads=self.threads)
 
     def _outputs(self, named: dict[str, Array]) -> dict[str, Array]:
         missing = sorted(set(self.model.outputs) - set(named))
