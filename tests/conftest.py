@@ -26,7 +26,7 @@ if shutil.which("ninja"):
 
 # What is not in scripts/test_fast.sh is marked here by folder or by what a test uses, and elsewhere by decorator.
 NATIVE_FOLDERS = (TESTS / "kernels" / "cpu", TESTS / "kernels" / "cuda_host", TESTS / "plugins")
-FIXTURE_MARKS = {"minilm_dense": "slow", "plugin": "native", "rtx": "engine"}
+FIXTURE_MARKS = {"minilm_dense": "slow", "extension": "native", "plugin": "native", "rtx": "engine"}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -164,6 +164,18 @@ def plugin() -> Path:
     from tensorrt_plugin import plugin_library
 
     return plugin_library()
+
+
+@pytest.fixture(scope="session")
+def extension() -> Path:
+    """libmra_openvino.so, for the OpenVINO that is installed."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from mra_export.native.libraries import find_library
+
+    found = find_library("openvino")
+    if found is None:
+        pytest.skip("libmra_openvino.so is not built: `mra-export build openvino`")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -142,6 +142,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     for name, family in diagnosis.families.items():
         options = "".join(f"\n--option {key}=...: {text}" for key, text in family["options"].items())
         table.add_row(f"models of type {name}", escape(family["title"] + options))
+    for kind, instructions in diagnosis.processor.items():
+        table.add_row(f"{kind} on this CPU", instructions or "[dim]no instructions for it: works, but slower[/]")
     table.add_row("GPU", ", ".join(diagnosis.gpus) or "[dim]none[/]")
     console.print(table)
     for problem in diagnosis.problems:

@@ -206,8 +206,13 @@ def _read(core: Any, model: OnnxModel, *, inline: bool) -> Any:
         import onnx.inliner
 
         with beside_weights(model, onnx.inliner.inline_local_functions(model.proto)) as path:
-            return core.read_model(str(path)).clone()  # whose weights are in memory, not in a file that goes away
+            return core.read_model(str(path))  # weights beside it are mapped, and stay when their name goes away
     except RuntimeError as error:
+        if inline and model.nodes:
+            raise InputError(
+                f"OpenVINO {release()} has no operators for what {model.family.title} computes, so that there is no --portable file "
+                f"of {model.path}. Leave that out. It says: {first_error(error)}"
+            ) from error
         raise InputError(f"OpenVINO {release()} cannot read {model.path}: {first_error(error)}") from error
 
 

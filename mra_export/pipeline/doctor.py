@@ -42,6 +42,8 @@ class Diagnosis:
         plugin: what the TensorRT plugin says of itself, None where there is none or it cannot be opened: version, exports,
             architectures, tensorrt_headers, cuda_runtime.
         gpus: name and compute capability of each.
+        processor: "int8" and "bf16" -> the instructions that the processor has for them, None where it has none; empty where that
+            cannot be told.
         families: `model_type` of what can be exported -> its name, tasks and options (name -> what for).
         problems: what is missing.
     """
@@ -50,6 +52,7 @@ class Diagnosis:
     libraries: dict[str, str | None]
     plugin: dict[str, str] | None
     gpus: list[str]
+    processor: dict[str, str | None]
     families: dict[str, dict[str, Any]]
     problems: list[Problem]
 
@@ -123,7 +126,30 @@ def diagnose() -> Diagnosis:
         }
         for name, family in families().items()
     }
-    return Diagnosis(versions, libraries, plugin, gpus, known, problems + more)
+    return Diagnosis(versions, libraries, plugin, gpus, _processor(), known, problems + more)
+
+
+_INSTRUCTIONS = {
+    "int8": {"amx_int8": "AMX-INT8", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "asimddp": "DotProd"},
+    "bf16": {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"},
+}
+"""Type -> the kernel's name of instructions for it -> their name, fastest first."""
+
+
+def _processor(path: str = "/proc/cpuinfo") -> dict[str, str | None]:
+    """Which instructions the processor has for arithmetic of reduced precision."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return {}
+    found = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
+    if not found:
+        return {}
+    return {
+        kind: next((title for flag, title in names.items() if flag in found), None)
+        for kind, names in _INSTRUCTIONS.items()
+    }
 
 
 def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:

@@ -12,7 +12,6 @@ from yoso_models import ALL, error, feeds, yoso_model
 
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.export.onnx_model import OnnxModel, read_onnx
-from mra_export.native.libraries import find_library
 from mra_export.numerics import relative_error
 from mra_export.openvino.core import compile_model, open_core
 from mra_export.operators.mra2_attention.reference import mra2_attention
@@ -26,12 +25,8 @@ pytestmark = pytest.mark.native
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    found = find_library("openvino")
-    if found is None:
-        pytest.skip("libmra_openvino.so is not built: `mra-export build openvino`")
-    return found
+def library(extension: Path) -> Path:
+    return extension
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ class SelectionJudge(Judge):
         """Lengths with a choice."""
         return (
             f"judged on {judged} of {rows} rows, those so short that all blocks are selected; the choice of blocks in the "
-            "others cannot be seen from outside. Build the engine with --layer-outputs to judge all."
+            "others cannot be seen from outside. An engine with --layer-outputs shows it, and OpenVINO without --portable."
         )
 
 

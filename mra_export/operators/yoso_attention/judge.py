@@ -60,8 +60,8 @@ class HashJudge(Judge):
     def unseen_note(self, judged: int, rows: int) -> str:
         """Every length has codes."""
         return (
-            f"judged on {judged} of {rows} rows: hash codes cannot be seen from outside. Build the engine with --layer-outputs to "
-            "judge all."
+            f"judged on {judged} of {rows} rows: hash codes cannot be seen from outside. An engine with --layer-outputs shows "
+            "them."
         )
 
     def _codes(self, index: int, layer: LayerTrace) -> HashCodes:
