@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mra_export.bundle.schema import ENGINE_VARIANT, FORMAT, MODULES, ONNX_VARIANT, SCHEMA, check, refusal
+from mra_export.bundle.schema import FORMAT, MODULES, SCHEMA, VARIANTS, check, refusal
 from mra_export.checkpoint.modules import Dense, LayerNorm, Module, Pooling, module_from, width_of
 from mra_export.checkpoint.text import prompt_of
 from mra_export.errors import InputError
@@ -27,14 +27,14 @@ _ZEROS = "0" * 64
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running the model of a bundle; what is only said of engines is None for ONNX Runtime.
+    """One way of running the model of a bundle; what is only said of engines is None elsewhere.
 
     Attributes:
-        backend: "onnxruntime", "tensorrt" or "rtx".
-        file: the .onnx or .engine file.
-        precision: fp32, fp16 or bf16.
+        backend: "onnxruntime", "tensorrt", "rtx" or "openvino".
+        file: the .onnx, .engine or .xml file.
+        precision: fp32, fp16, bf16 or int8; with OpenVINO also int8-weights.
         library: the native library that goes with it; None where it runs without one.
-        backend_version: of the backend that built the engine.
+        backend_version: of the backend that built the engine; of OpenVINO the release that runs `library`, or wrote the file.
         version_compatible: whether a newer backend may run it.
         compute_capability: of the GPU that it is for, as in "9.0".
         hardware_compatible: whether that is the least one, instead of the only one.
@@ -79,6 +79,16 @@ class Bundle:
     def library(self) -> Path | None:
         """The native operator for ONNX Runtime; None where the bundle has none, and the function body runs."""
         return self.variants[0].library
+
+    @property
+    def engines(self) -> tuple[Variant, ...]:
+        """The variants that are engines of TensorRT or TensorRT-RTX."""
+        return tuple(variant for variant in self.variants if variant.manifest is not None)
+
+    @property
+    def openvino(self) -> Variant | None:
+        """The variant for OpenVINO, or None."""
+        return next((variant for variant in self.variants if variant.backend == "openvino"), None)
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -245,11 +255,11 @@ def read_bundle(path: Path) -> Bundle:
     _check_names(raw, file)
     variants = []
     for index, entry in enumerate(raw["variants"]):
-        kind = ENGINE_VARIANT if index else ONNX_VARIANT
-        check(entry, kind, f"variants[{index}]", file)
-        if (entry["backend"] == "onnxruntime") != (index == 0):
-            expected = "an engine, since the ONNX file comes first" if index else "onnxruntime"
-            raise refusal(file, f": variants[{index}].backend={entry['backend']} must be {expected}")
+        where = f"variants[{index}]"
+        check(entry, dict, where, file)
+        backends = [name for name in VARIANTS if (name == "onnxruntime") == (index == 0)]
+        check({"backend": entry["backend"]} if "backend" in entry else {}, {"backend": choice(*backends)}, where, file)
+        check(entry, VARIANTS[entry["backend"]], where, file)
         for key in ("file", "library", "manifest"):
             _check_listed(raw, entry.get(key), f"variants[{index}].{key}", file)
         located = {k: path / entry[k] for k in ("file", "library", "manifest") if entry.get(k) is not None}
@@ -366,8 +376,10 @@ def _check_fit(raw: dict[str, Any], variants: list[Variant], file: Path) -> None
     model, tokenizer = raw["model"], raw["tokenizer"]
     if not variants:
         refuse("variants is empty, but names at least the ONNX file")
-    if raw["variants"][0]["precision"] != model["dtype"]:
+    if variants[0].precision != model["dtype"] and (variants[0].precision, model["dtype"]) != ("int8", "fp32"):
         refuse(f"variants[0].precision={variants[0].precision} is not model.dtype={model['dtype']}")
+    if len([variant for variant in variants if variant.backend == "openvino"]) > 1:
+        refuse("variants has openvino twice")
     if not {"input_ids", "attention_mask"} <= set(model["inputs"]):
         refuse(f"model.inputs={model['inputs']} lacks input_ids or attention_mask")
     if ("sentence_embedding" in model["outputs"]) != (raw["embedding"] is not None):

@@ -10,9 +10,9 @@ from mra_export.checkpoint.text import SIMILARITIES
 from mra_export.errors import InputError, escaped
 from mra_export.schema import SHA256, TEXT, WORD, Int, Map, Or, Text, check_value, choice
 
-__all__ = ["ENGINE_VARIANT", "FORMAT", "MODULES", "ONNX_VARIANT", "SCHEMA", "check", "refusal"]
+__all__ = ["FORMAT", "MODULES", "SCHEMA", "VARIANTS", "check", "refusal"]
 
-FORMAT = 2
+FORMAT = 3
 """Of the manifest; a reader refuses a newer one. A field more or less is a new format."""
 
 _MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
@@ -20,14 +20,10 @@ _MEND = "Copy the bundle again, or write it again with `mra-export bundle`."
 
 _DTYPE = choice("fp32", "fp16", "bf16")
 _SIZES = [Int(1)]
-ONNX_VARIANT = {
-    "backend": choice("onnxruntime", "tensorrt", "rtx"),
-    "file": WORD,
+_VARIANT = {"backend": TEXT, "file": WORD, "library": Or(WORD)}
+_ENGINE_VARIANT = {
+    **_VARIANT,
     "precision": _DTYPE,
-    "library": Or(WORD),
-}
-ENGINE_VARIANT = {
-    **ONNX_VARIANT,
     "backend_version": WORD,
     "version_compatible": bool,
     "compute_capability": Text("a compute capability, as in 9.0", r"[0-9]+\.[0-9]+"),
@@ -36,7 +32,13 @@ ENGINE_VARIANT = {
     "manifest": WORD,
     "profiles": Map({"min": _SIZES, "opt": _SIZES, "max": _SIZES}),
 }
-"""Fields of an entry of `variants`: of the first, and of those that follow."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "onnxruntime": {**_VARIANT, "precision": choice("fp32", "fp16", "bf16", "int8")},
+    "tensorrt": _ENGINE_VARIANT,
+    "rtx": _ENGINE_VARIANT,
+    "openvino": {**_VARIANT, "precision": choice("fp32", "bf16", "int8", "int8-weights"), "backend_version": WORD},
+}
+"""`backend` of an entry of `variants` -> its fields; the first entry is the only one of "onnxruntime"."""
 MODULES: dict[str, dict[str, Any]] = {
     "Pooling": {"modes": [choice(*POOLING_MODES)], "include_prompt": bool},
     "Dense": {
@@ -85,7 +87,7 @@ SCHEMA: dict[str, Any] = {
     ),
     "text": {"prompts": Map(TEXT), "default_prompt": Or(TEXT)},
     "tokenizer": Or({"file": WORD, "max_length": Int(1), "truncation_side": choice("left", "right")}),
-    "variants": list,  # of ONNX_VARIANT first, then ENGINE_VARIANT
+    "variants": list,  # of VARIANTS
     "files": Map({"bytes": Int(0), "sha256": SHA256}),
     "parity": Or(
         [

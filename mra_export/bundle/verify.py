@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
+from mra_export.bundle.openvino_file import IR_FILE, match_ir, read_ir
 from mra_export.bundle.schema import refusal
 from mra_export.checkpoint.json_files import is_pointer, read_json
 from mra_export.checkpoint.load import load_config
@@ -15,9 +16,10 @@ from mra_export.checkpoint.text import TextContract, max_length, read_contract, 
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
+from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
 from mra_export.native.elf import check_whole
-from mra_export.native.libraries import LIBRARY_FILES
+from mra_export.native.libraries import LIBRARY_FILES, built_for
 from mra_export.outputs import file_sha256
 
 __all__ = [
@@ -104,7 +106,7 @@ def verify_bundle(path: Path) -> Bundle:
             raise refusal(file, f" was changed: its SHA-256 is not that of {MANIFEST_FILE}")
     for library in {variant.library for variant in bundle.variants if variant.library is not None}:
         check_whole(library)
-    for variant in bundle.variants[1:]:
+    for variant in bundle.engines:
         try:
             check_engine(variant.file, plugin=variant.library)
         except DependencyError as error:  # what an engine needs belongs to the bundle, not to the machine
@@ -196,7 +198,7 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
         {
             "backend": "onnxruntime",
             "file": MODEL_FILE.as_posix(),
-            "precision": model.dtype,
+            "precision": "int8" if is_int8(model) else model.dtype,
             "library": library("onnxruntime"),
         }
     ]
@@ -217,7 +219,31 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
                 "profiles": made.inputs,
             }
         )
+    if (root / IR_FILE).is_file():
+        found.append(_openvino_variant(root, model, library("openvino")))
     return found
+
+
+def _openvino_variant(root: Path, model: OnnxModel, library: str | None) -> dict[str, Any]:
+    made = read_ir(root / IR_FILE, model.family.operator[0])
+    match_ir(made, model)
+    if made.operators and library is None:
+        raise InputError(
+            f"{root / IR_FILE} needs {LIBRARIES}/{LIBRARY_FILES['openvino']}, and the bundle has none. Run "
+            "`mra-export build openvino` and write the bundle again."
+        )
+    release = built_for(root / library) if made.operators and library else made.release
+    if not release:
+        raise InputError(
+            f"{root / (library or IR_FILE)} does not say for which release of OpenVINO it is. Write it with mra-export."
+        )
+    return {
+        "backend": "openvino",
+        "file": IR_FILE.as_posix(),
+        "precision": made.precision,
+        "library": library if made.operators else None,
+        "backend_version": release,
+    }
 
 
 def _check_tree(bundle: Bundle) -> None:

@@ -20,7 +20,7 @@ from mra_export.cli.options import (
 )
 from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
-from mra_export.native.libraries import named_plugin
+from mra_export.native.libraries import LIBRARY_FILES, named_plugin
 
 __all__ = ["bundle_command"]
 
@@ -64,6 +64,8 @@ def _triton_options(function: Any) -> Any:
 @output_option("The bundle directory to write.")
 @click.option("--engine", "engines", type=click.Path(path_type=Path), multiple=True, metavar="FILE.engine",
               help="An engine that `mra-export trt` built from SOURCE; may be repeated.")  # fmt: skip
+@click.option("--openvino", type=click.Path(path_type=Path), metavar="DIR",
+              help="What `mra-export openvino` wrote of SOURCE, in any precision.")  # fmt: skip
 @model_options
 @dtype_options(None, "as SOURCE, fp32 for a checkpoint")
 @click.option(
@@ -80,6 +82,7 @@ def bundle_command(
     source: str,
     output: Path,
     engines: tuple[Path, ...],
+    openvino: Path | None,
     no_check: bool,
     plugin_lib: tuple[Path, ...],
     family_options: dict[str, str],
@@ -90,7 +93,7 @@ def bundle_command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Writes one directory with what a C++ server needs: ONNX file, engines, libraries, tokenizer, manifest.
+    """Writes one directory with what a C++ server needs: ONNX file, engines, OpenVINO's files, libraries, tokenizer, manifest.
 
     SOURCE is a checkpoint, which is exported and checked first, or an ONNX directory. The bundle works wherever it is copied
     to; `mra-export check DIR` verifies it.
@@ -108,16 +111,17 @@ def bundle_command(
 
     settings = triton_settings(**triton)
     writer = None if settings is None else RepositoryWriter(settings)
+    extension = next((path for path in plugin_lib if path.name == LIBRARY_FILES["openvino"]), None)
     plugins = [path for path in plugin_lib if named_plugin(path)]
-    libraries = [path for path in plugin_lib if not named_plugin(path)]
+    libraries = [path for path in plugin_lib if not named_plugin(path) and path != extension]
     comparisons: list[Any] = []
     notes: list[str] = []
     with progress(quiet=quiet) as report:
         try:
             bundle = create_bundle(
-                source, output, engines=engines, check=not no_check, comparisons=comparisons, notes=notes, progress=report,
-                library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None,
-                triton=writer, request=ExportRequest(options=family_options, **options), force=force,
+                source, output, engines=engines, openvino=openvino, check=not no_check, comparisons=comparisons, notes=notes,
+                library=libraries[-1] if libraries else None, plugin=plugins[-1] if plugins else None, extension=extension,
+                triton=writer, progress=report, request=ExportRequest(options=family_options, **options), force=force,
             )  # fmt: skip
         except ParityError as error:
             fail_parity("bundle", error, comparisons, as_json)

@@ -60,7 +60,9 @@ def describe_bundle(bundle: Bundle) -> str:
     is_standard = bundle.manifest["model"]["operator"]["nodes"] == 0
     how = "standard operators" if is_standard else "native operator" if bundle.library else "function body"
     runs = [f"ONNX Runtime {bundle.variants[0].precision} ({how})"]
-    runs += [f"{v.file.name} {v.precision} ({v.backend} {v.backend_version}, {v.gpu})" for v in bundle.variants[1:]]
+    runs += [f"{v.file.name} {v.precision} ({v.backend} {v.backend_version}, {v.gpu})" for v in bundle.engines]
+    if (v := bundle.openvino) is not None:
+        runs.append(f"OpenVINO {v.precision} ({v.backend_version}{'' if v.library else ', function body'})")
     count = len(bundle.manifest["files"])
     text = f"{bundle.path}: {bundle.task}, {', '.join(runs)}; {count} files, {size / 2**20:.1f} MiB"
     notes = []

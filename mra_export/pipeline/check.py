@@ -251,7 +251,7 @@ def check_bundle(
     """
     progress(f"verifying {path}")
     bundle = verify_bundle(path)
-    engines = [EngineRunner(variant.file, library=variant.library) for variant in bundle.variants[1:]]
+    engines = [EngineRunner(variant.file, library=variant.library) for variant in bundle.engines]
     model = read_onnx(bundle.model_file)
     return bundle, check_alone(
         model, library=bundle.library, engines=engines, max_seq_len=max_seq_len, progress=progress

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
 from mra_export.bundle.module_files import copy_modules
+from mra_export.bundle.openvino_file import IR_FILE, find_ir, match_ir, read_ir
 from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import EMBEDDING, ENGINES, LIBRARIES, described, is_bundle, longest_of, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
@@ -23,7 +24,7 @@ from mra_export.engine.manifest import Manifest, check_engine, manifest_path
 from mra_export.errors import InputError, MraExportError, escaped
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.elf import check_whole
-from mra_export.native.libraries import LIBRARY_FILES, find_library, tensorrt_library
+from mra_export.native.libraries import LIBRARY_FILES, find_library, openvino_library, tensorrt_library
 from mra_export.outputs import check_target, file_sha256, staged_directory
 from mra_export.parity.comparison import Comparison, as_json
 from mra_export.pipeline.check import check_alone
@@ -42,9 +43,11 @@ def create_bundle(
     output: Path,
     *,
     engines: Sequence[Path] = (),
+    openvino: Path | None = None,
     request: ExportRequest = ExportRequest(),  # noqa: B008  (frozen)
     library: Path | None = None,
     plugin: Path | None = None,
+    extension: Path | None = None,
     check: bool = True,
     triton: Callable[[Bundle, Path], None] | None = None,
     comparisons: list[Comparison] | None = None,
@@ -58,10 +61,12 @@ def create_bundle(
         source: a checkpoint or hub id, which is exported first; or an ONNX directory, an .onnx file in one, or a bundle.
         output: the directory to write.
         engines: .engine files that were built from the same ONNX file, each with its manifest beside it.
+        openvino: the directory that `mra-export openvino` wrote of the same export, in any precision; or its .xml file.
         request: how a checkpoint is exported, with embeddings if they can be had; an ONNX file that is there must have its dtype.
         library: the ONNX Runtime library, None for that of a bundle or to have it found; without any, the function body
             serves.
         plugin: the TensorRT plugin, None to have it found; looked for only if an engine needs it.
+        extension: OpenVINO's extension library, likewise for `openvino`.
         check: whether the model is compared with the checkpoint, or without one as `check_alone` does.
         triton: called with the bundle and its directory `triton`, to write a model repository there.
         comparisons: takes the comparisons.
@@ -77,7 +82,8 @@ def create_bundle(
         ParityError: the export is not the checkpoint's model, or the operator not the specification's.
         DependencyError: what the check or an engine needs is missing.
     """
-    check_target(output, force=force, sources=[Path(source), *engines])
+    check_target(output, force=force, sources=[Path(source), *engines, *([openvino] if openvino else [])])
+    ir = find_ir(openvino) if openvino is not None else None
     if library is None and is_bundle(Path(source)):
         library = read_bundle(Path(source)).library
     library = find_library("onnxruntime", library)
@@ -87,6 +93,7 @@ def create_bundle(
     with _open_model(source, request, check, proof, said, progress) as (model, stated):
         library = library if model.nodes else None  # standard operators need none
         _match_engines(opened, model, source)
+        extension = _match_openvino(ir, model, extension)
         progress(f"writing {output}")
         shown = source if find_exported(source, request) is None else model.directory
         with staged_directory(output, force=force) as stage, _named(stage, shown):
@@ -96,9 +103,13 @@ def create_bundle(
                 said += of_source
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
-            for path in filter(None, (library, plugin)):
-                check_whole(path)
-                _copy(path, stage / LIBRARIES / LIBRARY_FILES["tensorrt" if path == plugin else "onnxruntime"])
+            if ir is not None:
+                for suffix in (".xml", ".bin"):
+                    _copy(ir.with_suffix(suffix), (stage / IR_FILE).with_suffix(suffix))
+            for kind, path in (("onnxruntime", library), ("tensorrt", plugin), ("openvino", extension)):
+                if path is not None:
+                    check_whole(path)
+                    _copy(path, stage / LIBRARIES / LIBRARY_FILES[kind])
             provenance = {**provenance_of(stage), "random_init": stated.pop("random_init")}
             told = _told({"license": licence_of(stage), "provenance": provenance})
             fields = {**described(stage), **stated, **told}
@@ -191,6 +202,15 @@ def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source
             raise InputError(f"{engine}: the operator's attributes in its manifest are not those of {source}. {once}")
         if missing := [name for name in model.outputs if name not in manifest.outputs]:
             raise InputError(f"{engine} lacks the output {', '.join(missing)} of {source}. {once}")
+
+
+def _match_openvino(ir: Path | None, model: OnnxModel, extension: Path | None) -> Path | None:
+    """The library that OpenVINO's file needs, None where there is no file or it needs none; refuses that of another model."""
+    if ir is None:
+        return None
+    found = read_ir(ir, model.family.operator[0])
+    match_ir(found, model)
+    return openvino_library(extension) if found.operators else None
 
 
 def _copy_model(model: OnnxModel, stage: Path) -> None:

@@ -29,7 +29,7 @@ def encoders_of(bundle: Bundle, settings: TritonSettings) -> tuple[list[tuple[En
     inputs, outputs = _tensors(model)
     found = [_onnx_encoder(bundle, model, settings, inputs, outputs)]
     engines = []
-    for variant in bundle.variants[1:]:
+    for variant in bundle.engines:
         if variant.backend == "rtx":
             notes.append(
                 f"{variant.file.name} is for TensorRT-RTX, which Triton's tensorrt backend does not load: it is not in the "

@@ -122,7 +122,7 @@ WRONG: dict[str, list[Any]] = {
     "variants[0].precision": [*DTYPE, "bf16"],
     "variants[0].library": NULL_TOO(UNLISTED),
     "variants[1]": OBJECT,
-    "variants[1].backend": [*WORD, "onnxruntime", "openvino"],
+    "variants[1].backend": [*WORD, "onnxruntime", "tensorrt-rtx"],
     "variants[1].file": UNLISTED,
     "variants[1].precision": DTYPE,
     "variants[1].library": NULL_TOO(UNLISTED),
@@ -137,6 +137,12 @@ WRONG: dict[str, list[Any]] = {
     "variants[1].profiles.input_ids.min": SHAPE,
     "variants[1].profiles.input_ids.opt": SHAPE,
     "variants[1].profiles.input_ids.max": SHAPE,
+    "variants[3]": OBJECT,
+    "variants[3].backend": [*WORD, "onnxruntime"],
+    "variants[3].file": UNLISTED,
+    "variants[3].precision": [*DTYPE, "fp16"],
+    "variants[3].library": NULL_TOO(UNLISTED),
+    "variants[3].backend_version": WORD,
     "files": [*OBJECT, {}],
     "files.NOTICE": OBJECT,
     "files.NOTICE.bytes": [None, "1", -1, 1.0, True],
@@ -282,7 +288,7 @@ JUNK: list[Any] = [
 
 def test_random_damage_is_refused_in_words(full: dict[str, Any], whole: Bundle, bundle: Path) -> None:
     """Sealed again each time: whatever the reader meets, it answers with a message or with a bundle that is true."""
-    true = {**full, **{name: whole.manifest[name] for name in ("embedding", "files")}}
+    true = {**full, **{name: whole.manifest[name] for name in ("embedding", "files", "variants")}}
     verify_bundle(sealed(bundle, true))
     generator = random.Random(0)
     refusals = 0

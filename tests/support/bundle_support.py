@@ -227,6 +227,10 @@ def fill(whole: Bundle) -> dict[str, Any]:
     ]
     for folder in ("2_Dense", "3_LayerNorm"):
         manifest["files"][f"{folder}/model.safetensors"] = {"bytes": 3, "sha256": "0" * 64}
+    name = "openvino/openvino_model.xml"
+    manifest["files"][name] = {"bytes": 3, "sha256": "0" * 64}
+    made = {"precision": "int8", "library": manifest["variants"][0]["library"], "backend_version": "2026.4.1"}
+    manifest["variants"].append({"backend": "openvino", "file": name, **made})
     manifest["license"].update(name="n", link="l")
     manifest["provenance"]["random_init"] = 3
     manifest["versions"] = {"torch": "2"}

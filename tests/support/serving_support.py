@@ -22,7 +22,7 @@ from cpu_kernels import build, build_root
 from paths import REPO, TESTS
 
 from mra_export.bundle.manifest import seal
-from mra_export.native.build import find_nvcc
+from mra_export.native.build import find_nvcc, find_openvino
 from mra_export.native.headers import fetch_headers, find_headers
 
 HERE = TESTS / "plugins" / "serving"
@@ -83,7 +83,7 @@ def installed(kind: str) -> Path:
         pytest.skip("cmake was not found")
     tree, prefix = build_root() / f"serving-{kind}", build_root() / f"serving-{kind}-prefix"
     headers = find_headers("onnxruntime") or fetch_headers("onnxruntime")
-    backend = engine_backend(kind)
+    backend = [*engine_backend(kind), *openvino_backend(kind)]
     with building(tree, SOURCE, str(headers), str(runtime_library()), *backend) as is_to_build:
         if not is_to_build:
             return prefix
@@ -181,6 +181,12 @@ def engine_backend(kind: str) -> list[str]:
     if kind == "static":
         return [*arguments, f"-DMRA_CUDART_LIBRARY={library}", f"-DMRA_CUDA_INCLUDE={include}"]
     return [*arguments, f"-DCUDAToolkit_ROOT={include.parent}"]
+
+
+def openvino_backend(kind: str) -> list[str]:
+    """CMake's arguments for the backend of OpenVINO: with the wheel's, but not under the sanitizers, which its libraries are without."""
+    found = find_openvino() if kind == "shared" else None
+    return ["-DMRA_SERVING_OPENVINO=OFF"] if found is None else ["-DMRA_SERVING_OPENVINO=ON", f"-DOpenVINO_DIR={found}"]
 
 
 @functools.cache

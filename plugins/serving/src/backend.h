@@ -29,8 +29,8 @@ class Context {
  public:
   virtual ~Context() = default;
   virtual Buffers buffers() noexcept = 0;  // room for Limits::max_tokens each
-  // Rows to fill in for `rows` texts, at least as many: the further ones hold any text, of one token or more.
-  virtual std::int64_t padded_rows(std::int64_t rows) const noexcept = 0;
+  // Rows to fill in for `rows` texts of `width`, at least as many: the further ones hold any text, of one token or more.
+  virtual std::int64_t padded_rows(std::int64_t rows, std::int64_t width) const noexcept = 0;
   // Runs what the buffers hold and writes the first `wanted` of `rows` vectors to `out` [wanted, hidden_size].
   virtual Status run(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) noexcept = 0;
 };
@@ -48,6 +48,8 @@ class Backend {
 struct Request {
   std::string file;                         // of the model
   std::string library;                      // the native operator; empty for none
+  std::string precision;                    // that manifest.json says of it
+  std::string backend_version;              // OpenVINO: the release that `library` is for
   std::string plugin_name, plugin_version;  // of an engine whose plugin is in `library`
   bool carries_plugin = false;              // whether an engine has its plugin within
   bool has_types = false;
@@ -61,8 +63,9 @@ struct Request {
   bool is_length_noted = false;  // whether the file of the model says that it takes texts of max_seq_len
   std::int64_t max_batch_tokens = 0;
   int gpu = 0;
-  bool use_gpu = false;  // ONNX Runtime: its CUDA provider
-  int threads = 0;
+  bool use_gpu = false;   // ONNX Runtime: its CUDA provider
+  int threads = 0;        // of a run; 0: the backend's choice
+  int parallel_runs = 0;  // contexts that there may be
   bool cuda_graphs = false;
 };
 
@@ -86,13 +89,13 @@ Status open_onnxruntime(const Request& request, std::unique_ptr<Backend>* backen
 // What a library libmra_serving_<backend>.so hands out.
 struct BackendLibrary {
   const char* build;  // must be kBackendBuild of the library that loads it
-  const char* name;   // "tensorrt" or "rtx"
-  // What an engine's manifest is checked against: version of TensorRT, compute capability of the GPU.
+  const char* name;   // "tensorrt", "rtx" or "openvino"
+  // What a variant is checked against: version of the runtime; compute capability of the GPU, where it runs on one.
   Status (*machine)(int gpu, std::string* version, std::string* compute_capability) noexcept;
   Status (*open)(const Request& request, std::unique_ptr<Backend>* backend) noexcept;
 };
 
 #define MRA_SERVING_BACKEND_ENTRY "mra_serving_backend"
-inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 2";
+inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 3";
 
 }  // namespace mra::serving

@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 using detail::Json;
 using Kind = Json::Kind;
 
-constexpr std::int64_t kFormat = 2;
+constexpr std::int64_t kFormat = 3;
 constexpr std::int64_t kMaxManifestBytes = 1 << 20;
 // What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
 // from the bundle's root where it begins with a slash, a file of that name anywhere else.
@@ -56,11 +56,15 @@ constexpr const char* kSchema = R"({
   "provenance": {"source": "?word", "base_model": ["word"], "random_init": "?count"}
 })";
 constexpr const char* kOnnxSchema =
-    R"({"backend": "onnxruntime", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word"})";
+    R"({"backend": "onnxruntime", "file": "word", "precision": "fp32|fp16|bf16|int8", "library": "?word"})";
 constexpr const char* kEngineSchema =
     R"({"backend": "tensorrt|rtx", "file": "word", "precision": "fp32|fp16|bf16", "library": "?word",
   "backend_version": "word", "version_compatible": "boolean", "compute_capability": "capability", "hardware_compatible": "boolean",
   "gpu": "text", "manifest": "word", "profiles": {"*": {"min": ["size"], "opt": ["size"], "max": ["size"]}}})";
+
+constexpr const char* kOpenVinoSchema =
+    R"({"backend": "openvino", "file": "word", "precision": "fp32|bf16|int8|int8-weights", "library": "?word",
+  "backend_version": "word"})";
 
 // The fields of an entry of embedding.modules, by its kind.
 constexpr const char* kModuleSchemas = R"({
@@ -320,10 +324,16 @@ class ManifestReader {
   void check_variants() const {
     const Json& variants = at(root_, "variants");
     if (variants.items.empty()) refuse("variants is empty, but names at least the ONNX file");
-    const Json onnx = schema(kOnnxSchema), engine = schema(kEngineSchema);
-    for (std::size_t i = 0; i < variants.items.size(); ++i) {
+    const Json onnx = schema(kOnnxSchema), engine = schema(kEngineSchema), openvino = schema(kOpenVinoSchema);
+    for (std::size_t i = 0, openvinos = 0; i < variants.items.size(); ++i) {
       const std::string where = "variants[" + std::to_string(i) + "]";
-      check(variants.items[i], i == 0 ? onnx : engine, where);
+      const Json* backend = variants.items[i].find("backend");
+      const bool is_openvino = i > 0 && backend != nullptr && backend->kind == Kind::kString && backend->text == "openvino";
+      if (i > 0 && !is_openvino && backend != nullptr && misfit(*backend, "tensorrt|rtx") != nullptr)
+        refuse(where + ".backend=" + shown(*backend) + " must be one of tensorrt rtx openvino");
+      check(variants.items[i], i == 0 ? onnx : is_openvino ? openvino : engine, where);
+      openvinos += is_openvino ? 1 : 0;
+      if (openvinos > 1) refuse("variants has openvino twice");
       for (const char* member : {"file", "library", "manifest"}) check_listed(variants.items[i].find(member), where + "." + member);
     }
   }
@@ -387,7 +397,8 @@ class ManifestReader {
   // Fields that contradict each other.
   void check_fit() const {
     const Json &model = at(root_, "model"), &tokenizer = at(root_, "tokenizer"), &license = at(root_, "license");
-    if (at(at(root_, "variants").items[0], "precision").text != at(model, "dtype").text)
+    const std::string &precision = at(at(root_, "variants").items[0], "precision").text, &dtype = at(model, "dtype").text;
+    if (precision != dtype && !(precision == "int8" && dtype == "fp32"))
       refuse("variants[0].precision=" + at(at(root_, "variants").items[0], "precision").text +
              " is not model.dtype=" + at(model, "dtype").text);
     const std::vector<std::string> inputs = texts(at(model, "inputs")), outputs = texts(at(model, "outputs"));
@@ -449,9 +460,10 @@ class ManifestReader {
       out.truncation_side = at(tokenizer, "truncation_side").text;
     }
     for (const Json& entry : at(root_, "variants").items) {
-      const Json& library = at(entry, "library");
+      const Json &library = at(entry, "library"), *version = entry.find("backend_version");
       out.variants.push_back({at(entry, "backend").text, at(entry, "file").text, directory_ + "/" + at(entry, "file").text,
-                              at(entry, "precision").text, library.kind == Kind::kNull ? "" : directory_ + "/" + library.text});
+                              at(entry, "precision").text, library.kind == Kind::kNull ? "" : directory_ + "/" + library.text,
+                              version == nullptr ? "" : version->text});
     }
     return out;
   }

@@ -17,7 +17,8 @@ struct Variant {
   std::string name;  // of `file` inside the bundle
   std::string file;
   std::string precision;
-  std::string library;  // empty where it runs without one
+  std::string library;          // empty where it runs without one
+  std::string backend_version;  // of engines and of OpenVINO's file; else empty
 };
 
 // What the library needs of manifest.json; mra_export/bundle/manifest.py describes its fields.

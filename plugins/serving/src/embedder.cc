@@ -115,13 +115,15 @@ void check_whole(const std::string& library) {
 const BackendLibrary& load_backend(const std::string& name, const std::string& folder) {
   const std::string file = "libmra_serving_" + name + ".so", path = folder.empty() ? file : folder + "/" + file;
   if (!folder.empty()) check_whole(path);
-  // Never closed: TensorRT and CUDA keep threads and callbacks in the process.
+  // Never closed: TensorRT, CUDA and OpenVINO keep threads and callbacks in the process.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();
     fail(Code::kEnvironment,
          path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") +
-             ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with.");
+             (name == "openvino"
+                  ? ". Build plugins/serving where OpenVINO is installed (-DMRA_SERVING_OPENVINO=ON), and keep that OpenVINO."
+                  : ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with."));
   }
   using Entry = const BackendLibrary* (*)();
   const auto entry = reinterpret_cast<Entry>(dlsym(handle, MRA_SERVING_BACKEND_ENTRY));
@@ -225,12 +227,17 @@ class Embedder::Impl {
     return std::min((width + step - 1) / step * step, limits_.max_width);
   }
 
+  // Whether a variant is an engine.
+  static bool needs_gpu(const Variant& variant) { return variant.backend == "tensorrt" || variant.backend == "rtx"; }
+
   // Whether this machine can run a variant; if so backend_, pool_ and info_ are set, else the Status says why not.
   Status try_variant(const Variant& variant, const Options& options) {
     return guarded([&] {
       Request request;
       request.file = variant.file;
       request.library = variant.library;
+      request.precision = variant.precision;
+      request.backend_version = variant.backend_version;
       request.has_types = std::find(bundle_.inputs.begin(), bundle_.inputs.end(), "token_type_ids") != bundle_.inputs.end();
       request.mean_of_tokens = bundle_.pooling.empty();
       request.output = request.mean_of_tokens ? "last_hidden_state" : "sentence_embedding";
@@ -243,15 +250,19 @@ class Embedder::Impl {
       request.max_batch_tokens = options.max_batch_tokens;
       request.gpu = options.gpu;
       const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-      request.threads = options.threads > 0 ? options.threads : cores;
+      request.threads = options.threads;
+      request.parallel_runs = options.parallel_runs;
       request.cuda_graphs = options.cuda_graphs;
       if (!request.library.empty()) check_whole(request.library);
       Status status;
       std::unique_ptr<Backend> backend;
-      const bool is_engine = variant.backend != "onnxruntime";
-      if (!is_engine) {
+      const bool is_engine = needs_gpu(variant), is_openvino = variant.backend == "openvino";
+      if (!is_engine && !is_openvino) {
         request.use_gpu = options.device == Device::kGpu;
+        request.threads = options.threads > 0 ? options.threads : cores;
         status = open_onnxruntime(request, &backend);
+      } else if (is_openvino) {
+        status = load_backend(variant.backend, options.backend_dir).open(request, &backend);
       } else {
         const BackendLibrary& library = load_backend(variant.backend, options.backend_dir);
         Machine machine;
@@ -293,16 +304,17 @@ class Embedder::Impl {
                              "rite the bundle again with `mra-export bundle --pooling mean`.");
     bool is_known = options.variant.empty();
     Status last;
-    // Engines first, in the manifest's order; the ONNX file is its first entry.
+    // Engines first, then OpenVINO, in the manifest's order; the ONNX file is its first entry.
     std::vector<const Variant*> order;
     for (std::size_t i = 1; i <= bundle_.variants.size(); ++i) order.push_back(&bundle_.variants[i % bundle_.variants.size()]);
     for (const Variant* variant : order) {
       const bool is_named = options.variant == variant->backend || options.variant == variant->name;
       if (!options.variant.empty() && !is_named) continue;
       is_known = true;
-      const bool is_engine = variant->backend != "onnxruntime";
-      if (is_engine && options.device == Device::kCpu)
+      if (needs_gpu(*variant) && options.device == Device::kCpu)
         last = {Code::kInput, variant->name + " needs a GPU, and the device cpu was asked for."};
+      else if (variant->backend == "openvino" && options.device == Device::kGpu)
+        last = {Code::kInput, variant->name + " runs on the CPU, and the device gpu was asked for."};
       else
         last = try_variant(*variant, options);
       if (last.ok()) return;
@@ -387,7 +399,7 @@ class Embedder::Impl {
   std::uint64_t run_one(Slot& slot, const std::vector<Text>& texts, const std::vector<std::size_t>& order, const Run& run,
                         float* out) {
     const auto wanted = static_cast<std::int64_t>(run.last - run.first);
-    const std::int64_t rows = slot.context->padded_rows(wanted);
+    const std::int64_t rows = slot.context->padded_rows(wanted, run.width);
     const Buffers buffers = slot.context->buffers();
     for (std::int64_t row = 0; row < rows; ++row) {
       std::int64_t* ids = buffers.ids + row * run.width;

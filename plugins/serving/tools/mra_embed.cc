@@ -482,8 +482,9 @@ int run(int argc, char** argv) {
   const mra::serving::Info& info = opened->info();
   if (arguments.verbose) {
     for (const std::string& reason : info.passed_over) std::fprintf(stderr, "mra-embed: passed over %s\n", reason.c_str());
-    std::fprintf(stderr, "mra-embed: %s %s runs %s (%s) on %s\n", info.backend.c_str(), info.backend_version.c_str(),
-                 info.file.c_str(), info.native_operator ? "native operator" : "function body", info.device.c_str());
+    std::fprintf(stderr, "mra-embed: %s %s runs %s, %s (%s) on %s\n", info.backend.c_str(), info.backend_version.c_str(),
+                 info.file.c_str(), info.precision.c_str(), info.native_operator ? "native operator" : "function body",
+                 info.device.c_str());
   }
   return arguments.bench ? bench(*opened, arguments) : embed(*opened, arguments);
 }

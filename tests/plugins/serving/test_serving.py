@@ -306,7 +306,22 @@ def test_each_damaged_file_is_refused(any_driver: Driver, tiny_bundle: Path, tmp
 def full_manifest(bundle: Path) -> dict[str, Any]:
     """A manifest with every field that the format has: an engine, a tokenizer, a licence and parity figures among them."""
     manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
-    for name in ("engines/a.engine", "engines/a.engine.json", "lib/libmra_tensorrt.so", "tokenizer.json", "LICENSE"):
+    openvino = {
+        "backend": "openvino",
+        "file": "openvino/openvino_model.xml",
+        "precision": "int8-weights",
+        "library": "lib/libmra_openvino.so",
+        "backend_version": "2026.4.1",
+    }
+    for name in (
+        "engines/a.engine",
+        "engines/a.engine.json",
+        "lib/libmra_tensorrt.so",
+        "tokenizer.json",
+        "LICENSE",
+        openvino["file"],
+        openvino["library"],
+    ):
         manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
     profile = {"min": [1, 1], "opt": [4, 64], "max": [8, 256]}
     engine = {
@@ -332,7 +347,7 @@ def full_manifest(bundle: Path) -> dict[str, Any]:
         "layers": [{}],
         "cases": [{}],
     }
-    manifest["variants"].append(engine)
+    manifest["variants"] += [engine, openvino]
     manifest["parity"] = [comparison]
     manifest["tokenizer"] = {"file": "tokenizer.json", "max_length": 200, "truncation_side": "left"}
     manifest["text"] = {"prompts": {"query": "query: ", "passage": ""}, "default_prompt": "passage"}
@@ -447,6 +462,9 @@ def values(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         ("variants[1].backend", ["variants", 1, "backend"], "onnxruntime"),
         ("variants[1].compute_capability", ["variants", 1, "compute_capability"], "9"),
         ("variants[1].manifest", ["variants", 1, "manifest"], "a.json"),
+        ("variants[2].precision", ["variants", 2, "precision"], "fp16"),
+        ("variants[2].library", ["variants", 2, "library"], "lib/other.so"),
+        ("variants has openvino twice", ["variants", 1], manifest["variants"][2]),
         ("files['LICENSE'].sha256", ["files", "LICENSE", "sha256"], "0" * 63 + "G"),
         ("files['LICENSE'].bytes", ["files", "LICENSE", "bytes"], -1),
         ("versions['torch']", ["versions", "torch"], "x" * 5000 + "\n"),
