@@ -43,7 +43,9 @@ __all__ = ["embed_command"]
     "--batch-tokens", type=int, metavar="N", help="Most tokens of a batch, padding included.  [default: 2048]"
 )
 @click.option("--threads", type=int, default=0, metavar="N",
-              help="Of a session.  [default: ONNX Runtime's choice; 1 with ray]")  # fmt: skip
+              help="Of a model.  [default: the runtime's choice; 1 with ray]")  # fmt: skip
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
+              help="What runs the model: the bundle's ONNX file, or its file for OpenVINO.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This process, or workers of Ray Data.")  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Of ray.  [default: as there are processors for]")
@@ -66,6 +68,7 @@ def embed_command(
     dimensions: int | None,
     batch_tokens: int | None,
     threads: int,
+    runtime: str,
     engine: str,
     workers: int | None,
     force: bool,
@@ -93,7 +96,7 @@ def embed_command(
         result = embed(
             bundle, sources, output, column=column, id_columns=id_columns, null=null, input_format=input_format,
             delimiter=delimiter, chunk=chunk, overlap=overlap, output_type=output_type, prompt=prompt, prompt_text=prompt_text,
-            dimensions=dimensions, engine=engine, workers=workers, threads=threads,
+            dimensions=dimensions, engine=engine, workers=workers, threads=threads, runtime=runtime,
             batch_tokens=DEFAULT_BATCH_TOKENS if batch_tokens is None else batch_tokens, force=force,
             watcher=watcher,
         )  # fmt: skip
@@ -110,7 +113,8 @@ def embed_command(
         "embed",
         f"{result.output}: {result.rows} rows of {result.dimension}{prompted}{cut}\n  "
         f"{result.rows - result.resumed_rows} rows in {result.seconds:.1f} s{resumed}, {result.rows_per_second:,.0f} rows/s, "
-        f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider})" + beside,
+        f"{result.padded_share:.0%} padding, {result.engine} ({result.workers} x {result.provider} {result.precision})"
+        + beside,
         shown["as_json"],
         outputs=[str(path) for path in result.outputs],
         files=result.files,
@@ -131,5 +135,7 @@ def embed_command(
         rows_per_second=result.rows_per_second,
         engine=result.engine,
         workers=result.workers,
+        runtime=result.runtime,
+        precision=result.precision,
         provider=result.provider,
     )

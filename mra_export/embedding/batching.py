@@ -60,7 +60,9 @@ def padded_width(length: int, step: int, max_length: int | None = None) -> int:
     return width if max_length is None else min(width, max_length)
 
 
-def plan_batches(lengths: Sequence[int], *, max_tokens: int, step: int, max_length: int | None = None) -> list[Batch]:
+def plan_batches(
+    lengths: Sequence[int], *, max_tokens: int, step: int, max_length: int | None = None, few_shapes: bool = False
+) -> list[Batch]:
     """Batches of texts with the same number of blocks, the longest texts first.
 
     The longest come first so that what does not fit into memory fails at once. The plan depends on `lengths` alone.
@@ -70,9 +72,12 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, step: int, max_leng
         max_tokens: most tokens of a batch, padding included; a single text may have more.
         step: of the model's family, tokens of a block.
         max_length: positions of the model; None for no limit.
+        few_shapes: for a runtime that compiles anew for each shape. Texts of a batch are then 1, 2, 3, 4, 6, 8, 12 ..., and its
+            width is a multiple of 8 which follows from the length of each of its texts alone.
 
     Returns:
-        Batches that hold each text once, padded by less than a block. A group that needs several batches is divided evenly.
+        Batches that hold each text once, padded by less than a block. A group that needs several batches is divided evenly,
+        with `few_shapes` into batches of the largest sizes that there are.
 
     Raises:
         InputError: `max_tokens` is less than 1, or a text is longer than `max_length`.
@@ -87,12 +92,37 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, step: int, max_leng
     blocks = np.array([blocks_of(int(length), step) for length in known], dtype=np.int64)
     order = np.argsort(-known, kind="stable")
     batches = []
+    if few_shapes:
+        widths = np.array([_few_widths(int(length), step, max_length) for length in known], dtype=np.int64)
+        for width in sorted({int(n) for n in widths}, reverse=True):
+            rows = order[widths[order] == width]
+            sizes = _few_sizes(len(rows), max(1, max_tokens // width))
+            batches += [Batch(part, width) for part in np.split(rows, np.cumsum(sizes)[:-1])]
+        return batches
     for count in sorted({int(n) for n in blocks}, reverse=True):
         rows = order[blocks[order] == count]
         longest = max(1, int(known[rows[0]]))
         parts = -(-len(rows) // max(1, max_tokens // longest))
         batches += [Batch(part, max(1, int(known[part[0]]))) for part in np.array_split(rows, parts)]
     return batches
+
+
+def _few_widths(length: int, step: int, max_length: int | None) -> int:
+    """Tokens to which a text is padded where widths shall be few: at most an eighth of it, or 7, and never another block."""
+    part = min(step, max(8, (1 << max(1, length).bit_length() >> 1) // 8))
+    width = blocks_of(length, part) * part
+    return width if max_length is None else min(width, max_length)
+
+
+def _few_sizes(count: int, most: int) -> list[int]:
+    """`count` as a sum of sizes, the largest first: powers of two and three times those, none above `most`."""
+    sizes = []
+    while count:
+        power = 1 << (min(count, most).bit_length() - 1)
+        more = power + power // 2
+        sizes.append(more if more <= min(count, most) else power)
+        count -= sizes[-1]
+    return sizes
 
 
 def collate(
@@ -139,6 +169,7 @@ def batches_run(
     max_length: int | None = None,
     pad_id: int = 0,
     done: Container[int] = (),
+    few_shapes: bool = False,
 ) -> Iterator[tuple[Batch, Array]]:
     """Runs a window of texts batch by batch; the batches are the same whatever is done.
 
@@ -154,6 +185,7 @@ def batches_run(
         max_length: as for `plan_batches`.
         pad_id: the padding token.
         done: texts; a batch of which all are done is left out.
+        few_shapes: as for `plan_batches`.
 
     Yields:
         Each batch and its vectors, float32 [batch, hidden_size].
@@ -163,7 +195,8 @@ def batches_run(
         MraExportError: `run` returned another shape.
     """
     lengths = [len(ids) for ids in token_ids]
-    for batch in plan_batches(lengths, max_tokens=max_tokens, step=step, max_length=max_length):
+    plan = plan_batches(lengths, max_tokens=max_tokens, step=step, max_length=max_length, few_shapes=few_shapes)
+    for batch in plan:
         if all(int(row) in done for row in batch.rows):
             continue
         out = run(collate(batch, token_ids, type_ids, pad_id=pad_id))

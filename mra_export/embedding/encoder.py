@@ -1,9 +1,8 @@
-"""Texts to vectors with a bundle: its tokenizer, its ONNX file in ONNX Runtime, the modules that follow the encoder."""
+"""Texts to vectors with a bundle: its tokenizer, its model in a runtime, the modules that follow the encoder."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from mra_export.bundle.chain import vector_of
 from mra_export.bundle.module_files import cut_to, read_steps
 from mra_export.checkpoint.modules import width_of
 from mra_export.embedding.batching import batches_run
-from mra_export.errors import DependencyError, InputError
-from mra_export.optional import require_onnxruntime, require_tokenizers
-from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
+from mra_export.embedding.runtimes import TOKENS, Runtime, open_runtime, runtime_of
+from mra_export.errors import InputError
+from mra_export.optional import require_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
@@ -30,13 +29,10 @@ __all__ = [
     "Encoder",
     "TextOptions",
     "prompt_tokens",
-    "provider",
     "require_embedding_bundle",
     "text_options",
-    "versions",
 ]
 
-TOKENS = "last_hidden_state"
 EMBEDDING = "sentence_embedding"
 DEFAULT_BATCH_TOKENS = 2048
 """Tokens of a batch. Larger batches cost more padding and gain nothing on a CPU (docs/benchmarks/batching.md)."""
@@ -122,7 +118,6 @@ def require_embedding_bundle(path: Path) -> Bundle:
 
     Raises:
         InputError: it is no bundle, is damaged, or does not give one vector a text.
-        DependencyError: ONNX Runtime is not installed, or too old for the bundle's library.
     """
     from mra_export.bundle.verify import is_bundle, verify_bundle
 
@@ -140,42 +135,22 @@ def require_embedding_bundle(path: Path) -> Bundle:
         raise InputError(
             f"{path} has no tokenizer.json. Put the checkpoint's into the ONNX directory and bundle that again."
         )
-    check_runtime(bundle.library)
     return bundle
 
 
-def provider() -> str:
-    """ONNX Runtime's execution provider: CUDA where this build has it and sees a GPU, else the CPU.
-
-    Raises:
-        DependencyError: ONNX Runtime is not installed.
-    """
-    found = require_onnxruntime().get_available_providers()
-    return "CUDAExecutionProvider" if "CUDAExecutionProvider" in found and _sees_gpu() else "CPUExecutionProvider"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the vectors, by name.
-
-    Raises:
-        DependencyError: ONNX Runtime or tokenizers is not installed.
-    """
-    return {"onnxruntime": require_onnxruntime().__version__, "tokenizers": require_tokenizers().__version__}
-
-
 class Encoder:
-    """A session and a tokenizer.
+    """A model in a runtime, and a tokenizer.
 
     Args:
         bundle: whose files were verified.
         options: of the texts; None for what the bundle says.
-        threads: of the session, 0 for ONNX Runtime's choice.
+        threads: of the runtime, 0 for its choice.
         batch_tokens: most tokens of a batch, padding included.
-        on: execution provider; what `provider` says.
+        runtime: of the bundle; None for ONNX Runtime.
 
     Raises:
-        InputError: ONNX Runtime cannot run the model.
-        DependencyError: ONNX Runtime or tokenizers is not installed, or ONNX Runtime too old for the bundle.
+        InputError: the runtime cannot run the model.
+        DependencyError: the runtime or tokenizers is not installed, or not of the version that the bundle needs.
     """
 
     def __init__(
@@ -185,25 +160,10 @@ class Encoder:
         *,
         threads: int = 0,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        on: str = "",
+        runtime: Runtime | None = None,
     ) -> None:
-        ort = require_onnxruntime()
-        settings = session_options(bundle.library, threads=threads)
-        # One set of buffers for each shape of a batch, kept for good, would add up: there are many shapes.
-        settings.enable_mem_pattern = False
-        providers = list(dict.fromkeys((on or provider(), "CPUExecutionProvider")))
-        try:
-            self._session = open_session(str(bundle.model_file), settings, providers)
-        except InputError as error:
-            raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot run {bundle.model_file} ({bundle.dtype}) on the {providers[0]}: "
-                f"{str(error.__cause__ or error).splitlines()[0]} Bundle an export in another type, or use another ONNX Runtime."
-            ) from error
-        if (got := self._session.get_providers()[0]) != providers[0]:
-            raise DependencyError(
-                f"ONNX Runtime has the {providers[0]} but could not start it, and would use the {got}. Mend its CUDA "
-                "libraries, or hide the GPU with CUDA_VISIBLE_DEVICES=-1."
-            )
+        runtime = runtime_of(bundle, "onnxruntime") if runtime is None else runtime
+        self._tokens = open_runtime(bundle, runtime, threads)
         assert bundle.tokenizer_file is not None
         self.tokenizer = require_tokenizers().Tokenizer.from_file(str(bundle.tokenizer_file))
         self.tokenizer.no_padding()
@@ -214,6 +174,8 @@ class Encoder:
         self._steps = read_steps(bundle, self.options.dimensions)
         self._bundle = bundle
         self._batch_tokens = batch_tokens
+        # OpenVINO compiles anew for each shape, and sums in an order that depends on the width.
+        self._few_shapes = runtime.name == "openvino"
 
     def encode(self, texts: Sequence[str], done: Callable[[int], None] = lambda texts: None) -> Encoded:
         """Texts to vectors, in their order.
@@ -260,6 +222,7 @@ class Encoder:
             max_length=self._bundle.max_seq_len,
             pad_id=self._bundle.pad_token_id,
             done=done,
+            few_shapes=self._few_shapes,
         ):
             lengths = np.array([len(ids[row]) for row in batch.rows])
             yield EncodedBatch(batch.rows, batch.width, vectors, lengths, np.array([cut[row] for row in batch.rows]))
@@ -277,11 +240,10 @@ class Encoder:
     def _run(self, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
         """The vectors of a batch, float32 [batch, dimension].
 
-        ONNX Runtime sums over the tokens in one order or another, which depends on the size of the batch and on the number of
+        A runtime sums over the tokens in one order or another, which depends on the size of the batch and on the number of
         threads; so its output `sentence_embedding` is left aside.
         """
-        with runtime_errors(str(self._bundle.model_file)):
-            hidden = self._session.run([TOKENS], {name: inputs[name] for name in self._bundle.inputs})[0]
+        hidden = self._tokens(inputs)
         lengths = inputs["attention_mask"].sum(axis=1)
         rows = zip(hidden, lengths, strict=True)
         return np.stack([vector_of(row[: int(length)], self._steps, self._skip) for row, length in rows])
@@ -314,8 +276,3 @@ def _parts(texts: Sequence[str]) -> list[list[str]]:
         parts[-1].append(text)
         size += len(text)
     return parts
-
-
-def _sees_gpu() -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return hidden not in ("", "-1") and Path("/dev/nvidiactl").exists()

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.embedding.chunks import Chunk, Source
-from mra_export.embedding.encoder import Encoder, TextOptions, provider, versions
+from mra_export.embedding.encoder import Encoder, TextOptions
 from mra_export.embedding.pieces import Cut
+from mra_export.embedding.runtimes import Runtime, runtime_of, variant_of
 from mra_export.embedding.work import Part, Worker
 from mra_export.errors import DependencyError, InputError, MraExportError
 
@@ -72,8 +73,7 @@ class ChunkWorker:
         options: of the texts.
         threads: of the session.
         batch_tokens: as in `Encoder`.
-        on: the driver's execution provider.
-        made_by: the driver's `versions`.
+        runtime: the driver's.
     """
 
     def __init__(
@@ -85,12 +85,11 @@ class ChunkWorker:
         options: TextOptions,
         threads: int,
         batch_tokens: int,
-        on: str,
-        made_by: dict[str, str],
+        runtime: Runtime,
     ) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processors are the sessions'
         self._bundle, self._sha256, self._threads = bundle, sha256, threads
-        self._batch_tokens, self._on, self._made_by = batch_tokens, on, made_by
+        self._batch_tokens, self._runtime = batch_tokens, runtime
         self._source, self._cut, self._options = source, cut, options
 
     def __call__(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,24 +111,29 @@ class ChunkWorker:
         from mra_export.outputs import file_sha256
 
         here = os.uname().nodename
-        if (have := versions()) != self._made_by or provider() != self._on:
-            raise DependencyError(
-                f"The worker on {here} has {have} and the {provider()}; the command was started with {self._made_by} and the "
-                f"{self._on}. Install the same on all machines: vectors would differ."
-            )
         opened = read_bundle(self._bundle)
         if opened.manifest["manifest_sha256"] != self._sha256:
             raise InputError(
                 f"{self._bundle} on {here} is another bundle than the one of the command. Copy it to all machines."
             )
+        if (have := runtime_of(opened, self._runtime.name)) != self._runtime:
+            raise DependencyError(
+                f"The worker on {here} has {have.versions} and the {have.provider}; the command was started with "
+                f"{self._runtime.versions} and the {self._runtime.provider}. Install the same on all machines: vectors would "
+                "differ."
+            )
         # The driver looked at every file; here those that are used.
-        for file in (opened.model_file, opened.tokenizer_file, opened.library, *opened.module_weights):
+        variant = variant_of(opened, self._runtime.name)
+        weights = variant.file.with_suffix(".bin") if variant.backend == "openvino" else None
+        for file in (variant.file, weights, opened.tokenizer_file, variant.library, *opened.module_weights):
             if file is None:
                 continue
             listed = opened.manifest["files"][file.relative_to(self._bundle).as_posix()]["sha256"]
             if not file.is_file() or file_sha256(file) != listed:
                 raise InputError(f"{file} on {here} is missing or was changed. Copy the bundle again.")
-        encoder = Encoder(opened, self._options, threads=self._threads, batch_tokens=self._batch_tokens, on=self._on)
+        encoder = Encoder(
+            opened, self._options, threads=self._threads, batch_tokens=self._batch_tokens, runtime=self._runtime
+        )
         return Worker(encoder, self._source, self._cut)
 
 
@@ -143,7 +147,7 @@ def ray_parts(
     workers: int | None,
     threads: int,
     batch_tokens: int,
-    on: str,
+    runtime: Runtime,
 ) -> tuple[int, Generator[Part]]:
     """Embeds chunks on the workers of a Ray cluster: the one that RAY_ADDRESS names, or one of this machine.
 
@@ -158,7 +162,7 @@ def ray_parts(
         workers: sessions at the same time; None for as many as there are processors for.
         threads: of a session, 0 for one.
         batch_tokens: as in `Encoder`.
-        on: the execution provider.
+        runtime: that runs the model.
 
     Returns:
         The number of workers, and the parts of the output in the order in which they are done. Where a worker dies, some may
@@ -174,8 +178,10 @@ def ray_parts(
     try:
         stack.enter_context(_cluster(ray, workers, threads))
         resources = ray.cluster_resources()
-        used, asked = _workers(resources, workers, threads, len(pending), on)
-        return used, _results(ray, stack, model, data, pending, cut, options, used, threads, batch_tokens, on, asked)
+        used, asked = _workers(resources, workers, threads, len(pending), runtime.provider)
+        return used, _results(
+            ray, stack, model, data, pending, cut, options, used, threads, batch_tokens, runtime, asked
+        )
     except BaseException:
         stack.close()
         raise
@@ -278,7 +284,7 @@ def _results(
     workers: int,
     threads: int,
     batch_tokens: int,
-    on: str,
+    runtime: Runtime,
     asked: dict[str, int],
 ) -> Generator[Part]:
     with stack:
@@ -300,8 +306,7 @@ def _results(
             "options": options,
             "threads": threads,
             "batch_tokens": batch_tokens,
-            "on": on,
-            "made_by": versions(),
+            "runtime": runtime,
         }
         done = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
             ChunkWorker,

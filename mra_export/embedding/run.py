@@ -14,10 +14,8 @@ from mra_export.embedding.encoder import (
     DEFAULT_BATCH_TOKENS,
     Encoder,
     TextOptions,
-    provider,
     require_embedding_bundle,
     text_options,
-    versions,
 )
 from mra_export.embedding.files import STANDARD_INPUT
 from mra_export.embedding.input import scan
@@ -25,6 +23,7 @@ from mra_export.embedding.journal import Partial, partial_path, rows_kept
 from mra_export.embedding.layout import OUTPUT_TYPES, Layout, companion, drop_companion
 from mra_export.embedding.parquet_output import RESERVED, ROW_GROUP, write_parquet
 from mra_export.embedding.pieces import Cut, check_cut
+from mra_export.embedding.runtimes import Runtime, runtime_of, variant_of
 from mra_export.embedding.spool import spooled
 from mra_export.embedding.work import Part, Worker
 from mra_export.errors import InputError
@@ -93,8 +92,10 @@ class EmbedResult:
         resumed_rows: that an earlier run had left.
         seconds: of this run, from the first row.
         engine: one of `ENGINES`.
-        workers: sessions that ran at the same time.
-        provider: ONNX Runtime's execution provider.
+        workers: models that ran at the same time.
+        runtime: one of `RUNTIMES`.
+        precision: that it ran the model in: fp32, fp16, bf16, int8 or int8-weights.
+        provider: ONNX Runtime's execution provider, or "OpenVINO".
     """
 
     output: Path
@@ -115,6 +116,8 @@ class EmbedResult:
     seconds: float
     engine: str
     workers: int
+    runtime: str
+    precision: str
     provider: str
 
     @property
@@ -146,6 +149,7 @@ def embed(
     dimensions: int | None = None,
     engine: str = "local",
     workers: int | None = None,
+    runtime: str = "onnxruntime",
     threads: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     chunk_rows: int = CHUNK_ROWS,
@@ -183,7 +187,8 @@ def embed(
         engine: "local" for this process, "ray" for workers of Ray Data; the cluster that RAY_ADDRESS names, or one of this
             machine that lives as long as the call.
         workers: of Ray; None for as many as there are processors for.
-        threads: of a session; 0 for ONNX Runtime's choice, or one for a worker of Ray.
+        runtime: one of `RUNTIMES`: what runs the model.
+        threads: of a model; 0 for the runtime's choice, or one for a worker of Ray.
         batch_tokens: most tokens of a batch, padding included.
         chunk_rows: rows that are batched and journalled together.
         force: replace an existing output, and throw away work that was begun with another input, bundle or option.
@@ -221,9 +226,9 @@ def embed(
         from mra_export.embedding.ray import require_ray
 
         require_ray()
-    on = provider()
     watcher.step(f"verifying {bundle}")
     model = require_embedding_bundle(bundle)
+    used = runtime_of(model, runtime)
     options = text_options(model, prompt=prompt, prompt_text=prompt_text, dimensions=dimensions)
     if cut is not None:
         tokenizer = require_tokenizers().Tokenizer.from_file(str(model.tokenizer_file))
@@ -259,13 +264,12 @@ def embed(
             "dimensions": options.dimensions,
             "batch_tokens": batch_tokens,
             "chunk_rows": chunk_rows,
-            "provider": on,
-            "versions": versions(),
+            **used.settings,
         }
-        if model.library is None:  # the function body's sums depend on them
+        if variant_of(model, runtime).library is None:  # the function body's sums depend on them
             settings["threads"] = threads or int(engine == "ray")
         layout = Layout(options.dimension, output_type, null == "skip", cut is not None)
-        job = _Job(model, data, cut, options, engine, workers, threads, batch_tokens, on)
+        job = _Job(model, data, cut, options, engine, workers, threads, batch_tokens, used)
         return _embed(job, output, layout, settings, ids, force=force, watcher=watcher)
 
 
@@ -281,7 +285,7 @@ class _Job:
     workers: int | None
     threads: int
     batch_tokens: int
-    on: str
+    runtime: Runtime
 
 
 def _embed(
@@ -346,7 +350,9 @@ def _embed(
         seconds=seconds,
         engine=job.engine,
         workers=used,
-        provider=job.on,
+        runtime=job.runtime.name,
+        precision=job.runtime.precision,
+        provider=job.runtime.provider,
     )
 
 
@@ -364,7 +370,7 @@ def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
 
             used, results = ray_parts(
                 job.model, job.data, [(chunk, partial.done(chunk.index)) for chunk in pending], job.cut, job.options,
-                workers=job.workers, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on,
+                workers=job.workers, threads=job.threads, batch_tokens=job.batch_tokens, runtime=job.runtime,
             )  # fmt: skip
         else:
             results = _local_parts(job, partial, pending, watcher)
@@ -385,7 +391,7 @@ def _run(job: _Job, partial: Partial, watcher: Watcher) -> int:
 
 def _local_parts(job: _Job, partial: Partial, pending: list[Chunk], watcher: Watcher) -> Generator[Part]:
     """The chunks in order, embedded in this process."""
-    encoder = Encoder(job.model, job.options, threads=job.threads, batch_tokens=job.batch_tokens, on=job.on)
+    encoder = Encoder(job.model, job.options, threads=job.threads, batch_tokens=job.batch_tokens, runtime=job.runtime)
     worker = Worker(encoder, job.data, job.cut)
     for chunk in pending:
         advance = (lambda texts: None) if job.cut is not None else (lambda texts: watcher.advance(texts, 0))
@@ -439,6 +445,6 @@ def _check_options(
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} must be at least 1.")
     if threads < 0:
-        raise InputError(f"threads={threads} must not be negative; 0 leaves it to ONNX Runtime.")
+        raise InputError(f"threads={threads} must not be negative; 0 leaves it to the runtime.")
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} must be at least 1.")

@@ -16,6 +16,7 @@ struct Limits {
   std::int64_t max_tokens = 0;  // rows * width of one run
   std::int64_t min_width = 1;   // narrower runs are filled up to it; not above length_step
   std::int64_t width_step = 1;  // and all of them to the next multiple of it, or to max_width
+  bool few_shapes = false;      // whether runs shall have few sizes: each costs time and memory when it comes for the first time
 };
 
 // Token ids and mask of one run, int64 [rows, width], in memory that the context owns: the caller fills it in.
@@ -29,8 +30,8 @@ class Context {
  public:
   virtual ~Context() = default;
   virtual Buffers buffers() noexcept = 0;  // room for Limits::max_tokens each
-  // Rows to fill in for `rows` texts of `width`, at least as many: the further ones hold any text, of one token or more.
-  virtual std::int64_t padded_rows(std::int64_t rows, std::int64_t width) const noexcept = 0;
+  // Rows to fill in for `rows` texts, at least as many: the further ones hold any text, of one token or more.
+  virtual std::int64_t padded_rows(std::int64_t rows) const noexcept = 0;
   // Runs what the buffers hold and writes the first `wanted` of `rows` vectors to `out` [wanted, hidden_size].
   virtual Status run(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) noexcept = 0;
 };

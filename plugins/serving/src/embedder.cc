@@ -26,6 +26,7 @@ namespace mra::serving {
 namespace {
 
 constexpr int kMaxParallelRuns = 1024;
+constexpr std::int64_t kLeastStep = 8;  // of widths, where they shall be few; divides each family's length_step
 constexpr std::int64_t kMaxHiddenSize = 1 << 20;
 
 // One thread's share of the backend.
@@ -223,7 +224,10 @@ class Embedder::Impl {
 
   // Tokens to which a run is padded whose longest text has `length`: no more than the backend needs, and never into another block.
   std::int64_t padded_width(std::int64_t length) const {
-    const std::int64_t step = limits_.width_step, width = std::max(length, limits_.min_width);
+    const std::int64_t width = std::max(length, limits_.min_width);
+    // With few shapes at most an eighth, or 7 tokens. As mra_export/embedding/batching.py does it.
+    std::int64_t step = limits_.few_shapes ? kLeastStep : limits_.width_step;
+    while (limits_.few_shapes && step < bundle_.length_step && step * 16 <= width) step *= 2;
     return std::min((width + step - 1) / step * step, limits_.max_width);
   }
 
@@ -250,13 +254,15 @@ class Embedder::Impl {
       request.max_batch_tokens = options.max_batch_tokens;
       request.gpu = options.gpu;
       const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+      const bool is_engine = needs_gpu(variant), is_openvino = variant.backend == "openvino";
+      const int few = is_engine ? 2 : is_openvino ? std::min(2, cores) : cores;
+      const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : few;
       request.threads = options.threads;
-      request.parallel_runs = options.parallel_runs;
+      request.parallel_runs = parallel_runs;
       request.cuda_graphs = options.cuda_graphs;
       if (!request.library.empty()) check_whole(request.library);
       Status status;
       std::unique_ptr<Backend> backend;
-      const bool is_engine = needs_gpu(variant), is_openvino = variant.backend == "openvino";
       if (!is_engine && !is_openvino) {
         request.use_gpu = options.device == Device::kGpu;
         request.threads = options.threads > 0 ? options.threads : cores;
@@ -283,7 +289,6 @@ class Embedder::Impl {
         status = library.open(request, &backend);
       }
       if (!status.ok()) throw Failure{std::move(status)};
-      const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : is_engine ? 2 : cores;
       const Limits limits = backend->limits();
       const std::int64_t rows = most_rows(limits, bundle_.length_step, 1);
       auto pool = std::make_unique<Pool>(backend.get(), parallel_runs, static_cast<std::size_t>(rows * request.hidden_size));
@@ -369,8 +374,15 @@ class Embedder::Impl {
     }
   }
 
+  // Of `count` texts, how many one run takes where runs shall have few sizes: a power of two, or one and a half times that.
+  static std::size_t one_size(std::size_t count) {
+    std::size_t power = 1;
+    while (power * 2 <= count) power *= 2;
+    return power + power / 2 <= count ? power + power / 2 : power;
+  }
+
   // Texts with the same number of blocks share runs, the longest texts first; a group that needs several runs is divided evenly,
-  // and a run is as wide as its longest text. As mra_export/embedding/batching.py does it.
+  // or into runs of one_size(), and a run is as wide as its longest text. As mra_export/embedding/batching.py does it.
   std::vector<Run> plan(const std::vector<Text>& texts, std::vector<std::size_t>* order) const {
     const auto length = [&](std::size_t text) { return static_cast<std::int64_t>(texts[text].size); };
     const auto blocks = [&](std::size_t text) {
@@ -384,6 +396,13 @@ class Embedder::Impl {
       while (last < order->size() && blocks((*order)[last]) == blocks((*order)[first])) ++last;
       const std::int64_t width = padded_width(length((*order)[first]));
       const auto most = static_cast<std::size_t>(most_rows(limits_, bundle_.length_step, width));
+      if (limits_.few_shapes) {
+        for (std::size_t begin = first; begin < last; begin = runs.back().last)
+          runs.push_back({begin, begin + one_size(std::min(most, last - begin)),
+                          pad_to_longest_ ? width : padded_width(length((*order)[begin]))});
+        first = last;
+        continue;
+      }
       const std::size_t count = last - first, parts = (count + most - 1) / most;
       for (std::size_t part = 0; part < parts; ++part) {
         const std::size_t begin = first + count * part / parts;
@@ -399,7 +418,7 @@ class Embedder::Impl {
   std::uint64_t run_one(Slot& slot, const std::vector<Text>& texts, const std::vector<std::size_t>& order, const Run& run,
                         float* out) {
     const auto wanted = static_cast<std::int64_t>(run.last - run.first);
-    const std::int64_t rows = slot.context->padded_rows(wanted, run.width);
+    const std::int64_t rows = slot.context->padded_rows(wanted);
     const Buffers buffers = slot.context->buffers();
     for (std::int64_t row = 0; row < rows; ++row) {
       std::int64_t* ids = buffers.ids + row * run.width;

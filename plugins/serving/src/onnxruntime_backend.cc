@@ -54,7 +54,7 @@ class OnnxContext final : public Context {
   }
 
   Buffers buffers() noexcept override { return {ids_.data(), mask_.data()}; }
-  std::int64_t padded_rows(std::int64_t rows, std::int64_t) const noexcept override { return rows; }
+  std::int64_t padded_rows(std::int64_t rows) const noexcept override { return rows; }
 
   Status run(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) noexcept override {
     return guarded([&] {

@@ -1,19 +1,16 @@
 // Runs a bundle's model in OpenVINO's own format on the CPU. A library of its own, so that libmra_serving needs no OpenVINO, and
 // bound to the release that it was built with, as the bundle's operators are.
 //
-// OpenVINO compiles anew for each shape that it meets, which takes as long as a run of a short text. So shapes are few: lengths are
-// whole blocks, and batches have a power of two of rows, or one and a half times that.
+// OpenVINO compiles anew for each shape that it meets, which takes as long as a run of a short text, and keeps what it compiled. So
+// shapes are few (Limits::few_shapes).
 #include <openvino/core/version.hpp>
 #include <openvino/openvino.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -67,11 +64,7 @@ class OpenVinoContext final : public Context {
 
   Buffers buffers() noexcept override { return {ids_.data(), mask_.data()}; }
 
-  std::int64_t padded_rows(std::int64_t rows, std::int64_t width) const noexcept override {
-    std::int64_t padded = 1;
-    while (padded < rows) padded += padded == 1 || (padded & (padded - 1)) != 0 ? (padded + 2) / 3 : padded / 2;
-    return std::max(rows, std::min(padded, model_->limits.max_tokens / std::max<std::int64_t>(width, 1)));
-  }
+  std::int64_t padded_rows(std::int64_t rows) const noexcept override { return rows; }
 
   Status run(std::int64_t rows, std::int64_t width, std::int64_t wanted, float* out) noexcept override {
     return guarded([&] {
@@ -198,7 +191,7 @@ std::shared_ptr<const Model> open_model(const Request& request) {
   model->request = request;
   model->version = release();
   model->limits = {request.max_batch_tokens, request.max_seq_len, request.max_batch_tokens};
-  model->limits.width_step = request.length_step;
+  model->limits.few_shapes = true;
   const std::shared_ptr<ov::Core> core = core_with(request.library);
   std::shared_ptr<ov::Model> read;
   try {
@@ -213,10 +206,8 @@ std::shared_ptr<const Model> open_model(const Request& request) {
                            ". Write the bundle again with `mra-export bundle`.");
   // Always said: OpenVINO's own choice depends on the processor.
   ov::AnyMap settings{ov::hint::inference_precision(precision == "bf16" ? ov::element::bf16 : ov::element::f32)};
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int streams = request.parallel_runs > 0 ? request.parallel_runs : cores;
-  settings.insert(ov::num_streams(streams));
-  if (request.threads > 0) settings.insert(ov::inference_num_threads(request.threads * streams));
+  settings.insert(ov::num_streams(request.parallel_runs));
+  if (request.threads > 0) settings.insert(ov::inference_num_threads(request.threads * request.parallel_runs));
   try {
     model->compiled = core->compile_model(read, "CPU", settings);
   } catch (const ov::Exception& error) {

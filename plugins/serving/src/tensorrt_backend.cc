@@ -217,7 +217,7 @@ class EngineContext final : public Context {
     return {static_cast<std::int64_t*>(host_ids_.get()), static_cast<std::int64_t*>(host_mask_.get())};
   }
 
-  std::int64_t padded_rows(std::int64_t rows, std::int64_t) const noexcept override {
+  std::int64_t padded_rows(std::int64_t rows) const noexcept override {
     std::int64_t padded = std::max(rows, model_->min_rows);
     if (model_->request.cuda_graphs) {  // few shapes, so that graphs are used again
       std::int64_t power = 1;
