@@ -1,158 +1,95 @@
-"""A model in OpenVINO's own format (IR): found in a directory, what it says of itself, and whether it is an ONNX file's model."""
+"""OpenVINO's file in a bundle: found where `mra-export openvino` wrote it, and held against the bundle's ONNX file."""
 
 from __future__ import annotations
 
-import math
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
+from mra_export.export.int8 import is_int8
+from mra_export.native.libraries import built_for
+from mra_export.openvino.ir import IR_FILE, read_ir
+from mra_export.outputs import file_sha256
 
 if TYPE_CHECKING:
     from mra_export.export.onnx_model import OnnxModel
+    from mra_export.openvino.ir import IrModel
 
-__all__ = ["IR_FILE", "IR_PRECISIONS", "OpenVinoFile", "find_ir", "match_ir", "read_ir"]
+__all__ = ["find_ir", "match_ir", "release_for"]
 
-IR_FILE = Path("openvino") / "openvino_model.xml"
-"""In a directory that `mra-export openvino` wrote, and in a bundle."""
-IR_PRECISIONS = ("fp32", "bf16", "int8", "int8-weights")
 _FACTS = ("family", "task", "vocab_size", "max_seq_len", "pad_token_id", "length_step")
-"""What the exporter notes in an ONNX file, and OpenVINO keeps."""
-_ONCE = (
-    "Write both from the same export: `mra-export openvino EXPORT -o DIR`, `mra-export bundle EXPORT --openvino DIR`."
-)
+"""Of what the exporter notes: what a caller relies on. The rest may differ where the types do."""
+_ONCE = "Export once with `mra-export onnx`, and give that directory to `openvino` and to `bundle`."
 
 
-@dataclass(frozen=True)
-class OpenVinoFile:
-    """An .xml file, read once; its weights were not looked at.
-
-    Attributes:
-        path: the .xml file.
-        precision: that it was made for, one of `IR_PRECISIONS`.
-        release: of the OpenVINO that wrote it, as in "2026.4.1".
-        facts: what the exporter noted in the ONNX file that it was made of.
-        inputs: names.
-        outputs: names.
-        operators: the attributes of each of its native operators, in order; without any it needs no library.
-    """
-
-    path: Path
-    precision: str
-    release: str
-    facts: dict[str, str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    operators: tuple[dict[str, str], ...]
-
-    @property
-    def weights(self) -> Path:
-        """The file beside it."""
-        return self.path.with_suffix(".bin")
-
-
-def find_ir(path: Path) -> Path:
-    """The .xml file that a path names.
+def find_ir(path: Path) -> IrModel:
+    """The file that a path names, read.
 
     Args:
-        path: the file, its folder, or the directory that `mra-export openvino` wrote.
+        path: the .xml file, or the directory that `mra-export openvino` wrote.
 
     Raises:
-        InputError: there is none, or no .bin file beside it.
+        InputError: there is none, it was not written by this tool, or its weights are not those that were written.
     """
-    places = [path] if path.suffix == ".xml" else [path / IR_FILE, path / IR_FILE.name]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise InputError(f"{path} holds no {IR_FILE}. Give the directory that `mra-export openvino` wrote.")
-    if not found.with_suffix(".bin").is_file():
-        raise InputError(f"{found} has no {found.with_suffix('.bin').name} beside it. Keep the two files together.")
+    file = path if path.suffix == ".xml" else path / IR_FILE
+    if not file.is_file():
+        raise InputError(f"{file} does not exist. Give the directory that `mra-export openvino` wrote.")
+    found = read_ir(file)
+    found.check_weights()
     return found
 
 
-def read_ir(path: Path, domain: str) -> OpenVinoFile:
-    """Reads what an .xml file says of itself; OpenVINO need not be there.
+def match_ir(found: IrModel, model: OnnxModel) -> None:
+    """Refuses a file of another model than the ONNX file's.
+
+    Where both are to be float32, the one must have been made from the other. Files of other types were made from other files:
+    there inputs, outputs, attention and what the exporter noted are compared, and the numbers by `mra-export check`.
 
     Args:
-        path: the file.
-        domain: of the native operators.
+        found: the file for OpenVINO.
+        model: the ONNX file.
 
     Raises:
-        InputError: it is none that `mra-export openvino` wrote.
-    """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise InputError(f"{path} is not a file of OpenVINO: {error}.") from error
-    stated = _value(root, "rt_info/mra_export/precision")
-    if root.tag != "net" or stated not in IR_PRECISIONS:
-        raise InputError(
-            f"{path} does not say what precision it is for (rt_info mra_export precision={stated}, one of "
-            f"{', '.join(IR_PRECISIONS)}). Write it with `mra-export openvino`."
-        )
-    written = next(
-        (each.get("value", "") for each in root.iterfind("rt_info/info") if each.get("name") == _RUNTIME), ""
-    )
-    layers = root.findall("layers/layer")
-    return OpenVinoFile(
-        path=path,
-        precision=str(stated),
-        release=written.partition("-")[0],
-        facts={name: value for name in _FACTS if (value := _value(root, f"rt_info/framework/{name}")) is not None},
-        inputs=tuple(layer.get("name", "") for layer in layers if layer.get("type") == "Parameter"),
-        outputs=tuple(
-            name
-            for layer in layers
-            if layer.get("type") == "Result"
-            for name in layer.get("output_names", "").split(",")
-        ),
-        operators=tuple(
-            dict(data.attrib if (data := layer.find("data")) is not None else {})
-            for layer in layers
-            if layer.get("version") == domain
-        ),
-    )
-
-
-def match_ir(found: OpenVinoFile, model: OnnxModel) -> None:
-    """Refuses a file that is not a model of the ONNX file: other inputs, outputs, facts or attention.
-
-    Weights are not compared: int8 has others.
+        InputError: it is another model's.
     """
 
     def refuse(what: str, one: Any, other: Any) -> None:
         raise InputError(
-            f"{found.path} has {what}={one}, {model.path} has {other}: they are not the same model. {_ONCE}"
+            f"{found.path} has {what}={one}, and {model.path} has {other}: they are not the same model. {_ONCE}"
         )
 
+    for name in _FACTS:
+        if (stated := found.metadata.get(name)) != (noted := model.metadata.get(name)):
+            refuse(name, stated, noted)
     if sorted(found.inputs) != sorted(model.inputs):
         refuse("inputs", list(found.inputs), list(model.inputs))
     if not set(model.outputs) <= set(found.outputs):
         refuse("outputs", list(found.outputs), list(model.outputs))
-    for name, value in found.facts.items():
-        if value != (noted := model.metadata.get(name, value)):
-            refuse(name, value, noted)
-    if not found.operators:  # the function body, in operators of OpenVINO
-        return
-    if len(found.operators) != len(model.nodes):
-        refuse("attention nodes", len(found.operators), len(model.nodes))
-    for stated, attributes in zip(found.operators, model.attributes, strict=True):
-        for name, value in attributes.as_dict().items():
-            if name in stated and not _same_number(stated[name], value):
-                refuse(name, stated[name], value)
+    if found.attributes != model.attributes:
+        raise InputError(f"{found.path}: its attention's attributes are not those of {model.path}. {_ONCE}")
+    is_same_type = model.dtype == "fp32" and is_int8(model) == (found.precision == "int8")
+    if is_same_type and found.onnx_sha256 != file_sha256(*model.files):
+        raise InputError(
+            f"{found.path} was made from another ONNX file than {model.path}: the SHA-256 differs. {_ONCE}"
+        )
 
 
-_RUNTIME = "OpenVINO Runtime"
+def release_for(found: IrModel, library: Path | None) -> str:
+    """The release of OpenVINO that a file needs: that of its library, or the one that wrote it.
 
+    Args:
+        found: the file.
+        library: the extension library, None where there is none.
 
-def _value(root: ElementTree.Element, path: str) -> str | None:
-    node = root.find(path)
-    return None if node is None else node.get("value")
-
-
-def _same_number(text: str, value: Any) -> bool:
-    try:
-        return math.isclose(float(text), float(value), rel_tol=1e-6)
-    except ValueError:
-        return False
+    Raises:
+        InputError: it needs a library, and there is none, or another one.
+    """
+    if found.portable:
+        return found.release
+    built = None if library is None else built_for(library)
+    if built is None:
+        raise InputError(
+            f"{found.path} needs the operators, and {library or 'no library'} has none for OpenVINO. Run `mra-export build "
+            "openvino`, or write the file with --portable."
+        )
+    return built

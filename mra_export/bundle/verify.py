@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle
-from mra_export.bundle.openvino_file import IR_FILE, match_ir, read_ir
+from mra_export.bundle.openvino_file import find_ir, match_ir, release_for
 from mra_export.bundle.schema import refusal
 from mra_export.checkpoint.json_files import is_pointer, read_json
 from mra_export.checkpoint.load import load_config
@@ -19,7 +19,8 @@ from mra_export.errors import DependencyError, InputError
 from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
 from mra_export.native.elf import check_whole
-from mra_export.native.libraries import LIBRARY_FILES, built_for
+from mra_export.native.libraries import LIBRARY_FILES
+from mra_export.openvino.ir import IR_FILE
 from mra_export.outputs import file_sha256
 
 __all__ = [
@@ -225,24 +226,14 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
 
 
 def _openvino_variant(root: Path, model: OnnxModel, library: str | None) -> dict[str, Any]:
-    made = read_ir(root / IR_FILE, model.family.operator[0])
+    made = find_ir(root)
     match_ir(made, model)
-    if made.operators and library is None:
-        raise InputError(
-            f"{root / IR_FILE} needs {LIBRARIES}/{LIBRARY_FILES['openvino']}, and the bundle has none. Run "
-            "`mra-export build openvino` and write the bundle again."
-        )
-    release = built_for(root / library) if made.operators and library else made.release
-    if not release:
-        raise InputError(
-            f"{root / (library or IR_FILE)} does not say for which release of OpenVINO it is. Write it with mra-export."
-        )
     return {
         "backend": "openvino",
         "file": IR_FILE.as_posix(),
         "precision": made.precision,
-        "library": library if made.operators else None,
-        "backend_version": release,
+        "library": None if made.portable else library,
+        "backend_version": release_for(made, root / library if library else None),
     }
 
 

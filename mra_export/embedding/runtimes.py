@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.openvino.core import check_library, compile_model, first_error, open_core, release
+from mra_export.openvino.core import check_library, first_error, release
+from mra_export.openvino.ir import open_ir, read_ir
 from mra_export.optional import require_onnxruntime, require_tokenizers
 from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
 
@@ -136,7 +137,7 @@ def _open_onnxruntime(bundle: Bundle, runtime: Runtime, threads: int) -> Run:
 
 def _open_openvino(bundle: Bundle, threads: int) -> Run:
     variant = variant_of(bundle, "openvino")
-    compiled = compile_model(open_core(variant.library), variant.file, _ARITHMETIC[variant.precision], threads=threads)
+    compiled = open_ir(read_ir(variant.file), library=variant.library, threads=threads)
     request, output = compiled.create_infer_request(), compiled.output(TOKENS)
 
     def run(inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -147,9 +148,6 @@ def _open_openvino(bundle: Bundle, threads: int) -> Run:
         return np.array(request.get_tensor(output).data, np.float32)
 
     return run
-
-
-_ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "int8": "fp32", "int8-weights": "fp32"}
 
 
 def _provider() -> str:

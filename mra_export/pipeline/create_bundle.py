@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, read_bundle, seal
 from mra_export.bundle.module_files import copy_modules
-from mra_export.bundle.openvino_file import IR_FILE, find_ir, match_ir, read_ir
+from mra_export.bundle.openvino_file import find_ir, match_ir, release_for
 from mra_export.bundle.schema import FORMAT
 from mra_export.bundle.verify import EMBEDDING, ENGINES, LIBRARIES, described, is_bundle, longest_of, verify_bundle
 from mra_export.checkpoint.files import SIDE_FILES
@@ -25,6 +25,7 @@ from mra_export.errors import InputError, MraExportError, escaped
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
 from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES, find_library, openvino_library, tensorrt_library
+from mra_export.openvino.ir import IR_FILE
 from mra_export.outputs import check_target, file_sha256, staged_directory
 from mra_export.parity.comparison import Comparison, as_json
 from mra_export.pipeline.check import check_alone
@@ -33,6 +34,8 @@ from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from mra_export.openvino.ir import IrModel
 
 
 __all__ = ["create_bundle"]
@@ -104,8 +107,8 @@ def create_bundle(
             _check_tokenizer(stage)
             _copy_engines(opened, stage)
             if ir is not None:
-                for suffix in (".xml", ".bin"):
-                    _copy(ir.with_suffix(suffix), (stage / IR_FILE).with_suffix(suffix))
+                for file in ir.files:
+                    _copy(file, (stage / IR_FILE).with_suffix(file.suffix))
             for kind, path in (("onnxruntime", library), ("tensorrt", plugin), ("openvino", extension)):
                 if path is not None:
                     check_whole(path)
@@ -204,13 +207,14 @@ def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source
             raise InputError(f"{engine} lacks the output {', '.join(missing)} of {source}. {once}")
 
 
-def _match_openvino(ir: Path | None, model: OnnxModel, extension: Path | None) -> Path | None:
+def _match_openvino(ir: IrModel | None, model: OnnxModel, extension: Path | None) -> Path | None:
     """The library that OpenVINO's file needs, None where there is no file or it needs none; refuses that of another model."""
     if ir is None:
         return None
-    found = read_ir(ir, model.family.operator[0])
-    match_ir(found, model)
-    return openvino_library(extension) if found.operators else None
+    match_ir(ir, model)
+    library = None if ir.portable else openvino_library(extension)
+    release_for(ir, library)
+    return library
 
 
 def _copy_model(model: OnnxModel, stage: Path) -> None:

@@ -157,8 +157,21 @@ void check_signature(const ov::Model& model, const Request& request) {
   fail(Code::kInput, request.file + " lacks the output " + request.output + ", which manifest.json has.");
 }
 
-std::string note(const ov::Model& model, const std::string& name, const std::string& otherwise) {
-  return model.has_rt_info("mra_export", name) ? model.get_rt_info<std::string>("mra_export", name) : otherwise;
+// What `mra-export openvino` noted in the file; empty where it did not.
+std::string note(const ov::Model& model, const std::string& name) {
+  return model.has_rt_info("mra_export", name) ? model.get_rt_info<std::string>("mra_export", name) : "";
+}
+
+// What the file says of the arithmetic that it is meant for. It is always asked for: OpenVINO's own choice depends on the processor.
+ov::element::Type arithmetic(const ov::Model& model, const Request& request) {
+  if (const std::string precision = note(model, "precision"); precision != request.precision)
+    fail(Code::kInput, request.file + " notes precision=" + precision + ", manifest.json says " + request.precision +
+                           ". Write the bundle again with `mra-export bundle`.");
+  const std::string hint = note(model, "inference_precision_hint");
+  if (hint != "f32" && hint != "bf16")
+    fail(Code::kInput, request.file + " notes inference_precision_hint=" + hint +
+                           ", which must be f32 or bf16. Write it again with `mra-export openvino`.");
+  return hint == "bf16" ? ov::element::bf16 : ov::element::f32;
 }
 
 // The largest id and that of padding, tried on the model itself.
@@ -200,13 +213,7 @@ std::shared_ptr<const Model> open_model(const Request& request) {
     fail(Code::kInput, "OpenVINO " + model->version + " cannot read " + request.file + ": " + said_by(error));
   }
   check_signature(*read, request);
-  const std::string precision = note(*read, "precision", "");
-  if (precision != request.precision)
-    fail(Code::kInput, request.file + " is for precision=" + precision + ", manifest.json says " + request.precision +
-                           ". Write the bundle again with `mra-export bundle`.");
-  // Always said: OpenVINO's own choice depends on the processor.
-  ov::AnyMap settings{ov::hint::inference_precision(precision == "bf16" ? ov::element::bf16 : ov::element::f32)};
-  settings.insert(ov::num_streams(request.parallel_runs));
+  ov::AnyMap settings{ov::hint::inference_precision(arithmetic(*read, request)), ov::num_streams(request.parallel_runs)};
   if (request.threads > 0) settings.insert(ov::inference_num_threads(request.threads * request.parallel_runs));
   try {
     model->compiled = core->compile_model(read, "CPU", settings);
