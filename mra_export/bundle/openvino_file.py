@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.export.int8 import is_int8
 from mra_export.native.libraries import built_for
 from mra_export.openvino.ir import IR_FILE, read_ir
 from mra_export.outputs import file_sha256
@@ -67,8 +66,8 @@ def match_ir(found: IrModel, model: OnnxModel) -> None:
         refuse("outputs", list(found.outputs), list(model.outputs))
     if found.attributes != model.attributes:
         raise InputError(f"{found.path}: its attention's attributes are not those of {model.path}. {_ONCE}")
-    is_same_type = model.dtype == "fp32" and is_int8(model) == (found.precision == "int8")
-    if is_same_type and found.onnx_sha256 != file_sha256(*model.files):
+    is_int8 = found.precision == "int8"
+    if model.precision == ("int8" if is_int8 else "fp32") and found.onnx_sha256 != file_sha256(*model.files):
         raise InputError(
             f"{found.path} was made from another ONNX file than {model.path}: the SHA-256 differs. {_ONCE}"
         )

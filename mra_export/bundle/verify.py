@@ -16,7 +16,6 @@ from mra_export.checkpoint.text import TextContract, max_length, read_contract, 
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
-from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
 from mra_export.native.elf import check_whole
 from mra_export.native.libraries import LIBRARY_FILES
@@ -199,7 +198,7 @@ def _variants(root: Path, model: OnnxModel) -> list[dict[str, Any]]:
         {
             "backend": "onnxruntime",
             "file": MODEL_FILE.as_posix(),
-            "precision": "int8" if is_int8(model) else model.dtype,
+            "precision": model.precision,
             "library": library("onnxruntime"),
         }
     ]

@@ -22,7 +22,7 @@ from mra_export.parity.comparison import Comparison
 from mra_export.parity.range import check_range, lost_weights
 from mra_export.pipeline.check_engines import check_engine_runs, engine_alone
 from mra_export.pipeline.check_int8 import Int8Check
-from mra_export.pipeline.check_ir import check_ir, embedding_modules
+from mra_export.pipeline.check_ir import check_ir, embedding_modules, ir_against_onnx
 from mra_export.pipeline.check_texts import check_texts
 from mra_export.pipeline.match import match, match_engine, match_family
 from mra_export.pipeline.ranges import stand_in
@@ -243,7 +243,8 @@ def check_bundle(
         progress: called with a line before each step.
 
     Returns:
-        The bundle, and the comparisons as by `check_alone`.
+        The bundle, and the comparisons as by `check_alone`; and of OpenVINO's file with the ONNX file, where that release of
+        OpenVINO is here.
 
     Raises:
         InputError: a file or a field is wrong; the message names it.
@@ -253,9 +254,19 @@ def check_bundle(
     bundle = verify_bundle(path)
     engines = [EngineRunner(variant.file, library=variant.library) for variant in bundle.engines]
     model = read_onnx(bundle.model_file)
-    return bundle, check_alone(
+    comparisons = check_alone(
         model, library=bundle.library, engines=engines, max_seq_len=max_seq_len, progress=progress
     )
+    if (variant := bundle.openvino) is not None:
+        ir = read_ir(variant.file)
+        try:
+            comparisons += ir_against_onnx(
+                stand_in(model), ir, model, max_seq_len=max_seq_len, library=variant.library,
+                onnxruntime_library=bundle.library, progress=progress,
+            )  # fmt: skip
+        except DependencyError as error:  # it is for a machine with that release
+            comparisons.append(Comparison.not_judged(model.path.name, f"{ir.path.name} {ir.precision}", str(error)))
+    return bundle, comparisons
 
 
 def check_alone(
