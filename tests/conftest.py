@@ -26,7 +26,13 @@ if shutil.which("ninja"):
 
 # What is not in scripts/test_fast.sh is marked here by folder or by what a test uses, and elsewhere by decorator.
 NATIVE_FOLDERS = (TESTS / "kernels" / "cpu", TESTS / "kernels" / "cuda_host", TESTS / "plugins")
-FIXTURE_MARKS = {"minilm_dense": "slow", "extension": "native", "plugin": "native", "rtx": "engine"}
+FIXTURE_MARKS = {
+    "minilm_dense": "slow",
+    "extension": "native",
+    "openvino_extension": "native",
+    "plugin": "native",
+    "rtx": "engine",
+}
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -134,6 +140,26 @@ def embed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from embed_support import make_bundle
 
     return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def openvino_extension() -> Path:
+    """libmra_openvino.so for the OpenVINO that is installed."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from mra_export.native.libraries import find_library
+
+    found = find_library("openvino")
+    if found is None:
+        pytest.skip("libmra_openvino.so is not built: `mra-export build openvino`")
+    return found
+
+
+@pytest.fixture(scope="session")
+def openvino_bundle(embed_bundle: Path, openvino_extension: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`embed_bundle` with the model for OpenVINO too, in float32."""
+    from bundle_support import with_openvino
+
+    return with_openvino(embed_bundle, tmp_path_factory.mktemp("openvino"), "fp32", openvino_extension)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from mra_export.bundle.manifest import MANIFEST_FILE, Bundle, seal
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.engine.manifest import Manifest, manifest_path, write_manifest
 from mra_export.export.exporter import export_onnx
-from mra_export.export.onnx_model import read_onnx
+from mra_export.export.onnx_model import MODEL_FILE, read_onnx
 from mra_export.native.libraries import find_library
+from mra_export.openvino.ir import IR_FILE, write_ir
 from mra_export.outputs import file_sha256
 from mra_export.pipeline.create_bundle import create_bundle
 
@@ -140,6 +141,14 @@ def make_parts(folder: Path) -> Parts:
         write_engine(folder / "fast.engine", exported.model, plugin, plugin_embedded=True, backend="rtx"),
     )
     return Parts(checkpoint, exported.directory, plugin, library, engines)
+
+
+def with_openvino(source: Path, folder: Path, precision: str, extension: Path, **options: Any) -> Path:
+    """A bundle of the ONNX file in `source`, with the file for OpenVINO that is made of it in `folder`."""
+    target = folder / IR_FILE
+    target.parent.mkdir(parents=True)
+    write_ir(read_onnx(source / MODEL_FILE), target, precision=precision, library=extension, **options)
+    return create_bundle(source, folder / "bundle", openvino=folder, extension=extension, check=False).path
 
 
 def native(parts: Parts) -> Path:

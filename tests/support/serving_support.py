@@ -184,7 +184,7 @@ def engine_backend(kind: str) -> list[str]:
 
 
 def openvino_backend(kind: str) -> list[str]:
-    """CMake's arguments for the backend of OpenVINO: with the wheel's, but not under the sanitizers, which its libraries are without."""
+    """CMake's arguments for the wheel's OpenVINO; not under the sanitizers, which its libraries are without."""
     found = find_openvino() if kind == "shared" else None
     return ["-DMRA_SERVING_OPENVINO=OFF"] if found is None else ["-DMRA_SERVING_OPENVINO=ON", f"-DOpenVINO_DIR={found}"]
 
