@@ -39,14 +39,14 @@ line. Exit codes: 0 done, 2 bad usage or input, 4 a library or GPU is missing, 1
 
   --binary                 write raw float32 instead of JSON
   --window N               texts that are read, sorted by length and run together (1024)
-  --device auto|cpu|gpu    auto: an engine that this machine can run, else ONNX Runtime on the CPU (auto)
-  --variant NAME           onnxruntime, tensorrt, rtx, or a file of the bundle such as engines/fp16.engine
+  --device auto|cpu|gpu    auto: an engine that this machine can run, else OpenVINO or ONNX Runtime on the CPU (auto)
+  --variant NAME           onnxruntime, openvino, tensorrt, rtx, or a file of the bundle such as engines/fp16.engine
   --gpu N                  number of the GPU (0)
-  --threads N              ONNX Runtime: threads that share one run; 0 for one a core (0)
-  --parallel N             runs at the same time; 0 for 2 with engines, one a core with ONNX Runtime (0)
+  --threads N              on the CPU: threads that share one run; 0 for one a core, with OpenVINO for a share of them (0)
+  --parallel N             runs at the same time; 0 for 2 with engines and OpenVINO, one a core with ONNX Runtime (0)
   --max-batch-tokens N     most tokens of one run, padding included (8192)
   --cuda-graphs            engines: keep a CUDA graph for each shape
-  --backend-dir DIR        folder of libmra_serving_tensorrt.so and libmra_serving_rtx.so
+  --backend-dir DIR        folder of libmra_serving_openvino.so, _tensorrt.so and _rtx.so
   --mean                   for a bundle without pooling: the mean over each text's tokens
   --no-verify              do not hash the files of the bundle
   -v, --verbose            say on standard error what was opened

@@ -6,7 +6,7 @@
 //   if (vectors) use(vectors->row(0), vectors->columns);
 //
 // No function throws: whatever goes wrong, out of memory included, comes back as a Status. An Embedder may be used by any
-// number of threads at once. No type of ONNX Runtime, TensorRT or CUDA is seen here.
+// number of threads at once. No type of ONNX Runtime, OpenVINO, TensorRT or CUDA is seen here.
 //
 // Messages quote files and manifests; control characters in them are escaped, so that they may go to a terminal or a log.
 //
@@ -78,21 +78,21 @@ struct Matrix {
 };
 
 enum class Device {
-  kAuto,  // an engine that this machine can run, else ONNX Runtime on the CPU
-  kCpu,   // ONNX Runtime on the CPU
+  kAuto,  // an engine that this machine can run, else as kCpu
+  kCpu,   // OpenVINO where the bundle has a file for it and it is here, else ONNX Runtime
   kGpu,   // an engine, else ONNX Runtime's CUDA provider; an error where neither can be used
 };
 
 struct Options {
   Device device = Device::kAuto;
-  // Which variant of the bundle to run: its backend ("onnxruntime", "tensorrt", "rtx") or its file ("engines/fp16.engine").
+  // Which variant of the bundle to run: its backend ("onnxruntime", "openvino", "tensorrt", "rtx") or its file ("engines/fp16.engine").
   // Empty: the first that `device` and the machine allow.
   std::string variant;
   int gpu = 0;  // number of the GPU, as CUDA counts
-  // ONNX Runtime: threads that share one run; 0 for one a core.
+  // On the CPU: threads that share one run. 0: one a core for ONNX Runtime, an equal share of the cores for OpenVINO.
   int threads = 0;
   // Runs at the same time; further calls wait. Each needs memory of its own, for engines reserved when the bundle is opened.
-  // 0: 2 for engines, one a core for ONNX Runtime.
+  // With OpenVINO these are its streams. 0: 2 for engines and for OpenVINO, one a core for ONNX Runtime.
   int parallel_runs = 0;
   // Most tokens of one run, padding included; bounds the memory of a run. At least the longest text's, else opening fails.
   std::int64_t max_batch_tokens = 8192;
@@ -105,17 +105,17 @@ struct Options {
   // Pad each call's texts to the longest of them, as clients without length handling do, instead of running only texts with the
   // same number of blocks together. For comparison: it is slower, and a vector then depends on the other texts of the call.
   bool pad_to_longest = false;
-  // Folder of libmra_serving_tensorrt.so and libmra_serving_rtx.so. Empty: where the loader finds libraries.
+  // Folder of libmra_serving_openvino.so, libmra_serving_tensorrt.so and libmra_serving_rtx.so. Empty: where the loader finds libraries.
   std::string backend_dir;
 };
 
 // What was opened.
 struct Info {
-  std::string backend;           // "onnxruntime", "tensorrt" or "rtx"
+  std::string backend;           // "onnxruntime", "openvino", "tensorrt" or "rtx"
   std::string backend_version;   // of the library that runs it
   std::string device;            // "cpu", or the name of the GPU
   std::string file;              // of the variant, inside the bundle
-  std::string precision;         // fp32, fp16 or bf16
+  std::string precision;         // fp32, fp16, bf16 or int8; with OpenVINO also int8-weights
   bool native_operator = false;  // whether the native operator runs, not its function body
   std::string architecture;
   std::int64_t hidden_size = 0;  // numbers in the vector of a token
