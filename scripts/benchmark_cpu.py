@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -33,7 +33,11 @@ from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import function_body
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, INPUTS, OP_TYPE
 from mra_export.optional import require_onnxruntime
-from mra_export.pipeline.bench import bound_run, dense_twin, in_turns
+from mra_export.pipeline.bench_engines import bound_run, dense_twin
+from mra_export.pipeline.turns import in_turns
+
+if TYPE_CHECKING:
+    from mra_export.checkpoint.load import Checkpoint
 
 ort = require_onnxruntime()
 
@@ -170,8 +174,10 @@ def copy_speed() -> float:
     return 2 * source.numel() * source.element_size() / statistics.median(times) / 1e6
 
 
-def export_model(directory: Path, layers: int, longest: int) -> Path:
-    """A base-sized model with random weights, exported; its number of layers is given."""
+def export_model(
+    directory: Path, layers: int, longest: int, change: Callable[[Checkpoint], None] = lambda _: None
+) -> Path:
+    """A base-sized model with random weights, which `change` may change, exported; its number of layers is given."""
     from transformers import MraConfig
 
     from mra_export.checkpoint.load import load_checkpoint
@@ -181,6 +187,7 @@ def export_model(directory: Path, layers: int, longest: int) -> Path:
     config.architectures = ["MraModel"]
     config.save_pretrained(directory / "config")
     checkpoint = load_checkpoint(directory / "config", task="feature-extraction", random_init=0)
+    change(checkpoint)
     return export_onnx(checkpoint, directory / "onnx").model
 
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 from mra_export.checkpoint.load import load_checkpoint  # noqa: E402
 from mra_export.export.exporter import export_onnx  # noqa: E402
 from mra_export.optional import require_onnxruntime  # noqa: E402
-from mra_export.pipeline.bench import bound_run, in_turns  # noqa: E402  (the repository's own package, found through the line above)
+from mra_export.pipeline.bench_engines import bound_run  # noqa: E402  (the repository's own package, found through the line above)
+from mra_export.pipeline.turns import in_turns  # noqa: E402
 from mra_export.runners.torch import TransformersRunner  # noqa: E402
 
 FORMS = {"MatMul and Softmax, opset 20": 20, "Attention, opset 23": 23}

@@ -31,7 +31,8 @@ from mra_export.operators.mra2_attention import spec as mra2
 from mra_export.operators.yoso_attention import spec as yoso
 from mra_export.operators.yoso_attention.reference import draw_hash_constants
 from mra_export.parity.cases import SENTENCES
-from mra_export.pipeline.bench import bound_run, in_turns
+from mra_export.pipeline.bench_engines import bound_run
+from mra_export.pipeline.turns import in_turns
 
 HEADS, HEAD_DIM = 12, 64
 BUDGETS = (4, 8, 16)  # MRA's blocks per row

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mra_export.bundle.manifest import Bundle
     from mra_export.parity.comparison import Comparison
-    from mra_export.pipeline.bench import BenchRow
+    from mra_export.pipeline.bench import BenchResult, BenchRow
     from mra_export.pipeline.doctor import Diagnosis
 
-__all__ = ["describe_bundle", "print_bench", "print_comparisons", "print_diagnosis", "print_recorded"]
+__all__ = [
+    "describe_bundle",
+    "describe_fastest",
+    "print_bench",
+    "print_comparisons",
+    "print_diagnosis",
+    "print_recorded",
+]
 
 
 def print_comparisons(comparisons: list[Comparison]) -> None:
@@ -100,27 +107,68 @@ def print_recorded(bundle: Bundle) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
 
-def print_bench(rows: list[BenchRow]) -> None:
-    """Latency and throughput, a line a backend and size."""
-    from rich.box import SIMPLE
+def print_bench(result: BenchResult) -> None:
+    """A table for each size, a line an engine; then what to know of them, and the fastest and what it loses."""
+    from itertools import groupby
+
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("batch", "tokens", "backend", "ms", "ms, 90 %", "tokens/s", "vs dense", box=SIMPLE)
-    table.columns[2].no_wrap = True
-    for index, row in enumerate(rows):
-        table.add_row(
-            str(row.batch),
-            str(row.seq_len),
-            row.backend,
-            f"{row.latency_ms:.1f}",
-            f"{row.latency_p90_ms:.1f}",
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.faster_than_dense:.2f}x",
-            end_section=index + 1 == len(rows)
-            or (rows[index + 1].batch, rows[index + 1].seq_len) != (row.batch, row.seq_len),
-        )
-    Console(highlight=False).print(table)
+    from mra_export.pipeline.bench_engines import DENSE
+
+    console = Console(highlight=False)
+    for (batch, seq_len), group in groupby(result.rows, key=lambda row: (row.batch, row.seq_len)):
+        rows = list(group)
+        budget = next((f", {row.blocks_per_row:g} of {row.blocks} blocks per row" for row in rows if row.blocks), "")
+        console.print(f"\n{batch} x {seq_len} tokens{budget}")
+        table = Table("", "ms", "CPU ms", "tokens/s", "faster", "CPU", "cosine", box=None, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for row in rows:
+            table.add_row(
+                row.backend.replace(DENSE, "dense"),
+                f"{row.latency_ms:.1f}",
+                f"{row.cpu_ms:.1f}",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.faster_than_dense:.2f}x",
+                f"{row.faster_than_dense_cpu:.2f}x",
+                "-" if row.cosine_min is None else f"{row.cosine_min:.5f}",
+            )
+        console.print(table)
+    reference = f"{DENSE} in ONNX Runtime {result.rows[0].precision}"
+    notes = [
+        f"faster: than {reference}, by the clock and in processor time (CPU) of the same turns.",
+        "cosine: the least with the vectors of the same attention in fp32.",
+        *result.notes,
+    ]
+    console.print()
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    console.print(describe_fastest(result.rows), soft_wrap=True, markup=False)
+
+
+def describe_fastest(rows: list[BenchRow]) -> str:
+    """The fastest engine of each size, by processor time, and what it loses, on one line."""
+    from mra_export.pipeline.bench import fastest
+
+    best = fastest(rows)
+    texts = []
+    for name in dict.fromkeys(row.backend for row in best):
+        own = [row for row in best if row.backend == name]
+        sizes = "" if len(own) == len(best) else f" at {', '.join(f'{r.batch} x {r.seq_len}' for r in own)}"
+        speeds = sorted(row.faster_than_dense_cpu for row in own)
+        speed = f"{speeds[0]:.2f}x" if len(own) == 1 else f"{speeds[0]:.2f}x to {speeds[-1]:.2f}x"
+        means = [row.cosine_mean for row in own if row.cosine_mean is not None]
+        least = [row.cosine_min for row in own if row.cosine_min is not None]
+        if own[0].precision == rows[0].precision:
+            loses = "which loses nothing"
+        elif means:
+            loses = f"which loses: cosine with its fp32 {min(means):.5f} on average, {min(least):.5f} at least"
+        else:
+            loses = "what it loses is not known, since its fp32 did not run"
+        texts.append(f"{name}{sizes}, {speed}, {loses}")
+    return f"FASTEST in processor time: {'; '.join(texts)}."
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

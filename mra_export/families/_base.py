@@ -301,6 +301,10 @@ class Family(ABC):
 
         return Judge(self.attend, attributes, constants)
 
+    def blocks_per_row(self, attributes: Any, seq_len: int) -> tuple[float, int] | None:
+        """On how many blocks of keys a block of queries is computed at a length, and how many there are; None where on all."""
+        return None
+
     def makes_no_choice(self, attributes: Any, seq_len: int) -> bool:
         """Whether rounding cannot change what the attention computes with, so that outputs may be compared alone."""
         return True

@@ -166,9 +166,15 @@ class MraFamily(BertFamily):
 
         return SelectionJudge(self.attend, attributes, constants)
 
+    def blocks_per_row(self, attributes: Mra2AttentionAttributes, seq_len: int) -> tuple[float, int]:
+        """The budget, which is a total, for each block of queries."""
+        blocks = -(-seq_len // BLOCK_SIZE)
+        return min(attributes.num_blocks / blocks, float(blocks)), blocks
+
     def makes_no_choice(self, attributes: Mra2AttentionAttributes, seq_len: int) -> bool:
         """Whether the budget selects every block."""
-        return int((-(-seq_len // BLOCK_SIZE)) ** 2) <= attributes.num_blocks
+        selected, blocks = self.blocks_per_row(attributes, seq_len)
+        return selected == blocks
 
 
 FAMILY = MraFamily()

@@ -1,45 +1,55 @@
-"""Latency and throughput of an exported model by backend and length, side by side with the same model with dense attention."""
+"""Time and loss of an exported model by engine, precision and length, side by side with the same model with dense attention."""
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mra_export.errors import InputError
-from mra_export.optional import require_onnxruntime
-from mra_export.runners.session import check_runtime, open_session, runtime_errors, session_options
+from mra_export.export.int8 import is_int8
+from mra_export.pipeline.bench_engines import DENSE, open_engines, usable_runtimes
+from mra_export.pipeline.ranges import fill_with_text, random_inputs
+from mra_export.pipeline.turns import take_turns
+from mra_export.runners.session import check_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from mra_export.export.onnx_model import OnnxModel
-    from mra_export.trace import Inputs
+    from mra_export.pipeline.bench_engines import Engine
+    from mra_export.trace import Array, Inputs
 
-__all__ = ["BenchRow", "bench", "bound_run", "dense_twin", "in_turns"]
-
-DENSE = "dense attention"
+__all__ = ["BenchResult", "BenchRow", "bench", "fastest", "text_feed", "time_engines"]
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One backend at one size.
+    """One engine at one size.
 
     Attributes:
-        backend: what ran; `DENSE` is the same model with ONNX Runtime's MultiHeadAttention in the place of each node, or the
-            model itself where its own attention is dense.
+        backend: what ran, for people. The first of each size, `DENSE` in ONNX Runtime and fp32, is what others are held against.
+            Dense attention is the same model with ONNX Runtime's MultiHeadAttention in the place of each node, or the model itself
+            where its own attention is dense.
         batch: rows.
         seq_len: tokens of each, none of them padding.
         latency_ms: median.
         latency_p90_ms: 90th percentile.
         tokens_per_second: at the median.
-        faster_than_dense: median over turns of the dense model's time over this one's.
+        faster_than_dense: median over turns of the first engine's time over this one's.
         turns: how often each was timed.
+        runtime: onnxruntime or openvino.
+        precision: fp32, bf16, int8, or int8+bf16: linear layers in int8 and the rest in bf16.
+        attention: `DENSE`, or the family's title.
+        cpu_ms: processor time of all threads, median.
+        faster_than_dense_cpu: as faster_than_dense, in processor time.
+        blocks_per_row: with how many blocks of keys a block of queries is computed, on average; None where all are by definition.
+        blocks: how many there are.
+        cosine_mean: with the vectors of the same attention in fp32; None where that did not run.
+        cosine_min: the least of them.
     """
 
     backend: str
@@ -50,6 +60,28 @@ class BenchRow:
     tokens_per_second: float
     faster_than_dense: float
     turns: int
+    runtime: str
+    precision: str
+    attention: str
+    cpu_ms: float
+    faster_than_dense_cpu: float
+    blocks_per_row: float | None
+    blocks: int | None
+    cosine_mean: float | None
+    cosine_min: float | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        rows: one for each engine and size.
+        notes: what to know of them.
+    """
+
+    rows: list[BenchRow]
+    notes: list[str]
 
 
 def bench(
@@ -57,28 +89,29 @@ def bench(
     *,
     batches: list[int],
     seq_lens: list[int],
+    int8: OnnxModel | None = None,
+    runtimes: Sequence[str] = (),
     library: Path | None = None,
     threads: int = 0,
     seconds: float = 3.0,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[BenchRow]:
-    """Times an exported file on the CPU, all backends in turns in one process.
+) -> BenchResult:
+    """Times an exported file on the CPU, all engines in turns in one process.
 
     Args:
-        model: a file of type fp32: ONNX Runtime's dense attention for CPUs has no other.
+        model: a file of type fp32, in OpenVINO run in bf16 too; its linear layers may be int8.
         batches: sizes to run.
         seq_lens: lengths to run.
+        int8: the same model with its linear layers in int8, to be timed beside it.
+        runtimes: onnxruntime, openvino; empty for all that are installed. Dense attention in ONNX Runtime is run in any case.
         library: the ONNX Runtime library; None to run the function body only.
-        threads: of a session, 0 for ONNX Runtime's choice.
+        threads: of each engine, 0 for its own choice.
         seconds: how long to time each size, at least five turns.
-        progress: called with each size.
-
-    Returns:
-        A row for each backend and size.
+        progress: called with each step.
 
     Raises:
         InputError: the file is not ours or not of type fp32.
-        DependencyError: ONNX Runtime is not installed, or too old for the file or the library.
+        DependencyError: a runtime is not installed, or too old for the file or the library.
     """
     check_runtime(library if model.nodes else None)
     if model.dtype != "fp32":
@@ -86,124 +119,126 @@ def bench(
             f"{model.path} is of type {model.dtype}; on a CPU only fp32 is compared, since ONNX Runtime's dense attention has no "
             "other. Export it without --fp16 and --bf16."
         )
+    notes: list[str] = []
+    used = usable_runtimes(runtimes, notes)
+    own = "int8" if is_int8(model) else "fp32"
+    files = {own: model, **({} if int8 is None else {"int8": int8})}
+    if "fp32" not in files:
+        notes.append(
+            f"{model.path.name} is int8 only, so all is held against dense attention in int8. Give the fp32 file."
+        )
+    left_out = None if runtimes else notes
 
-    def session(source: str | bytes, custom: Path | None) -> Any:
-        return open_session(source, session_options(custom, threads=threads), shown=str(model.path))
+    def opened(dense: bool, runtimes: Sequence[str] = used, files: dict[str, OnnxModel] = files) -> list[Engine]:
+        progress(f"loading {DENSE if dense else model.family.title}")
+        return open_engines(files, dense=dense, runtimes=runtimes, library=library, threads=threads, notes=left_out)
 
+    engines = opened(True)
+    if "onnxruntime" not in used:
+        engines = opened(True, ("onnxruntime",), {own: model}) + engines
     if model.nodes:
-        title = model.family.title
-        sessions = {DENSE: session(dense_twin(model), None), f"{title}, function body": session(str(model.path), None)}
-        if library is not None:
-            sessions[f"{title}, native operator"] = session(str(model.path), library)
-    else:  # its own attention is dense
-        sessions = {DENSE: session(str(model.path), None)}
+        engines += opened(False)
     rows = []
     for batch in batches:
         for seq_len in seq_lens:
             progress(f"timing {batch} x {seq_len} tokens")
-            feed = _feed(model, batch, seq_len)
-            with runtime_errors(str(model.path)):
-                runs = {name: bound_run(each, feed) for name, each in sessions.items()}
-                times = in_turns(runs, seconds)
-            for name, values in times.items():
-                median = statistics.median(values)
-                ratios = [dense / own for dense, own in zip(times[DENSE], values, strict=True)]
-                p90 = float(np.percentile(values, 90))
-                speed = batch * seq_len / median * 1e3
-                rows.append(BenchRow(name, batch, seq_len, median, p90, speed, statistics.median(ratios), len(values)))
+            rows += time_engines(engines, text_feed(model, batch, seq_len), model, seconds=seconds)
+    return BenchResult(rows, notes + _budget_notes(rows))
+
+
+def time_engines(
+    engines: Sequence[Engine], feed: Inputs, model: OnnxModel, *, seconds: float, at_least: int = 5
+) -> list[BenchRow]:
+    """Times engines at one size.
+
+    Args:
+        engines: the first is what others are held against.
+        feed: their inputs, without padding.
+        model: what it says of its attention.
+        seconds: how long to go on.
+        at_least: turns, however long they take.
+    """
+    bound = {engine.backend: engine.bind(feed) for engine in engines}
+    turns = take_turns({name: each.run for name, each in bound.items()}, seconds, at_least)
+    vectors = {name: _vectors(each.outputs()) for name, each in bound.items()}
+    exact = {each.attention: vectors[each.backend] for each in reversed(engines) if each.precision == "fp32"}
+    reference = turns[engines[0].backend]
+    seq_len = feed["input_ids"].shape[-1]
+    batch = feed["input_ids"].size // seq_len
+    budget = model.family.blocks_per_row(model.attributes[0], seq_len)
+    rows = []
+    for engine in engines:
+        own = turns[engine.backend]
+        wall, cpu = [turn.wall_ms for turn in own], [turn.cpu_ms for turn in own]
+        median = statistics.median(wall)
+        cosines = None
+        if engine.attention in exact:
+            cosines = _cosines(vectors[engine.backend], exact[engine.attention])
+        is_own = engine.attention != DENSE and budget is not None
+        rows.append(
+            BenchRow(
+                backend=engine.backend,
+                batch=feed["input_ids"].shape[0],
+                seq_len=seq_len,
+                latency_ms=median,
+                latency_p90_ms=float(np.percentile(wall, 90)),
+                tokens_per_second=batch * seq_len / median * 1e3,
+                faster_than_dense=_ratio([turn.wall_ms for turn in reference], wall),
+                turns=len(own),
+                runtime=engine.runtime,
+                precision=engine.precision,
+                attention=engine.attention,
+                cpu_ms=statistics.median(cpu),
+                faster_than_dense_cpu=_ratio([turn.cpu_ms for turn in reference], cpu),
+                blocks_per_row=budget[0] if budget is not None and is_own else None,
+                blocks=budget[1] if budget is not None and is_own else None,
+                cosine_mean=None if cosines is None else float(cosines.mean()),
+                cosine_min=None if cosines is None else float(cosines.min()),
+            )
+        )
     return rows
 
 
-def dense_twin(model: OnnxModel) -> bytes:
-    """The same model with dense attention: each attention node becomes ONNX Runtime's MultiHeadAttention.
-
-    The interface is the same, the mask included (1 = token), and so are the weights.
-
-    Args:
-        model: an exported file.
-
-    Returns:
-        A serialized model without external data.
-    """
-    import onnx
-
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model.proto)
-    onnx.load_external_data_for_model(twin, str(model.path.parent))
-    for node in twin.graph.node:
-        if (node.domain, node.op_type) == model.family.operator:
-            node.CopyFrom(model.family.dense_node(node))
-    del twin.functions[:]
-    twin.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    return twin.SerializeToString()
+def fastest(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """Of each size the row that takes the least processor time."""
+    sizes = dict.fromkeys((row.batch, row.seq_len) for row in rows)
+    return [
+        max((r for r in rows if (r.batch, r.seq_len) == size), key=lambda r: r.faster_than_dense_cpu) for size in sizes
+    ]
 
 
-def bound_run(session: Any, feed: Inputs) -> Callable[[], Any]:
-    """A call that runs a session with its inputs and outputs bound, so that no copy is timed."""
-    onnxruntime = require_onnxruntime()
-    binding = session.io_binding()
-    for info in session.get_inputs():
-        binding.bind_ortvalue_input(info.name, onnxruntime.OrtValue.ortvalue_from_numpy(feed[info.name]))
-    for info in session.get_outputs():
-        binding.bind_output(info.name, "cpu")
-    return lambda: session.run_with_iobinding(binding)
+def text_feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:
+    """English text without padding where a tokenizer lies beside the file, else random ids."""
+    feed = random_inputs(model, seq_len, batch)
+    feed["attention_mask"][:] = 1
+    if "token_type_ids" in feed:
+        feed["token_type_ids"][:] = 0
+    fill_with_text([feed], model.directory / "tokenizer.json", model.vocabulary)
+    return feed
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, at_least: int = 5) -> dict[str, list[float]]:
-    """Times calls in turns, so that what else the machine does falls on all of them.
-
-    Before each there is a pause: the threads of the one before spin for a while and would take its cores. Turns in which other
-    programs used more than a twentieth of a core are left out; where too few would be left, time is added, up to twice
-    `seconds`, and then the least disturbed are taken.
-
-    Args:
-        runs: name -> call.
-        seconds: how long to go on.
-        at_least: turns, however long they take.
-
-    Returns:
-        Name -> milliseconds of each turn.
-    """
-    turns: list[tuple[float, dict[str, float]]] = []  # cores that others used, milliseconds of each
-    for run in runs.values():
-        run()
-    last: dict[str, float] = dict.fromkeys(runs, 0.0)
-    started = time.monotonic()
-    while True:
-        quiet = sum(others <= _QUIET for others, _ in turns)
-        spent = time.monotonic() - started
-        if len(turns) >= at_least and ((spent >= seconds and quiet >= at_least) or spent >= 2 * seconds):
-            break
-        begin, busy, own = time.monotonic(), _busy_seconds(), time.process_time()
-        for name, run in runs.items():
-            time.sleep(0.01)
-            if last[name] < 50:
-                run()  # wakes its threads and fills the caches
-            began = time.perf_counter()
-            run()
-            last[name] = (time.perf_counter() - began) * 1e3
-        others = (_busy_seconds() - busy - (time.process_time() - own)) / (time.monotonic() - begin)
-        turns.append((others, dict(last)))
-    turns.sort(key=lambda turn: turn[0])
-    kept = max(quiet, at_least)
-    return {name: [times[name] for _, times in turns[:kept]] for name in runs}
+def _ratio(reference: Sequence[float], own: Sequence[float]) -> float:
+    return statistics.median(a / max(b, 1e-6) for a, b in zip(reference, own, strict=True))
 
 
-_QUIET = 0.05  # cores that other programs may use
+def _vectors(outputs: dict[str, Array]) -> Array:
+    """float64 [rows, width] of what an engine computed: the texts' vectors where it gives them, else its first output."""
+    values = outputs.get("sentence_embedding", next(iter(outputs.values())))
+    return values.reshape(-1, values.shape[-1]).astype(np.float64)
 
 
-def _busy_seconds() -> float:
-    """Processor time that all programs of the machine have used; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-    except OSError:
-        return 0.0
-    user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+def _cosines(actual: Array, expected: Array) -> Array:
+    norms = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
+    return np.asarray((actual * expected).sum(axis=1) / np.maximum(norms, 1e-30))
 
 
-def _feed(model: OnnxModel, batch: int, seq_len: int) -> Inputs:
-    shape = (batch, 2, seq_len) if model.task == "multiple-choice" else (batch, seq_len)
-    ids = np.random.default_rng(0).integers(4, min(100, model.vocabulary or 100), shape)
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {name: values[name] for name in model.inputs}
+def _budget_notes(rows: Sequence[BenchRow]) -> list[str]:
+    """Says at which lengths the budget leaves nothing out."""
+    whole = sorted({row.seq_len for row in rows if row.blocks is not None and row.blocks_per_row == row.blocks})
+    if not whole:
+        return []
+    title = next(row.attention for row in rows if row.blocks is not None)
+    return [
+        f"at {', '.join(map(str, whole))} tokens the budget is all the blocks there are, and {title} computes dense attention: the "
+        "file's number of blocks is a total, made for the longest text. Export the model for the lengths that it is to serve."
+    ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mra_export.export.onnx_model import OnnxModel
     from mra_export.trace import Inputs
 
-__all__ = ["file_range", "random_inputs", "stand_in"]
+__all__ = ["file_range", "fill_with_text", "random_inputs", "stand_in"]
 
 SHAPES = ((1, 48), (4, 128), (1, 512))
 """Rows and tokens of what a file by itself is run with; cut to what the model takes."""
@@ -58,11 +58,11 @@ def file_range(
     """
     source = source or model
     inputs = [random_inputs(source, width, rows) for rows, width in SHAPES]
-    text = _fill_with_text(inputs, source.directory / "tokenizer.json", source.vocabulary)
+    text = fill_with_text(inputs, source.directory / "tokenizer.json", source.vocabulary)
     return check_range(model, inputs, lost=lost, origin="text" if text else "random ids", progress=progress)
 
 
-def _fill_with_text(inputs: Sequence[Inputs], path: Path, vocabulary: int | None) -> bool:
+def fill_with_text(inputs: Sequence[Inputs], path: Path, vocabulary: int | None) -> bool:
     """Puts the ids of sentences in the place of random ones; false where no tokenizer of the model is at hand.
 
     By the tokenizer alone: loading transformers for it would take longer than the run.
