@@ -34,12 +34,15 @@ from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.embedding.batching import collate, plan_batches
 from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS
 from mra_export.export.exporter import export_onnx
+from mra_export.export.int8 import Int8Request
 from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.native.libraries import onnxruntime_library
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
 from mra_export.pipeline.bench import BenchRow, text_feed, time_engines
 from mra_export.pipeline.bench_engines import DENSE, Bound, Engine, dense_twin, open_engines, session_engine
 from mra_export.pipeline.bench_plot import write_plot
+from mra_export.pipeline.quantize import to_int8
+from mra_export.pipeline.source import Proof
 from mra_export.trace import Inputs
 
 BASE, MINILM = "base size", "all-MiniLM-L6-v2"
@@ -118,17 +121,14 @@ def subjects(folder: Path) -> list[Subject]:
 
 
 def in_int8(model: OnnxModel, target: Path, precision: str) -> OnnxModel:
-    from mra_export.export.int8 import RANGE_PREFIX, quantize, with_ranges
-    from mra_export.runners.session import open_session, session_options
-
-    if target.is_file():
-        return read_onnx(target)
-    ranged = open_session(str(with_ranges(model, target.with_name("ranges.onnx"))), session_options())
-    values = ranged.run(None, text_feed(model, 8, 256))
-    found = dict(zip([o.name for o in ranged.get_outputs()], values, strict=True))
-    ranges = {name.removeprefix(RANGE_PREFIX): value for name, value in found.items() if name.startswith(RANGE_PREFIX)}
-    kept = [] if precision == "int8-all" else [f"layer.{i}.output.dense" for i in range(len(model.layers))]
-    return quantize(model, ranges, target, smoothing=0.9, float_layers=kept)
+    """The file in int8, made once. One of random weights is as it comes: what it loses means nothing."""
+    if not target.is_file():
+        part = target.with_suffix(".part.onnx")
+        real = (model.directory / "tokenizer.json").is_file()
+        request, judge = Int8Request(every_layer=precision == "int8-all"), Proof().judge if real else None
+        to_int8(model, part, request, library=onnxruntime_library(), judge=judge, random_ids=not real)
+        part.replace(target)
+    return read_onnx(target)
 
 
 def dense_engines(subject: Subject, threads: int, folder: Path) -> list[Engine]:

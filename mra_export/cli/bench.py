@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mra_export.cli.options import force_option, model_options, output_options
+from mra_export.cli.options import force_option, int8_options, model_options, output_options
 from mra_export.cli.output import print_json
 from mra_export.native.libraries import checking_library
 
@@ -32,6 +32,7 @@ __all__ = ["bench_command"]
     type=click.Choice(["onnxruntime", "openvino"]),
     help="What to run it in; openvino in fp32 and in bf16. May be repeated.  [default: all that are installed]",
 )
+@int8_options
 @click.option("--plugin-lib", type=click.Path(path_type=Path), help="libmra_onnxruntime.so.  [default: found]")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Write a picture of it.")
 @force_option
@@ -45,6 +46,7 @@ def bench_command(
     seq_len: str | None,
     threads: int,
     runtimes: tuple[str, ...],
+    int8: Any,
     plugin_lib: Path | None,
     plot: Path | None,
     force: bool,
@@ -81,6 +83,8 @@ def bench_command(
             model,
             batches=_sizes(batch, "--batch"),
             seq_lens=_lengths(seq_len, model),
+            int8=int8,
+            random_ids=random_init is not None,
             runtimes=runtimes,
             library=checking_library(plugin_lib),
             threads=threads,

@@ -98,13 +98,11 @@ def dtype_options(default: str | None, shown: str) -> Callable[[Any], Any]:
 
 
 def int8_options(function: Any) -> Any:
-    """`--int8` with what goes with it, below `dtype_options`; the command gets `int8`, an `Int8Request` or None."""
+    """`--int8` with what goes with it, below `dtype_options` if any; the command gets `int8`, an `Int8Request` or None."""
 
     @functools.wraps(function)
-    def wrapper(
-        *args: Any, int8: bool, int8_all: bool, calibrate: Path | None, dtype: str | None, **kwargs: Any
-    ) -> Any:
-        request = None
+    def wrapper(*args: Any, int8: bool, int8_all: bool, calibrate: Path | None, **kwargs: Any) -> Any:
+        request, dtype = None, kwargs.get("dtype")
         if int8 or int8_all:
             if dtype not in (None, "fp32"):
                 raise click.UsageError(
@@ -118,7 +116,7 @@ def int8_options(function: Any) -> Any:
             check_request(request)
         elif calibrate is not None:
             raise click.UsageError("--calibrate is for --int8. Add that, or leave it out.")
-        return function(*args, int8=request, dtype=dtype, **kwargs)
+        return function(*args, int8=request, **kwargs)
 
     return options(
         click.option("--int8", is_flag=True, help="Linear layers in int8, but the second one of each feed-forward."),

@@ -87,7 +87,7 @@ def open_engines(
     """Loads a model into each runtime that is asked for.
 
     Args:
-        files: precision of the linear layers, "fp32" or "int8" -> the file.
+        files: precision of the linear layers, as in `Engine.precision` -> the file.
         dense: whether softmax attention is put in the place of the files' own.
         runtimes: onnxruntime, openvino.
         library: the ONNX Runtime library; None to run the function body only.

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["check_plot", "write_plot"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-_COLORS = {"fp32": "#4477aa", "bf16": "#228833", "int8": "#cc3311", "int8+bf16": "#aa3377"}
+_COLORS = {
+    "fp32": "#4477aa",
+    "bf16": "#228833",
+    "int8": "#ee6677",
+    "int8+bf16": "#ccbb44",
+    "int8-all": "#aa3377",
+    "int8-all+bf16": "#66ccee",
+}
 """Of the precisions, told apart by the colour-blind too (Paul Tol's bright scheme)."""
 
-_MORE_COLORS = ("#ccbb44", "#66ccee", "#ee7733", "#777777")
+_MORE_COLORS = ("#ee7733", "#777777")
 
 
 def check_plot(path: Path) -> None:
