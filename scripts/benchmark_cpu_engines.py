@@ -34,7 +34,7 @@ from mra_export.checkpoint.load import Checkpoint, load_checkpoint
 from mra_export.embedding.batching import collate, plan_batches
 from mra_export.embedding.encoder import DEFAULT_BATCH_TOKENS
 from mra_export.export.exporter import export_onnx
-from mra_export.export.int8 import Int8Request
+from mra_export.export.int8 import RANGE_PREFIX, Int8Request, linears_of, quantize, with_ranges
 from mra_export.export.onnx_model import OnnxModel, read_onnx
 from mra_export.native.libraries import onnxruntime_library
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE
@@ -43,6 +43,7 @@ from mra_export.pipeline.bench_engines import DENSE, Bound, Engine, dense_twin, 
 from mra_export.pipeline.bench_plot import write_plot
 from mra_export.pipeline.quantize import to_int8
 from mra_export.pipeline.source import Proof
+from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 from mra_export.trace import Inputs
 
 BASE, MINILM = "base size", "all-MiniLM-L6-v2"
@@ -121,13 +122,20 @@ def subjects(folder: Path) -> list[Subject]:
 
 
 def in_int8(model: OnnxModel, target: Path, precision: str) -> OnnxModel:
-    """The file in int8, made once. One of random weights is as it comes: what it loses means nothing."""
-    if not target.is_file():
-        part = target.with_suffix(".part.onnx")
-        real = (model.directory / "tokenizer.json").is_file()
-        request, judge = Int8Request(every_layer=precision == "int8-all"), Proof().judge if real else None
-        to_int8(model, part, request, library=onnxruntime_library(), judge=judge, random_ids=not real)
-        part.replace(target)
+    """The file in int8, made once; that of random weights with ranges of random ids, since what it loses means nothing."""
+    if target.is_file():
+        return read_onnx(target)
+    part = target.with_suffix(".part.onnx")
+    if (model.directory / "tokenizer.json").is_file():
+        request = Int8Request(every_layer=precision == "int8-all")
+        to_int8(model, part, request, library=onnxruntime_library(), judge=Proof().judge)
+    else:
+        runner = OnnxRuntimeRunner(read_onnx(with_ranges(model, part)), library=onnxruntime_library())
+        found = runner.run(text_feed(model, 4, 256))
+        ranges = {linear.source: found[RANGE_PREFIX + linear.source] for linear in linears_of(model)}
+        second = [f"layer.{layer}.{model.family.second_feed_forward}" for layer in range(len(model.layers))]
+        quantize(model, ranges, part, smoothing=0.8, float_layers=second if precision == "int8" else ())
+    part.replace(target)
     return read_onnx(target)
 
 
