@@ -69,7 +69,10 @@ KEYS = {
     "check": "`comparisons`; of a bundle alone also `files`, `variants`, `parity` and `manifest_sha256`, as its "
     "[manifest](bundle.md) has them.",
     "bench": "`rows`, each with `backend`, `batch`, `seq_len`, `latency_ms` (median), `latency_p90_ms`, `tokens_per_second`, "
-    "`faster_than_dense` (median ratio) and `turns`.",
+    "`faster_than_dense` (median ratio), `turns`, `runtime`, `precision`, `attention`, `cpu_ms` (processor time, median), "
+    "`faster_than_dense_cpu`, `blocks_per_row` and `blocks` (what the budget is at that length, null for dense attention), "
+    "`cosine_mean` and `cosine_min` (with the same attention in fp32, null where that did not run); `fastest`, `batch`, `seq_len` "
+    "and `backend` of each size by processor time; `notes`.",
     "bundle": "`files`, `variants`, `model`, `embedding`, `prompts`, `default_prompt` and `manifest_sha256`, as the "
     "[manifest](bundle.md) has them; `notes` on the source's settings; `comparisons`; `triton`, null or `models`, `commands` and "
     "`notes` of the [model repository](triton.md).",

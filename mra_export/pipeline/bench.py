@@ -127,18 +127,19 @@ def bench(
             "other. Export it without --fp16 and --bf16."
         )
     notes: list[str] = []
-    used = usable_runtimes(runtimes, notes)
+    used, is_asked = usable_runtimes(runtimes, notes), bool(runtimes)
     own = "int8" if is_int8(model) else "fp32"
     files = {own: model}
     if "fp32" not in files:
         notes.append(
             f"{model.path.name} is int8, so all is held against {DENSE} in int8. Give the fp32 file and --int8."
         )
-    left_out = None if runtimes else notes
 
     def opened(dense: bool, runtimes: Sequence[str] = used, files: dict[str, OnnxModel] = files) -> list[Engine]:
         progress(f"loading {DENSE if dense else model.family.title}")
-        return open_engines(files, dense=dense, runtimes=runtimes, library=library, threads=threads, notes=left_out)
+        return open_engines(
+            files, dense=dense, runtimes=runtimes, library=library, threads=threads, strict=is_asked, notes=notes
+        )
 
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         if int8 is not None:

@@ -16,7 +16,7 @@ from mra_export.optional import require_onnxruntime
 from mra_export.runners.session import open_session, runtime_errors, session_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from mra_export.export.onnx_model import OnnxModel
@@ -82,6 +82,7 @@ def open_engines(
     library: Path | None = None,
     threads: int = 0,
     function_body: bool = True,
+    strict: bool = True,
     notes: list[str] | None = None,
 ) -> list[Engine]:
     """Loads a model into each runtime that is asked for.
@@ -93,7 +94,8 @@ def open_engines(
         library: the ONNX Runtime library; None to run the function body only.
         threads: of each engine, 0 for the runtime's choice.
         function_body: whether ONNX Runtime runs the function body where it has the native operator.
-        notes: takes a sentence on what OpenVINO cannot do here, which is left out; None to raise it as an error.
+        strict: whether what OpenVINO cannot do here is an error; else it is left out.
+        notes: takes a sentence on each thing that is left out.
 
     Raises:
         InputError: a runtime refuses a file.
@@ -101,6 +103,7 @@ def open_engines(
     """
     title = DENSE if dense else next(iter(files.values())).family.title
     opened: list[Engine] = []
+    left_out: list[str] = []
     if "onnxruntime" in runtimes:
         for precision, model in files.items():
             source = dense_twin(model) if dense and model.nodes else str(model.path)
@@ -117,13 +120,20 @@ def open_engines(
     if "openvino" in runtimes:
         try:
             core = open_core(None if dense else openvino_library())
+            has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            if not has_bf16:
+                left_out.append(
+                    "bf16 is left out: this processor has no instructions for it, and OpenVINO would run fp32."
+                )
             for precision, model in files.items():
                 source = dense_twin(model, for_openvino=True) if dense and model.nodes else str(model.path)
-                opened += _in_openvino(core, source, precision, title, threads)
+                opened += _in_openvino(core, source, precision, title, PRECISIONS if has_bf16 else ("fp32",), threads)
         except MraExportError as error:
-            if notes is None:
+            if strict:
                 raise
-            notes.append(f"OpenVINO is left out for {title}. {error}")
+            left_out.append(f"OpenVINO is left out for {title}. {error}")
+    if notes is not None:
+        notes += [note for note in left_out if note not in notes]
     return opened
 
 
@@ -166,15 +176,15 @@ def session_engine(
     return Engine(backend, "onnxruntime", precision, attention, bind)
 
 
-def _in_openvino(core: Any, source: str | bytes, precision: str, title: str, threads: int) -> list[Engine]:
-    """A file in each arithmetic that the processor has."""
+def _in_openvino(
+    core: Any, source: str | bytes, precision: str, title: str, arithmetics: Iterable[str], threads: int
+) -> list[Engine]:
     try:
         model = core.read_model(source)
     except RuntimeError as error:
         raise InputError(f"OpenVINO {release()} cannot read it: {first_error(error)}") from error
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     opened = []
-    for arithmetic in PRECISIONS if has_bf16 else ("fp32",):
+    for arithmetic in arithmetics:
         shown = precision if arithmetic == "fp32" else f"{precision}+{arithmetic}".removeprefix("fp32+")
         compiled = compile_model(core, model, arithmetic, threads=threads)
         opened.append(Engine(f"{title}, OpenVINO {shown}", "openvino", shown, title, _request_binder(compiled)))

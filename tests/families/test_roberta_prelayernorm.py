@@ -255,8 +255,10 @@ def test_the_table_of_positions_is_the_limit(
         InputError, match="max_seq_len=71 is above the model's max_position_embeddings=72, which has room for 70"
     ):
         build_cases(checkpoint, max_seq_len=71)
-    rows = bench(model, batches=[1], seq_lens=[70], seconds=0.01)
-    assert [(row.backend, row.seq_len, row.faster_than_dense) for row in rows] == [("dense attention", 70, 1.0)]
+    rows = bench(model, batches=[1], seq_lens=[70], seconds=0.01).rows
+    assert (rows[0].backend, rows[0].faster_than_dense) == ("dense attention", 1.0)
+    assert {(row.attention, row.seq_len, row.blocks) for row in rows} == {("dense attention", 70, None)}
+    assert all(row.cosine_min > 0.999 for row in rows if row.cosine_min is not None)
     assert run("bench", directory, "--seq-len", "71") == 2
     assert "Give at most 70" in capsys.readouterr().err
 
