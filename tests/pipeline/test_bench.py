@@ -25,7 +25,7 @@ from mra_export.native.libraries import find_library
 from mra_export.pipeline import bench as bench_module
 from mra_export.pipeline import bench_engines
 from mra_export.pipeline.bench import BenchResult, BenchRow, bench, fastest, text_feed, time_engines
-from mra_export.pipeline.bench_engines import DENSE, Bound, Engine, dense_twin, usable_runtimes
+from mra_export.pipeline.bench_engines import DENSE, Bound, Engine, dense_twin, open_engines, usable_runtimes
 from mra_export.pipeline.bench_plot import check_plot, write_plot
 from mra_export.pipeline.turns import Turn
 
@@ -232,6 +232,31 @@ def test_without_the_extension_openvino_runs_dense_attention_only(
     assert any("libmra_openvino.so was not found" in note and "MRA" in note for note in result.notes)
     with pytest.raises(DependencyError, match=r"libmra_openvino\.so was not found"):
         bench(model, batches=[1], seq_lens=[32], runtimes=["openvino"])
+
+
+def test_a_processor_without_bf16_is_told_so(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+    class Old:
+        """A core as on such a processor."""
+
+        def __init__(self, core: Any) -> None:
+            self.core = core
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.core, name)
+
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8"]
+
+    open_core = bench_engines.open_core
+    monkeypatch.setattr(bench_engines, "open_core", lambda library: Old(open_core(library)))
+    notes: list[str] = []
+    for _ in range(2):
+        engines = open_engines({"fp32": model}, dense=True, runtimes=["openvino"], notes=notes)
+        assert [each.backend for each in engines] == [f"{DENSE}, OpenVINO fp32"]
+    assert notes == ["bf16 is left out: this processor has no instructions for it, and OpenVINO would run fp32."]
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
