@@ -271,6 +271,17 @@ def test_a_file_that_cannot_be_written(by_hand: Any, tmp_path: Path, monkeypatch
         convert(by_hand, "fp16", tmp_path / "half.onnx")
 
 
+def test_a_file_that_the_checker_refuses(by_hand: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("The reason.\nAnd where.")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(
+        InputError, match=r"cannot be converted to bf16: The reason\. Export the checkpoint again with .*--dtype bf16"
+    ):
+        convert(by_hand, "bf16", tmp_path / "half.onnx")
+
+
 def test_float16_loses_what_is_too_small() -> None:
     values = np.ones((10, 10))
     assert too_small("w", values) is None

@@ -215,11 +215,18 @@ def test_the_file_that_a_path_names(tmp_path: Path) -> None:
         find_onnx(tmp_path)
 
 
-def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+def test_what_is_no_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"nowhere\.onnx does not exist\.$"):
         read_onnx(tmp_path / "nowhere.onnx")
     (tmp_path / "empty.onnx").touch()
     with pytest.raises(InputError, match=r"empty\.onnx is not a readable ONNX file: it has no graph"):
+        read_onnx(tmp_path / "empty.onnx")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("the reason\nand a stack")
+
+    monkeypatch.setattr(onnx, "load", fail)
+    with pytest.raises(InputError, match=r"empty\.onnx is not a readable ONNX file: the reason$"):
         read_onnx(tmp_path / "empty.onnx")
 
 
