@@ -227,14 +227,14 @@ def states(*factors: float) -> np.ndarray[Any, Any]:
 
 
 def candidate_checked(
-    candidate: Shown, reference: Shown, specification: Shown, *, alone: bool = False
+    candidate: Shown, reference: Shown, specification: Shown, *, alone: bool = False, judge: type[Judge] = Chooser
 ) -> list[Comparison]:
     rows: tuple[Inputs, ...] = ()
     if alone:
         rows = tuple({"input_ids": IDS[i : i + 1], "attention_mask": MASK[i : i + 1]} for i in range(3))
     case = Case("three rows", {"input_ids": IDS, "attention_mask": MASK}, rows)
     family = SimpleNamespace(
-        judge=lambda attributes, constants: Chooser(),
+        judge=lambda attributes, constants: judge(),
         attributes=lambda config: None,
         constants=lambda model: (),
         attention_modules=lambda model: [("layer.0", None), ("layer.1", None)],
@@ -271,6 +271,24 @@ def test_the_same_model_passes() -> None:
         "batch_invariance_error": LIMITS.outputs,
     }
     assert [report.name for report in forced.layers] == ["layer.0", "layer.1"]
+
+
+class Plain(Chooser):
+    """Attention without a choice."""
+
+    choice = ""
+
+    def overlap(self, *_: Any) -> tuple[int, int]:
+        return 0, 0
+
+
+def test_attention_without_a_choice_agrees_wholly() -> None:
+    specification = three("specification")
+    model, forced = candidate_checked(three("a file"), three("PyTorch"), specification, judge=Plain)
+    assert specification.taken == [None]
+    assert (model.ok, forced.ok, forced.reference) == (True, True, "specification")
+    assert model.metrics["selection_agreement"] is forced.metrics["selection_agreement"] is None
+    assert [each.selection_agreement for each in (*forced.cases, *forced.layers)] == [1.0] * 3
 
 
 def test_rows_that_chose_otherwise_in_any_layer_are_not_judged_against_the_model() -> None:
