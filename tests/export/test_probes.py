@@ -60,7 +60,8 @@ NODES = [
     node("Relu", "o", "r"),
     node("Cast", "r", "wide", "Cast", to=FULL),
     node("Sqrt", "wide", "root"),
-    node("Cast", "root", "again", "pooler.dense.Cast", to=HALF),
+    node("Cast", "root", "double", to=TensorProto.DOUBLE),
+    node("Cast", "double", "again", "pooler.dense.Cast", to=HALF),
     node("ReduceMax", "again", "y", "classifier.ReduceMax", keepdims=0),
 ]  # fmt: skip
 
@@ -171,28 +172,33 @@ def test_the_logits_of_an_attention_node_have_a_probe(tmp_path: Path) -> None:
 def test_types_are_widened_everywhere() -> None:
     constant = numpy_helper.from_array(np.array([2.5], np.float16))
     whole = numpy_helper.from_array(np.array([3], np.int64))
+    double = numpy_helper.from_array(np.array([4.5]))
     graph = program(
         [
             node("Constant", "", "c", value=constant),
             node("Constant", "", "i", value=whole),
+            node("Constant", "", "j", value=double),
             node("Cast", "input_ids", "f", to=HALF),
             node("Cast", "f", "g", to=TensorProto.INT64),
+            node("Cast", "f", "h", to=TensorProto.DOUBLE),
             node("RandomNormalLike", "x", "z", dtype=HALF),
             node("Add", "z w", "y"),
         ],
         {"w": np.array([0.5])},
     )
+    others = {"i": ir.DataType.INT64, "g": ir.DataType.INT64, "j": ir.DataType.DOUBLE, "h": ir.DataType.DOUBLE}
     for value in (value for each in graph for value in each.outputs):
-        value.dtype = ir.DataType.INT64 if value.name in "ig" else ir.DataType.FLOAT16
+        value.dtype = others.get(str(value.name), ir.DataType.FLOAT16)
     module._widen(graph)
     nodes = {each.outputs[0].name: each for each in graph}
     assert nodes["c"].attributes["value"].value.dtype == ir.DataType.FLOAT
     assert nodes["c"].attributes["value"].value.numpy().tolist() == [2.5]
     assert nodes["i"].attributes["value"].value.dtype == ir.DataType.INT64
     assert (nodes["f"].attributes["to"].value, nodes["g"].attributes["to"].value) == (FULL, TensorProto.INT64)
-    assert nodes["z"].attributes["dtype"].value == FULL
+    assert (nodes["z"].attributes["dtype"].value, nodes["h"].attributes["to"].value) == (FULL, TensorProto.DOUBLE)
+    assert nodes["j"].attributes["value"].value.dtype == ir.DataType.DOUBLE
     types = {value.name: value.dtype for each in graph for value in each.outputs}
-    assert types == {name: ir.DataType.INT64 if name in "ig" else ir.DataType.FLOAT for name in "cifgzy"}
+    assert types == {name: others.get(name, ir.DataType.FLOAT) for name in "cijfghzy"}
     weight = graph.initializers["w"]
     assert (weight.dtype, weight.const_value.numpy().dtype, weight.const_value.numpy().tolist()) == (
         ir.DataType.FLOAT,
