@@ -148,10 +148,10 @@ def test_the_plot_of_cosines_has_the_distances_and_the_limit() -> None:
     assert axes.loglog.call_args.args == ([31, 64], [0.25, 1e-16], "o")
     assert axes.axhline.call_args.args == (0.5,)
     low, high = axes.set_ylim.call_args.args
-    assert (low, high) == (pytest.approx(1e-16 / 3), pytest.approx(0.75))
+    assert (low, high) == (pytest.approx(1e-16 / 3, abs=0), pytest.approx(0.75))
     assert axes.set_xscale.call_args == call("log", base=2)
     axes.legend.assert_called_once()
     axes = MagicMock()
     html_report._plot_cosine(axes, comparison(cases=[CaseReport("a", 1, 0, 0, 1 - 1e-8, 1, 1, 1)], tolerance={}))
     axes.axhline.assert_not_called()
-    assert axes.set_ylim.call_args.args == (pytest.approx(1e-13 / 3), pytest.approx(3e-4))  # as wide with small errors
+    assert axes.set_ylim.call_args.args == (pytest.approx(1e-13 / 3, abs=0), pytest.approx(3e-4))  # as wide with small errors
