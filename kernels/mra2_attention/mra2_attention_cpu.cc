@@ -12,9 +12,9 @@ namespace {
 // one at least.
 constexpr std::int64_t kScoreBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kPackedBytes = std::int64_t{32} << 20;
-// From this many blocks on, keys and values are copied head by head while they are pooled. A head's rows then lie together, not
-// one to a page: reading them again and again costs more than the copy as soon as a head is larger than a core's cache.
-constexpr std::int64_t kPackedBlocks = 96;
+// From this many blocks on, queries, keys and values are copied head by head while they are pooled. A head's rows then lie together,
+// not one to a page: reading them again and again costs more than the copy as soon as the pages are more than a core's TLB holds.
+constexpr std::int64_t kPackedBlocks = 48;
 
 // Lays the plan out in the workspace.
 void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra2CpuPlan* plan) {
@@ -33,8 +33,8 @@ void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra
   const std::int64_t reduced_key_dim = half ? round_up(plan->head_dim, 32) : plan->head_dim;
   const std::int64_t reduced_value_dim = half ? reduced_key_dim : plan->padded_dim;
   const std::int64_t reduced_query_dim = half ? reduced_key_dim : 0;
-  const std::int64_t packed_size =
-      packed_rows * (plan->head_dim + plan->padded_dim) + reduced_rows * (reduced_query_dim + reduced_key_dim + reduced_value_dim);
+  const std::int64_t packed_size = packed_rows * (2 * plan->head_dim + plan->padded_dim) +
+                                   reduced_rows * (reduced_query_dim + reduced_key_dim + reduced_value_dim);
   constexpr std::int64_t kFloat = sizeof(float);
   std::int64_t fitting = std::min(kScoreBytes / (kFloat * score_size), plan->heads);
   if (packed_size > 0) fitting = std::min(fitting, kPackedBytes / (kFloat * packed_size));
@@ -44,9 +44,10 @@ void lay_out(const Mra2AttentionParams& params, CpuIsa isa, CpuArena& arena, Mra
 
   arena.take(plan->token_bits, params.batch * plan->nb);
   arena.take(plan->token_counts, params.batch * plan->padded_nb);
+  arena.take(plan->packed_query, plan->group_heads * packed_rows * plan->head_dim);
   arena.take(plan->packed_key, plan->group_heads * packed_rows * plan->head_dim);
   arena.take(plan->packed_value, plan->group_heads * packed_rows * plan->padded_dim);
-  if (packed_rows == 0) plan->packed_key = plan->packed_value = nullptr;
+  if (packed_rows == 0) plan->packed_query = plan->packed_key = plan->packed_value = nullptr;
   arena.take(plan->reduced_query, plan->group_heads * reduced_rows * reduced_query_dim);
   arena.take(plan->reduced_key, plan->group_heads * reduced_rows * reduced_key_dim);
   arena.take(plan->reduced_value, plan->group_heads * reduced_rows * reduced_value_dim);

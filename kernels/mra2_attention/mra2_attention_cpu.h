@@ -21,6 +21,7 @@ struct Mra2CpuPlan {
 
   std::uint32_t* token_bits;  // [batch, nb]; bit i: token i of the block is not padding
   float* token_counts;        // [batch, padded_nb]
+  float* packed_query;        // [group_heads, nb, 32, head_dim], as keys
   float* packed_key;          // [group_heads, nb, 32, head_dim]: each block's tokens, then zeros; null: keys are read in place
   float* packed_value;        // [group_heads, nb, 32, padded_dim]: the same
   // Tokens in half the bits; null unless the instruction set multiplies them.

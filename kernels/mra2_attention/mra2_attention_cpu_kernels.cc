@@ -411,11 +411,11 @@ void pool_block(void* argument, std::size_t task) {
   pool(plan.params.value, plan.pooled_value, false,
        HalfCopy<T>(source, plan.params.value, plan.reduced_value, plan.value_scales, slot));
 #else
-  pool(plan.params.query, plan.pooled_query, false, NoCopy{});
   const auto pool_packing = [&](const void* tensor, float* pooled, bool transposed, float* packed, std::int64_t step) {
     if (packed == nullptr) return pool(tensor, pooled, transposed, NoCopy{});
     pool(tensor, pooled, transposed, FloatCopy{packed + (slot * plan.nb + block) * kB * step, plan.nb, plan.head_dim, step});
   };
+  pool_packing(plan.params.query, plan.pooled_query, false, plan.packed_query, plan.head_dim);
   pool_packing(plan.params.key, plan.pooled_key, true, plan.packed_key, plan.head_dim);
   pool_packing(plan.params.value, plan.pooled_value, false, plan.packed_value, plan.padded_dim);
 #endif
@@ -799,18 +799,22 @@ void attend_block(void* argument, std::size_t task) {
   AttendScratch scratch;
   int queries[kB];
   const int n_queries = list_bits(bits, queries);
-  for (int i = 0; i < n_queries; ++i) load_row(scratch.rows + i * dim, query + queries[i] * hidden, dim);
+  const float* query_rows = scratch.rows;
+  if (plan.packed_query != nullptr)
+    query_rows = plan.packed_query + (slot * plan.nb + a) * kB * dim;
+  else
+    for (int i = 0; i < n_queries; ++i) load_row(scratch.rows + i * dim, query + queries[i] * hidden, dim);
   const float scale = params.scale * kLog2E;
 #if defined(__AVX512BF16__)
   // The logits are scaled, so that queries in bfloat16 stay what they are; but the largest of them is looked for before.
   const float after = scale > 0.0f ? scale : 1.0f;
-  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale > 0.0f ? 1.0f : scale);
+  transpose_rows<kB>(scratch.query, query_rows, n_queries, dim, scale > 0.0f ? 1.0f : scale);
   for (std::int64_t d = 0; d < dim; d += 2)
     for (int q = 0; q < kB; q += kLanes)
       store(scratch.paired_query + d / 2 * kB + q,
             pair_up(load(scratch.query + d * kB + q), load(scratch.query + (d + 1) * kB + q)));
 #else
-  transpose_rows<kB>(scratch.query, scratch.rows, n_queries, dim, scale);
+  transpose_rows<kB>(scratch.query, query_rows, n_queries, dim, scale);
 #endif
 
   OnlineSoftmax softmax(plan, index * plan.nb + a);
@@ -955,7 +959,12 @@ void attend_block(void* argument, std::size_t task) {
     if (!last) {
       during_values.even = fetch_key(columns[at + blocks], tiles, portion);
     } else if (a + 1 < plan.nb) {
-      during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
+#if !defined(__AVX512BF16__)
+      if (plan.packed_query != nullptr)
+        during_values.even = fetch_packed(plan.packed_query + slot * plan.nb * kB * dim, dim, a + 1, tiles, portion);
+      else
+#endif
+        during_values.even = fetch_block(query_tensor, a + 1, tiles, portion);
       if (starts[a + 2] > end) during_values.odd = fetch_key(columns[end], tiles, portion);
     }
     update_matrix(scratch.context, padded_dim, scratch.correction, left, 1, kB, values, (n_queries + 3) / 4 * 4, padded_dim,
