@@ -83,7 +83,8 @@ KEYS = {
     "[embed.md](embed.md).",
     "build": "`libraries`: `onnxruntime` and `tensorrt` -> `path`, or null, and `detail`.",
     "doctor": "`versions` (name -> version or null), `libraries` (`onnxruntime`, `tensorrt` -> path or null), `plugin` (what the "
-    "TensorRT plugin says of itself, or null), `gpus`, `processor` (`int8`, `bf16` -> the instructions for it, or null), `families` (`model_type` -> name, tasks and options), `problems` (each with "
+    "TensorRT plugin says of itself, or null), `gpus`, `processor` (`int8`, `bf16` -> the instructions for it, or null), "
+    "`families` (`model_type` -> name, tasks and options), `problems` (each with "
     "`text`, `fix`, `essential`). It ends with 4 if something essential is missing.",
 }
 """Command -> the keys of its JSON beside those that all have."""

@@ -210,8 +210,8 @@ def _read(core: Any, model: OnnxModel, *, inline: bool) -> Any:
     except RuntimeError as error:
         if inline and model.nodes:
             raise InputError(
-                f"OpenVINO {release()} has no operators for what {model.family.title} computes, so that there is no --portable file "
-                f"of {model.path}. Leave that out. It says: {first_error(error)}"
+                f"OpenVINO {release()} has no operators for what {model.family.title} computes, so that {model.path} cannot be "
+                f"had for it without our library: leave --portable out. It says: {first_error(error)}"
             ) from error
         raise InputError(f"OpenVINO {release()} cannot read {model.path}: {first_error(error)}") from error
 
