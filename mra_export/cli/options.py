@@ -120,7 +120,7 @@ def int8_options(function: Any) -> Any:
 
     return options(
         click.option("--int8", is_flag=True, help="Linear layers in int8, but the second one of each feed-forward."),
-        click.option("--int8-all", is_flag=True, help="All linear layers in int8: faster, and twice the loss."),
+        click.option("--int8-all", is_flag=True, help="All linear layers in int8: faster, and three times the loss."),
         click.option(
             "--calibrate",
             type=click.Path(path_type=Path),

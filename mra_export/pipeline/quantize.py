@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mra_export.checkpoint.layout import transformer_folder
+from mra_export.checkpoint.tokenizer import load_tokenizer
 from mra_export.errors import InputError
 from mra_export.export.int8 import (
     RANGE_PREFIX,
@@ -106,6 +108,9 @@ def to_int8(
         "int8.texts": str(len(texts)),
         "int8.texts_sha256": sha256_of_texts(texts),
     }
+    if random_ids and load_tokenizer(transformer_folder(source.directory)) is None:
+        noted["int8.texts"] = "random ids"
+        del noted["int8.texts_sha256"]
     with tempfile.TemporaryDirectory(prefix="mra-export-") as folder:
         work = Path(folder) / "work.onnx"
         ranges = _ranges(source, linears, samples, work, library, progress)
@@ -119,7 +124,7 @@ def to_int8(
         losses = _losses(switched, linears, in_int8, few, tuning[:_FEW], progress)
         order = sorted(in_int8, key=lambda linear: -losses[linear])
         facts = [
-            f"int8 by {len(samples)} texts, smoothing {smoothing or 'none'}; "
+            f"int8 by {noted['int8.texts']}{' texts' if 'int8.texts_sha256' in noted else ''}, smoothing {smoothing or 'none'}; "
             + (f"in float: {_shown(in_float)}" if in_float else "all linear layers")
             + f"; of those in int8 {_shown(order[0].names)} loses most (1 - cosine {losses[order[0]]:.1e} by itself)."
         ]
