@@ -79,8 +79,8 @@ KEYS = {
     "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
     '`dimension` (numbers in a vector; `hidden_size` says the same), `prompt` (put before each text, "" for none) and '
     "`prompt_name` (null where it has none), `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, "
-    "`padded_share`, `resumed_rows`, `seconds`, `rows_per_second`, `engine`, `workers`, `provider`. What the outputs hold is in "
-    "[embed.md](embed.md).",
+    "`padded_share`, `resumed_rows`, `seconds`, `rows_per_second`, `engine`, `workers`, `runtime`, `precision`, "
+    "`provider`. What the outputs hold is in [embed.md](embed.md).",
     "build": "`libraries`: `onnxruntime` and `tensorrt` -> `path`, or null, and `detail`.",
     "doctor": "`versions` (name -> version or null), `libraries` (`onnxruntime`, `tensorrt` -> path or null), `plugin` (what the "
     "TensorRT plugin says of itself, or null), `gpus`, `processor` (`int8`, `bf16` -> the instructions for it, or null), "
