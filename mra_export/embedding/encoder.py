@@ -15,6 +15,7 @@ from mra_export.checkpoint.modules import width_of
 from mra_export.embedding.batching import batches_run
 from mra_export.embedding.runtimes import TOKENS, Runtime, open_runtime, runtime_of
 from mra_export.errors import InputError
+from mra_export.openvino.ir import IR_FILE
 from mra_export.optional import require_tokenizers
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def require_embedding_bundle(path: Path) -> Bundle:
     if not is_bundle(path) and (path / "onnx").is_dir():
         raise InputError(
             f"{path} is an ONNX directory, not a bundle. Make one of it: `mra-export bundle {path} -o BUNDLE`."
+        )
+    if not is_bundle(path) and (path / IR_FILE).is_file():
+        raise InputError(
+            f"{path} is a directory for OpenVINO, not a bundle. Make one of it and of the ONNX directory that it is from: "
+            f"`mra-export bundle ONNX --openvino {path} -o BUNDLE`."
         )
     bundle = verify_bundle(path)
     if not bundle.modules or TOKENS not in bundle.outputs:

@@ -78,6 +78,10 @@ def test_what_is_not_there_is_named_with_the_command(
     output = tmp_path / "vectors.npy"
     with pytest.raises(InputError, match=r"has nothing for OpenVINO\..* `mra-export bundle --openvino DIR`"):
         embed(embed_bundle, lines, output, runtime="openvino")
+    with pytest.raises(
+        InputError, match=r"is a directory for OpenVINO, not a bundle\..* `mra-export bundle ONNX --openvino"
+    ):
+        embed(openvino_bundle.parent, lines, output, runtime="openvino")
     with pytest.raises(InputError, match="runtime='torch' must be one of onnxruntime, openvino"):
         embed(openvino_bundle, lines, output, runtime="torch")
     monkeypatch.setattr("mra_export.openvino.core.release", lambda: "2025.4.0")
