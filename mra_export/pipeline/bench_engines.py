@@ -47,7 +47,8 @@ class Engine:
     Attributes:
         backend: its name for people.
         runtime: onnxruntime, openvino.
-        precision: of the file's linear layers and, after a plus, of the runtime's arithmetic where that is another than fp32.
+        precision: of the file's linear layers and, after a plus, of the runtime's arithmetic where that is another than fp32. The
+            native attention has the accuracy bf16 in all but fp32.
         attention: `DENSE`, or the family's title.
         bind: gives it inputs by name.
     """
@@ -158,9 +159,10 @@ def session_engine(
         threads: 0 for ONNX Runtime's choice.
         shown: how messages call the model; its path by default.
     """
-    options = session_options(library, threads=threads)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = open_session(source, options, shown=shown)
+    entries = {"session.intra_op.allow_spinning": "0"}
+    if library is not None:
+        entries["mra.accuracy"] = _accuracy(precision)
+    session = open_session(source, session_options(library, threads=threads, entries=entries), shown=shown)
 
     def bind(feed: Inputs) -> Bound:
         with runtime_errors(shown):
@@ -176,6 +178,11 @@ def session_engine(
     return Engine(backend, "onnxruntime", precision, attention, bind)
 
 
+def _accuracy(precision: str) -> str:
+    """That of the native attention, which is no finer than what is around it."""
+    return "fp32" if precision == "fp32" else "bf16"
+
+
 def _in_openvino(
     core: Any, source: str | bytes, precision: str, title: str, arithmetics: Iterable[str], threads: int
 ) -> list[Engine]:
@@ -186,6 +193,9 @@ def _in_openvino(
     opened = []
     for arithmetic in arithmetics:
         shown = precision if arithmetic == "fp32" else f"{precision}+{arithmetic}".removeprefix("fp32+")
+        for node in model.get_ops():
+            if "accuracy" in node.get_attributes():
+                node.set_attribute("accuracy", _accuracy(shown))
         compiled = compile_model(core, model, arithmetic, threads=threads)
         opened.append(Engine(f"{title}, OpenVINO {shown}", "openvino", shown, title, _request_binder(compiled)))
     return opened

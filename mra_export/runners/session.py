@@ -11,7 +11,7 @@ from mra_export.native.elf import check_whole
 from mra_export.optional import require_onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -54,12 +54,13 @@ def too_old_for_library(version: str | None) -> bool:
     return found is not None and tuple(map(int, found.groups())) < OLDEST_FOR_LIBRARY
 
 
-def session_options(library: Path | None = None, *, threads: int = 0) -> Any:
+def session_options(library: Path | None = None, *, threads: int = 0, entries: Mapping[str, str] | None = None) -> Any:
     """Options of a session that says only what is an error.
 
     Args:
         library: the library of the native operators, None for the function bodies.
         threads: of the session, 0 for ONNX Runtime's choice.
+        entries: of its configuration, which the library reads when it is registered.
 
     Raises:
         InputError: the library is not one of operators.
@@ -69,6 +70,8 @@ def session_options(library: Path | None = None, *, threads: int = 0) -> Any:
     options = require_onnxruntime().SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    for name, value in (entries or {}).items():
+        options.add_session_config_entry(name, value)
     if library is not None:
         check_whole(library)
         try:
