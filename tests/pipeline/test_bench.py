@@ -234,6 +234,38 @@ def test_without_the_extension_openvino_runs_dense_attention_only(
         bench(model, batches=[1], seq_lens=[32], runtimes=["openvino"])
 
 
+@pytest.mark.native
+def test_the_native_attention_is_no_finer_than_what_is_around_it(
+    model: OnnxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    library = find_library("onnxruntime")
+    if library is None or find_library("openvino") is None:
+        pytest.skip("a native library is not built: `mra-export build onnxruntime openvino`")
+    sessions: list[Any] = []
+    compiled: list[Any] = []
+    session_options, compile_model = bench_engines.session_options, bench_engines.compile_model
+
+    def options(library: Path | None, **settings: Any) -> Any:
+        sessions.append((library is not None, settings["entries"].get("mra.accuracy")))
+        return session_options(library, **settings)
+
+    def compiling(core: Any, read: Any, arithmetic: str, **settings: Any) -> Any:
+        nodes = (node.get_attributes() for node in read.get_ops())
+        compiled.append((arithmetic, {each["accuracy"] for each in nodes if "accuracy" in each}))
+        return compile_model(core, read, arithmetic, **settings)
+
+    monkeypatch.setattr(bench_engines, "session_options", options)
+    monkeypatch.setattr(bench_engines, "compile_model", compiling)
+    files = {"fp32": model, "int8": model}
+    open_engines(files, dense=False, runtimes=["onnxruntime", "openvino"], library=library, threads=1)
+    assert sessions == [(False, None), (True, "fp32"), (False, None), (True, "bf16")]
+    assert compiled[0] == ("fp32", {"fp32"})
+    assert len(compiled) >= 2
+    for arithmetic, accuracies in compiled[1:]:
+        assert accuracies == {"bf16"}, arithmetic
+
+
 def test_a_processor_without_bf16_is_told_so(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
