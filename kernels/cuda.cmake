@@ -33,7 +33,7 @@ set_target_properties(mra_kernels_cuda PROPERTIES
   CUDA_RUNTIME_LIBRARY Static)
 target_compile_options(mra_kernels_cuda PRIVATE -Xcompiler=-Wall,-Wextra)
 target_include_directories(mra_kernels_cuda PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-target_link_libraries(mra_kernels_cuda PUBLIC mra_kernels)
+target_link_libraries(mra_kernels_cuda PUBLIC mra_kernels_common)
 string(REPLACE ";" "," mra_architectures_text "${mra_architectures_given}")
 # The plugins can say what they were built for.
 target_compile_definitions(mra_kernels_cuda INTERFACE MRA_CUDA_ARCHITECTURES="${mra_architectures_text}")

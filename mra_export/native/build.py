@@ -70,8 +70,8 @@ def build_libraries(
 ) -> list[BuildResult]:
     """Compiles what this machine can compile, and can use.
 
-    Each library is compiled in a temporary directory and renamed into place when it is complete; an existing one
-    stays where the build fails.
+    The libraries are compiled in one temporary directory, so that what they share is compiled once, and each is renamed into
+    place when it is complete; an existing one stays where the build fails.
 
     Args:
         kinds: of `LIBRARY_FILES`; none for "onnxruntime", "tensorrt" as `cuda` says, and "openvino" where that is installed.
@@ -98,7 +98,8 @@ def build_libraries(
     for kind in kinds:
         if kind not in LIBRARY_FILES:
             raise InputError(f"There is no library of kind {kind!r}; choose of {', '.join(LIBRARY_FILES)}.")
-    return [_build(kind, cuda, output_dir, fetch, jobs, cmake_args, progress) for kind in kinds]
+    with tempfile.TemporaryDirectory(prefix="mra-export-build-") as tree:
+        return [_build(kind, Path(tree), cuda, output_dir, fetch, jobs, cmake_args, progress) for kind in kinds]
 
 
 def find_sources() -> Path | None:
@@ -145,6 +146,7 @@ def has_gpu() -> bool:
 
 def _build(
     kind: str,
+    tree: Path,
     cuda: bool | None,
     output_dir: Path | None,
     fetch: bool,
@@ -162,7 +164,8 @@ def _build(
         if not (sources / "plugins" / kind / "CMakeLists.txt").is_file():
             raise _Missing(f"The sources in {sources} have no plugins/{kind}.")
         cmake, compiler = _tools()
-        arguments, details = [f"-DMRA_ONNXRUNTIME={'OFF' if kind != 'onnxruntime' else 'ON'}"], [compiler]
+        # -U takes back what the library before this one was configured with.
+        arguments, details = ["-UMRA_*", f"-DMRA_ONNXRUNTIME={'OFF' if kind != 'onnxruntime' else 'ON'}"], [compiler]
         if kind == "openvino":
             configuration = find_openvino()
             if configuration is None:
@@ -185,12 +188,10 @@ def _build(
             details.append(f"{kind} headers {headers.version} ({headers.source})")
         target = _output_dir(output_dir) / LIBRARY_FILES[kind]
         progress(f"{kind}: compiling with {', '.join(details)}")
-        with tempfile.TemporaryDirectory(prefix="mra-export-build-") as tree:
-            error = compile_target(cmake, sources, Path(tree), f"mra_{kind}", [*arguments, *cmake_args], jobs)
-            if error:
-                return BuildResult(kind, None, error, True, time.monotonic() - started)
-            built = next(Path(tree).rglob(LIBRARY_FILES[kind]))
-            _install(built, target)
+        error = compile_target(cmake, sources, tree, f"mra_{kind}", [*arguments, *cmake_args], jobs)
+        if error:
+            return BuildResult(kind, None, error, True, time.monotonic() - started)
+        _install(next(tree.rglob(LIBRARY_FILES[kind])), target)
         not_built_file(kind, target.parent).unlink(missing_ok=True)
     except _Missing as missing:
         return BuildResult(kind, None, str(missing), False, time.monotonic() - started)

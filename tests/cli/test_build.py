@@ -19,7 +19,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool | None]]:
     """Which libraries were to be compiled, and with what wish for CUDA; nothing is compiled."""
     calls: list[tuple[str, bool | None]] = []
 
-    def build(kind: str, cuda: bool | None, *_: Any) -> BuildResult:
+    def build(kind: str, _tree: Path, cuda: bool | None, *_: Any) -> BuildResult:
         calls.append((kind, cuda))
         return BuildResult(kind, Path(f"/lib/{kind}.so"), "made")
 
