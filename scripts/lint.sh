@@ -19,9 +19,12 @@ if [ -n "$fix" ]; then
   ruff format -q .
   cpp -i
 fi
+mypy &  # the longest of them, beside the others
+typing=$!
+trap 'kill "$typing" 2>/dev/null || true' EXIT
 ruff check .
 ruff format --check .
 cpp --dry-run -Werror
-mypy
 lint-imports
 for generator in scripts/generate_*.py; do python "$generator" --check; done
+wait "$typing"

