@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,8 @@ SIGNATURE = re.compile(r"\s*(def |\*,)|.*\) -> ")
 """A line of a function's head: the `*` there is no product."""
 PATIENCE = 10.0
 """How many times as long as without a change the tests may take; a change with which they take longer is seen."""
+PROCESSOR_TIME = 2.0
+"""The same of processor time: one that does not end is seen soon, however much else the machine has to do."""
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers.models.mra.modeling_mra")
 """What most tests import and nobody changes: imported once, ahead of the tests of every change."""
 
@@ -116,9 +119,11 @@ def run(part: tuple[Path, str, list[Any]]) -> int:
     for name in HEAVY:
         importlib.import_module(name)
     started = time.monotonic()
-    if not passes(room, None, None):
+    if not passes(room, None, None, None):
         raise SystemExit(f"{room}: tests fail without a change: see pytest {' '.join(ROOMS[room][1])}")
     patience = PATIENCE * (time.monotonic() - started)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor_time = int(PROCESSOR_TIME * (used.ru_utime + used.ru_stime)) + 1
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # two changes of one second would be one to Python
     sys.dont_write_bytecode = True
     unseen = 0
@@ -126,7 +131,7 @@ def run(part: tuple[Path, str, list[Any]]) -> int:
         name = str(change.module_path)
         operator = get_operator(change.operator_name)(**change.operator_args)
         with use_mutation(change.module_path, operator, change.occurrence) as (before, after):
-            if not passes(room, name, patience):
+            if not passes(room, name, patience, processor_time):
                 print(".", end="", flush=True)
             else:
                 diff = difflib.unified_diff(before.split("\n"), after.split("\n"), name, name, lineterm="")
@@ -135,9 +140,9 @@ def run(part: tuple[Path, str, list[Any]]) -> int:
     return unseen
 
 
-def passes(room: str, changed: str | None, patience: float | None) -> bool:
+def passes(room: str, changed: str | None, patience: float | None, processor_time: int | None) -> bool:
     """Whether the tests pass within so many seconds, in a process that has imported nothing but what is heavy."""
-    tests = multiprocessing.get_context("fork").Process(target=run_tests, args=(room, changed))
+    tests = multiprocessing.get_context("fork").Process(target=run_tests, args=(room, changed, processor_time))
     tests.start()
     tests.join(patience)
     if tests.exitcode is None:
@@ -146,12 +151,14 @@ def passes(room: str, changed: str | None, patience: float | None) -> bool:
     return tests.exitcode == 0
 
 
-def run_tests(room: str, changed: str | None) -> NoReturn:
+def run_tests(room: str, changed: str | None, processor_time: int | None) -> NoReturn:
     """Runs a room's fast tests and ends the process; it is the head of a group, so that nothing it started outlives it."""
     import pytest
     from hypothesis import Phase, settings
 
     os.setsid()
+    if processor_time is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (processor_time, processor_time))
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     settings.register_profile("any failure", phases=[Phase.explicit, Phase.generate])  # not the simplest one
