@@ -31,7 +31,6 @@ NATIVE_FOLDERS = (TESTS / "kernels" / "cpu", TESTS / "kernels" / "cuda_host", TE
 FIXTURE_MARKS = {
     "minilm_dense": "slow",
     "extension": "native",
-    "openvino_extension": "native",
     "plugin": "native",
     "rtx": "engine",
 }
@@ -153,8 +152,8 @@ def embed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def openvino_extension() -> Path:
-    """libmra_openvino.so for the OpenVINO that is installed."""
+def extension() -> Path:
+    """libmra_openvino.so, for the OpenVINO that is installed."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     from mra_export.native.libraries import find_library
 
@@ -165,11 +164,11 @@ def openvino_extension() -> Path:
 
 
 @pytest.fixture(scope="session")
-def openvino_bundle(embed_bundle: Path, openvino_extension: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def openvino_bundle(embed_bundle: Path, extension: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`embed_bundle` with the model for OpenVINO too, in float32."""
     from bundle_support import with_openvino
 
-    return with_openvino(embed_bundle, tmp_path_factory.mktemp("openvino"), "fp32", openvino_extension)
+    return with_openvino(embed_bundle, tmp_path_factory.mktemp("openvino"), "fp32", extension)
 
 
 @pytest.fixture(scope="session")
@@ -200,18 +199,6 @@ def plugin() -> Path:
     from tensorrt_plugin import plugin_library
 
     return plugin_library()
-
-
-@pytest.fixture(scope="session")
-def extension() -> Path:
-    """libmra_openvino.so, for the OpenVINO that is installed."""
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    from mra_export.native.libraries import find_library
-
-    found = find_library("openvino")
-    if found is None:
-        pytest.skip("libmra_openvino.so is not built: `mra-export build openvino`")
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,13 @@ class IrModel:
 
     @property
     def dtype(self) -> str:
-        """Type of the attention's tensors, fp32 or bf16, which is how `compile_model` gets it."""
+        """Type of the arithmetic, fp32 or bf16, which is how `compile_model` gets it."""
         return ARITHMETIC[self.precision]
+
+    @property
+    def attention_dtype(self) -> str:
+        """The type by whose limits an attention layer is judged: with other than fp32 the native operator may round too."""
+        return "fp32" if self.precision == "fp32" else "bf16"
 
     @property
     def task(self) -> str | None:
@@ -177,6 +182,8 @@ def write_ir(
         to_bfloat16(program)
     elif precision == "int8-weights":
         to_int8(program)
+    if precision != "fp32":
+        _allow_bfloat16(program)
     _name_by_place(program)
     noted = {
         "format": str(FORMAT),
@@ -214,6 +221,13 @@ def _read(core: Any, model: OnnxModel, *, inline: bool) -> Any:
                 f"had for it without our library: leave --portable out. It says: {first_error(error)}"
             ) from error
         raise InputError(f"OpenVINO {release()} cannot read {model.path}: {first_error(error)}") from error
+
+
+def _allow_bfloat16(program: Any) -> None:
+    """Lets the attention round what it multiplies, where the processor is faster at it: the rest of the file is no finer."""
+    for node in program.get_ordered_ops():
+        if "accuracy" in node.get_attributes():
+            node.set_attribute("accuracy", "bf16")
 
 
 def _name_by_place(program: Any) -> None:

@@ -89,7 +89,7 @@ def check_ir(
         if not ir.portable:
             judge = checkpoint.family.judge(ir.attributes[0], checkpoint.family.constants(checkpoint.model))
             names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
-            found += check_operator(runner, judge, names, ir.dtype, cases, (), progress=step)
+            found += check_operator(runner, judge, names, ir.attention_dtype, cases, (), progress=step)
     elif ir.portable:
         found.append(compare_outputs(checkpoint, reference, runner, ir.dtype, cases, progress=step))
     else:
@@ -158,7 +158,8 @@ def ir_against_onnx(
         judge = model.family.judge(model.attributes[0], layer_constants(model))
         names = [layer.name for layer in model.layers]
         token_outputs = stand_in.task.outputs if stand_in.task.per_token else ()
-        found += check_operator(runner, judge, names, ir.dtype, cases, token_outputs, reference=other, progress=step)
+        dtype = ir.attention_dtype
+        found += check_operator(runner, judge, names, dtype, cases, token_outputs, reference=other, progress=step)
     elif other is not None:
         found.append(compare_outputs(stand_in, reference, runner, ir.dtype, cases, progress=step))
     return found

@@ -49,7 +49,7 @@ def test_the_variant_says_what_runs_it(openvino_bundle: Path) -> None:
 
 
 def test_the_same_bytes_twice_from_the_directory_the_file_and_the_bundle(
-    openvino_bundle: Path, embed_bundle: Path, openvino_extension: Path, tmp_path: Path
+    openvino_bundle: Path, embed_bundle: Path, extension: Path, tmp_path: Path
 ) -> None:
     """And the library names no folder of the machine that compiled it."""
     for name, given in (
@@ -57,7 +57,7 @@ def test_the_same_bytes_twice_from_the_directory_the_file_and_the_bundle(
         ("two", openvino_bundle / IR_FILE),
         ("three", openvino_bundle),
     ):
-        options = {"openvino": given, "extension": openvino_extension, "check": False}
+        options = {"openvino": given, "extension": extension, "check": False}
         made = create_bundle(embed_bundle, tmp_path / name, **options).path  # type: ignore[arg-type]
         assert tree(made) == tree(openvino_bundle)
     content = (openvino_bundle / "lib" / "libmra_openvino.so").read_bytes()
@@ -65,17 +65,15 @@ def test_the_same_bytes_twice_from_the_directory_the_file_and_the_bundle(
     assert b"RUNPATH" not in content
 
 
-def test_a_portable_file_has_no_library(embed_bundle: Path, openvino_extension: Path, tmp_path: Path) -> None:
-    bundle = verify_bundle(with_openvino(embed_bundle, tmp_path, "bf16", openvino_extension, portable=True))
+def test_a_portable_file_has_no_library(embed_bundle: Path, extension: Path, tmp_path: Path) -> None:
+    bundle = verify_bundle(with_openvino(embed_bundle, tmp_path, "bf16", extension, portable=True))
     assert bundle.openvino is not None
     assert (bundle.openvino.library, bundle.openvino.precision) == (None, "bf16")
     assert bundle.openvino.backend_version == release()
     assert not (bundle.path / "lib" / "libmra_openvino.so").exists()
 
 
-def test_an_int8_file_is_a_bundles_first_variant_too(
-    embed_bundle: Path, openvino_extension: Path, tmp_path: Path
-) -> None:
+def test_an_int8_file_is_a_bundles_first_variant_too(embed_bundle: Path, extension: Path, tmp_path: Path) -> None:
     """Of an int8 ONNX file and one for OpenVINO made of it; the latter also beside the float32 file, which it was not made of."""
     source = Path(shutil.copytree(embed_bundle, tmp_path / "int8"))
     (source / "manifest.json").unlink()
@@ -83,15 +81,13 @@ def test_an_int8_file_is_a_bundles_first_variant_too(
     ranges = {linear.source: np.full(linear.in_features, 4, np.float32) for linear in linears_of(model)}
     quantize(model, ranges, tmp_path / "model.onnx")
     shutil.copyfile(tmp_path / "model.onnx", source / MODEL_FILE)
-    bundle = verify_bundle(with_openvino(source, tmp_path / "of-int8", "int8", openvino_extension))
+    bundle = verify_bundle(with_openvino(source, tmp_path / "of-int8", "int8", extension))
     assert [(variant.backend, variant.precision) for variant in bundle.variants] == [
         ("onnxruntime", "int8"),
         ("openvino", "int8"),
     ]
     assert bundle.dtype == "fp32"
-    mixed = create_bundle(
-        embed_bundle, tmp_path / "mixed", openvino=bundle.path, extension=openvino_extension, check=False
-    )
+    mixed = create_bundle(embed_bundle, tmp_path / "mixed", openvino=bundle.path, extension=extension, check=False)
     assert [variant.precision for variant in mixed.variants] == ["fp32", "int8"]
     match_ir(find_ir(bundle.path), read_onnx(mixed.model_file))
 
@@ -202,16 +198,16 @@ def test_a_file_whose_weights_were_exchanged_with_their_hash_is_refused(copied: 
 
 def test_the_command_takes_it_and_check_compares_it(
     parts: Parts,
-    openvino_extension: Path,
+    extension: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And where OpenVINO is of another release, it says so and judges the rest."""
     native(parts)
-    written = with_openvino(parts.onnx, tmp_path, "fp32", openvino_extension)
+    written = with_openvino(parts.onnx, tmp_path, "fp32", extension)
     made = tmp_path / "made"
-    arguments = ("--openvino", written, "--plugin-lib", openvino_extension, "--no-check")
+    arguments = ("--openvino", written, "--plugin-lib", extension, "--no-check")
     code, answer = run("bundle", parts.onnx, "-o", made, *arguments, capsys=capsys)
     assert code == 0
     assert [variant["backend"] for variant in answer["variants"]] == ["onnxruntime", "openvino"]

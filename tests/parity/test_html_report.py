@@ -154,4 +154,7 @@ def test_the_plot_of_cosines_has_the_distances_and_the_limit() -> None:
     axes = MagicMock()
     html_report._plot_cosine(axes, comparison(cases=[CaseReport("a", 1, 0, 0, 1 - 1e-8, 1, 1, 1)], tolerance={}))
     axes.axhline.assert_not_called()
-    assert axes.set_ylim.call_args.args == (pytest.approx(1e-13 / 3, abs=0), pytest.approx(3e-4))  # as wide with small errors
+    assert axes.set_ylim.call_args.args == (
+        pytest.approx(1e-13 / 3, abs=0),
+        pytest.approx(3e-4),
+    )  # as wide with small errors

@@ -28,7 +28,7 @@ OPENVINO = "variant=openvino"
 
 
 @pytest.fixture
-def driver(openvino_extension: Path, tmp_path: Path) -> Iterator[Driver]:
+def driver(extension: Path, tmp_path: Path) -> Iterator[Driver]:
     with Driver("shared", tmp_path) as process:
         yield process
 
@@ -72,12 +72,12 @@ def test_the_precision_is_that_of_the_file(
     high: float,
     driver: Driver,
     embed_bundle: Path,
-    openvino_extension: Path,
+    extension: Path,
     tmp_path: Path,
 ) -> None:
     """Each text alone, since to int8 a difference in the last bit of a sum may be a step."""
     texts = mixed_texts(120, 256, 14)
-    bundle = with_openvino(embed_bundle, tmp_path / "made", precision, openvino_extension)
+    bundle = with_openvino(embed_bundle, tmp_path / "made", precision, extension)
     driver.ask("open", "m", bundle, OPENVINO)
     vectors = np.concatenate([driver.embed("m", [text]) for text in texts])
     assert relative_error(vectors, in_python(bundle, texts)) <= 1e-6
@@ -115,10 +115,10 @@ def test_good_and_bad_requests_for_some_seconds(driver: Driver, openvino_bundle:
 
 
 def test_without_pooling_the_mean_is_made_if_asked(
-    driver: Driver, tiny_export: Path, openvino_extension: Path, tmp_path: Path
+    driver: Driver, tiny_export: Path, extension: Path, tmp_path: Path
 ) -> None:
     """Here with the function body, which needs no library."""
-    bundle = with_openvino(tiny_export, tmp_path / "made", "fp32", openvino_extension, portable=True)
+    bundle = with_openvino(tiny_export, tmp_path / "made", "fp32", extension, portable=True)
     answer = driver.ask("open", "m", bundle, "mean_of_tokens=1")
     assert (answer[0], answer[4]) == ("openvino", "mean of tokens")
     texts = mixed_texts(120, 256, 12)
