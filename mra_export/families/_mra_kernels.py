@@ -279,7 +279,7 @@ def probe_attention(model: Any) -> None:
 
 def _load_from_hub() -> tuple[Any, str]:
     try:
-        from kernels import get_kernel  # type: ignore[attr-defined]  # the repository's kernels/ shadows it for mypy
+        from kernels import get_kernel  # the repository's kernels/ shadows it for mypy
 
         return get_kernel("kernels-community/mra", version=1), ""
     except ImportError:

@@ -110,10 +110,10 @@ def hash_functions(attributes: YosoAttentionAttributes, head_dim: int) -> Iterat
 
     setattr(modeling_yoso, "lsh_cumulation", Functions)  # noqa: B010  (typed as None there)
     modeling_yoso.hashing = hashing
-    module.forward = forward_with_constants  # type: ignore[method-assign]
+    module.forward = forward_with_constants
     try:
         yield "torch"
     finally:
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         for name, original in originals.items():
             setattr(modeling_yoso, name, original)
