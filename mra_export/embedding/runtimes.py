@@ -35,12 +35,14 @@ class Runtime:
     Attributes:
         name: one of `RUNTIMES`.
         precision: of the bundle's variant.
+        arithmetic: "fp32", "fp16" or "bf16": OpenVINO's is by the processor.
         provider: ONNX Runtime's execution provider; "OpenVINO" on the CPU.
         versions: of the runtime and of tokenizers.
     """
 
     name: str
     precision: str
+    arithmetic: str
     provider: str
     versions: dict[str, str]
 
@@ -50,6 +52,7 @@ class Runtime:
         return {
             "runtime": self.name,
             "precision": self.precision,
+            "arithmetic": self.arithmetic,
             "provider": self.provider,
             "versions": self.versions,
         }
@@ -85,10 +88,10 @@ def runtime_of(bundle: Bundle, name: str) -> Runtime:
         versions = {"openvino": release(), **tokenizers}
         if variant.library is not None:
             check_library(variant.library)
-        return Runtime(name, variant.precision, "OpenVINO", versions)
+        return Runtime(name, variant.precision, read_ir(variant.file).fastest_dtype, "OpenVINO", versions)
     check_runtime(variant.library)
     versions = {"onnxruntime": require_onnxruntime().__version__, **tokenizers}
-    return Runtime(name, variant.precision, _provider(), versions)
+    return Runtime(name, variant.precision, bundle.dtype, _provider(), versions)
 
 
 def open_runtime(bundle: Bundle, runtime: Runtime, threads: int) -> Run:

@@ -12,6 +12,7 @@ from mra_export.errors import InputError
 from mra_export.families._base import Family, read_options
 from mra_export.families._registry import families
 from mra_export.native.libraries import openvino_library
+from mra_export.native.processor import read_processor
 from mra_export.openvino.core import PRECISIONS, compile_model, first_error, open_core, release
 from mra_export.openvino.weights import to_bfloat16, to_int8
 from mra_export.outputs import file_sha256
@@ -29,8 +30,8 @@ IR_FILE = Path("openvino") / "openvino_model.xml"
 """Its place in a directory for sentence-transformers and optimum-intel."""
 FORMAT = 1
 """Of what `write_ir` notes."""
-ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "int8": "fp32", "int8-weights": "fp32"}
-"""Precision of a file -> that of the arithmetic around what is stored in integers, of `PRECISIONS`."""
+ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16", "int8-weights": "bf16"}
+"""Precision of a file -> the coarsest arithmetic that is meant for what is no product of integers, of `PRECISIONS`."""
 
 _SECTION = "mra_export"
 _METADATA = "framework"
@@ -91,8 +92,13 @@ class IrModel:
 
     @property
     def dtype(self) -> str:
-        """Type of the arithmetic, fp32 or bf16, which is how `compile_model` gets it."""
+        """The coarsest arithmetic that it is meant for, fp32 or bf16, as `compile_model` takes it."""
         return ARITHMETIC[self.precision]
+
+    @property
+    def fastest_dtype(self) -> str:
+        """The arithmetic to serve it with here: bf16 only where the processor is faster at it."""
+        return "bf16" if self.dtype == "bf16" and read_processor().is_bfloat16_fast else "fp32"
 
     @property
     def attention_dtype(self) -> str:
@@ -329,7 +335,7 @@ def _parse(path: Path) -> Element:
 
 
 def open_ir(ir: IrModel, *, library: Path | None = None, threads: int = 0, streams: int = 1) -> Any:
-    """Compiles a file for the CPU, with the precision that it is meant for.
+    """Compiles a file for the CPU, with the fastest arithmetic that it is meant for.
 
     Args:
         ir: the file.
@@ -342,7 +348,7 @@ def open_ir(ir: IrModel, *, library: Path | None = None, threads: int = 0, strea
         DependencyError: OpenVINO or the library is missing, or the library is for another release.
     """
     core = open_core(None if ir.portable else openvino_library(library))
-    return compile_model(core, read_program(core, ir), ir.dtype, threads=threads, streams=streams)
+    return compile_model(core, read_program(core, ir), ir.fastest_dtype, threads=threads, streams=streams)
 
 
 def read_program(core: Any, ir: IrModel) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mra_export.native.processor import read_processor
 from mra_export.version import __version__
 
 if TYPE_CHECKING:
@@ -126,30 +127,7 @@ def diagnose() -> Diagnosis:
         }
         for name, family in families().items()
     }
-    return Diagnosis(versions, libraries, plugin, gpus, _processor(), known, problems + more)
-
-
-_INSTRUCTIONS = {
-    "int8": {"amx_int8": "AMX-INT8", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "asimddp": "DotProd"},
-    "bf16": {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"},
-}
-"""Type -> the kernel's name of instructions for it -> their name, fastest first."""
-
-
-def _processor(path: str = "/proc/cpuinfo") -> dict[str, str | None]:
-    """Which instructions the processor has for arithmetic of reduced precision."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.partition(":") for line in file]
-    except OSError:
-        return {}
-    found = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
-    if not found:
-        return {}
-    return {
-        kind: next((title for flag, title in names.items() if flag in found), None)
-        for kind, names in _INSTRUCTIONS.items()
-    }
+    return Diagnosis(versions, libraries, plugin, gpus, read_processor().instructions, known, problems + more)
 
 
 def _tensorrt(library: Path | None, versions: dict[str, str | None]) -> tuple[dict[str, str] | None, list[Problem]]:

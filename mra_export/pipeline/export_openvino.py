@@ -178,10 +178,10 @@ def _advice(ir: IrModel) -> list[str]:
     """What who loads the file has to give along: OpenVINO's own choice of the arithmetic depends on the processor."""
     from mra_export.openvino.core import PRECISIONS
 
-    hint = PRECISIONS[ir.dtype]
-    notes = [
-        f'OpenVINO chooses the arithmetic by the processor; load it with {{"INFERENCE_PRECISION_HINT": "{hint}"}}.'
-    ]
+    hints = sorted({PRECISIONS["fp32"], PRECISIONS[ir.dtype]})
+    shown = " or ".join(f'{{"INFERENCE_PRECISION_HINT": "{hint}"}}' for hint in hints)
+    faster = f" ({PRECISIONS[ir.fastest_dtype]} is faster here)" if len(hints) > 1 else ""
+    notes = [f"OpenVINO chooses the arithmetic by the processor; load it with {shown}{faster}."]
     if not ir.portable:
         notes.append(
             f"it runs with OpenVINO {ir.release} and {openvino_library().name}; --portable writes it for stock OpenVINO."

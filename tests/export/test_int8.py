@@ -169,3 +169,25 @@ def test_one_file_with_switches(source: OnnxModel, ranges: dict[str, np.ndarray]
     assert model.metadata["int8.float_layers"] == f"{kept[0]} {kept[1]}"
     assert model.metadata["int8.smoothing"] == "0.8"
     assert (model.precision, model.dtype, source.precision) == ("int8", "fp32", "fp32")
+
+
+def test_how_much_smoothing_moves(source: OnnxModel, ranges: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Strength a: what a layer reads is divided by range^a / weight^(1 - a), to a geometric mean of 1."""
+    linear = linears_of(source)[2]
+    product = next(
+        node for node in source.proto.graph.node if node.op_type == "MatMul" and node.input[0] == linear.source
+    )
+    weight = next(
+        numpy_helper.to_array(each) for each in source.proto.graph.initializer if each.name == product.input[1]
+    )
+    want = ranges[linear.source] ** 0.7 / np.abs(weight).max(axis=1) ** 0.3
+    want /= np.exp(np.log(want).mean())
+    graph = quantize(source, ranges, tmp_path / "model.onnx", smoothing=0.7).proto.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert np.allclose(constants["layer.0.intermediate.dense.smoothing"], 1 / want, rtol=1e-5)
+    rounded = constants["layer.0.intermediate.dense.weight_int8"] * constants["layer.0.intermediate.dense.weight_scale"]
+    assert np.allclose(rounded, weight * want[:, None], atol=np.abs(weight * want[:, None]).max() / 250)
+    assert np.isclose(
+        constants["layer.0.intermediate.dense.input_scale"], (ranges[linear.source] / want).max() / 127, rtol=1e-5
+    )
+    assert {"layer.0.attention.self.qkv.weight_int8", "layer.0.attention.output.dense.weight_int8"} <= set(constants)
