@@ -37,8 +37,7 @@ case ",$extras," in *,rtx,* | *,gpu,*) plugin=tensorrt ;; esac
 extension=""
 case ",$extras," in *,openvino,*) extension=openvino ;; esac
 stamp="$venv/.mra-export-$(cat pyproject.toml scripts/constraints-cpu.txt scripts/setup.sh | sha256sum | cut -c1-16)-${extras//,/-}"
-# Most of what is installed is never imported: Python compiles the rest when it is.
-install() { "$venv/bin/pip" install -q --no-compile -c scripts/constraints-cpu.txt "$@"; }
+install() { "$venv/bin/pip" install -q -c scripts/constraints-cpu.txt "$@"; }
 if [ ! -e "$stamp" ]; then
   echo "setup: installing mra-export[$extras] into $venv" >&2
   # First what the compiler needs, which works while the rest is installed.
