@@ -200,7 +200,7 @@ def test_the_pages_command_starts_a_cluster_of_its_own_and_leaves_nothing(embed_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"with-ray\.npy: 60 rows", done.stdout)
-    assert "ray (1 x CPUExecutionProvider)" in done.stdout  # 60 rows are one chunk
+    assert "ray (1 x CPUExecutionProvider fp32)" in done.stdout  # 60 rows are one chunk
     assert "Traceback" not in done.stderr
     progress = re.compile("verifying|reading|writing|[0-9,]+ of [0-9,]+ rows")  # the last after half a minute
     assert [line for line in done.stderr.splitlines() if not progress.match(line)] == []

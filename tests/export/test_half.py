@@ -76,14 +76,15 @@ def source(tiny_export: Path) -> OnnxModel:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_the_proof_sees_a_wrong_weight(source: OnnxModel, dtype: str, tmp_path: Path) -> None:
     converted = convert(source, dtype, tmp_path / "model.onnx")
-    good = compare_with_source(source, converted, print)
+    runner = OnnxRuntimeRunner if dtype == "fp16" else OnnxReferenceRunner
+    good = compare_with_source(source, runner(converted), dtype, print)
     assert good.ok
     proto = onnx.load(converted.path)
     weight = next(i for i in proto.graph.initializer if i.name.endswith("layer.0.attention.self.value.bias"))
     values = numpy_helper.to_array(weight)
     weight.CopyFrom(numpy_helper.from_array((values.astype(np.float32) + 4.0).astype(values.dtype), weight.name))
     onnx.save(proto, converted.path)
-    bad = compare_with_source(source, read_onnx(converted.path), print)
+    bad = compare_with_source(source, runner(read_onnx(converted.path)), dtype, print)
     assert bad.ok is False
     assert bad.metrics["relative_error"] > 10 * good.metrics["relative_error"]  # type: ignore[operator]
 
@@ -184,7 +185,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A float32 file with states and pooling, but no attention."""
     monkeypatch.setattr(half, "read_onnx", lambda path: path)
     onnx.save(proto(NODES), tmp_path / "model.onnx")
-    return SimpleNamespace(path=tmp_path / "model.onnx", dtype="fp32")
+    return SimpleNamespace(path=tmp_path / "model.onnx", dtype="fp32", precision="fp32")
 
 
 def test_outputs_and_pooling_stay_float32(by_hand: Any, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         read_onnx(other)
     folder = tmp_path / "empty"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds no \.onnx and no \.engine file"):
+    with pytest.raises(InputError, match=r"holds no \.onnx, \.engine or \.xml file"):
         find_artifacts([folder])
 
 

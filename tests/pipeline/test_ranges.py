@@ -18,7 +18,7 @@ from mra_export.errors import ParityError
 from mra_export.export.half import convert
 from mra_export.export.onnx_model import read_onnx
 from mra_export.pipeline.check import check_alone
-from mra_export.pipeline.ranges import _fill_with_text, file_range, random_inputs
+from mra_export.pipeline.ranges import file_range, fill_with_text, random_inputs
 from mra_export.pipeline.source import Proof, in_dtype
 
 BIAS = "model.encoder.layer.1.intermediate.dense.bias"
@@ -159,10 +159,10 @@ def test_the_text_of_a_directory(tiny_export: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_export, folder)
     model = read_onnx(folder / "onnx" / "model.onnx")
     inputs = [random_inputs(model, 40, 3)]
-    assert not _fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
+    assert not fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
     save_tokenizer(folder / "tokenizer.json")
-    assert not _fill_with_text(inputs, folder / "tokenizer.json", 20)  # of another model
-    assert _fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
+    assert not fill_with_text(inputs, folder / "tokenizer.json", 20)  # of another model
+    assert fill_with_text(inputs, folder / "tokenizer.json", model.vocabulary)
     assert inputs[0]["input_ids"][:, 0].tolist() == [0, 0, 0]  # <s>
     assert inputs[0]["input_ids"][:, -1].tolist() == [2, 2, 2]  # </s>
 
