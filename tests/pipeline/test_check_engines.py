@@ -87,7 +87,7 @@ def test_a_plain_engine_is_judged_where_all_blocks_are_selected(
     assert comparison.ok
     assert {case.judged_rows > 0 for case in comparison.cases if case.seq_len <= 160} == {True}
     assert {case.judged_rows > 0 for case in comparison.cases if case.seq_len > 160} == {False}
-    assert "Build the engine with --layer-outputs to judge all" in comparison.notes[0]
+    assert "An engine with --layer-outputs shows it" in comparison.notes[0]
 
 
 def test_an_engine_for_another_gpu_is_not_loaded(
