@@ -106,6 +106,7 @@ def bundle(embed_bundle: Path) -> Path:
     return embed_bundle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "native", [pytest.param(True, marks=pytest.mark.native), False], ids=["native", "function body"]
 )

@@ -29,6 +29,8 @@ from mra_export.pipeline.bench_engines import DENSE, Bound, Engine, dense_twin, 
 from mra_export.pipeline.bench_plot import check_plot, write_plot
 from mra_export.pipeline.turns import Turn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tiny_export: Path) -> OnnxModel:
@@ -61,7 +63,6 @@ def row(backend: str, speed: float, *, size: int = 64, precision: str = "fp32", 
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_dense_twin_is_the_model_with_the_full_budget(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "c", block_per_row=8))
     path = export_onnx(checkpoint, tmp_path / "o").model
@@ -323,14 +324,12 @@ def test_bad_requests_end_before_anything_is_timed(
     assert existing.read_bytes() == b"mine"
 
 
-@pytest.mark.slow
 def test_half_types_are_refused_on_a_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "o", dtype="fp16").model
     with pytest.raises(InputError, match="is of type fp16; on a CPU only fp32 is compared"):
         bench(read_onnx(path), batches=[1], seq_lens=[32])
 
 
-@pytest.mark.slow
 def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "plot.png"
     arguments: list[Any] = ["--seq-len", "16:32:32", "--threads", "1", "--runtime", "onnxruntime", "--plot", plot]

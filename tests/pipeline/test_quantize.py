@@ -25,6 +25,8 @@ from mra_export.pipeline.quantize import MOST_TEXTS, check_request, to_int8
 from mra_export.pipeline.source import Proof
 from mra_export.runners.onnxruntime import OnnxRuntimeRunner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def few_strengths() -> Any:

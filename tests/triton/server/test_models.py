@@ -31,6 +31,8 @@ from mra_export.errors import InputError
 from mra_export.triton.repository import write_model_repository
 from mra_export.triton.settings import TritonSettings
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip(
     "tritonclient.grpc", reason="tritonclient[grpc] is not installed (pip install 'mra-export[triton]')"
 )
