@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from mra_export.cli.options import (
-    POOLING_NAMES,
     force_option,
     int8_options,
     model_options,
     options,
     output_option,
     output_options,
+    source_options,
 )
 from mra_export.cli.output import fail_parity, plain, print_notes, print_result
 from mra_export.errors import ParityError
@@ -47,11 +47,7 @@ def _precision_options(function: Any) -> Any:
 @_precision_options
 @int8_options
 @click.option("--portable", is_flag=True, help="For stock OpenVINO, without our library: slower.")
-@click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint.")
-@click.option(
-    "--pooling", type=click.Choice(POOLING_NAMES), metavar="MODE", help="As for onnx; SOURCE is a checkpoint."
-)
-@click.option("--normalize/--no-normalize", default=None, help="As for onnx; SOURCE is a checkpoint.")
+@source_options
 @click.option("--no-check", is_flag=True, help="Skip the parity check.")
 @click.option("--plugin-lib", type=click.Path(path_type=Path), help="libmra_openvino.so.  [default: found]")
 @force_option

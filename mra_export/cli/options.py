@@ -24,6 +24,7 @@ __all__ = [
     "options",
     "output_option",
     "output_options",
+    "source_options",
 ]
 
 TASK_NAMES = ("auto", *TASKS)
@@ -66,6 +67,13 @@ model_options = options(
         callback=_named_values,
         help="A choice that the kind of model leaves open; `doctor` lists them. May be repeated.",
     ),
+)
+source_options = options(
+    click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint."),
+    click.option(
+        "--pooling", type=click.Choice(POOLING_NAMES), metavar="MODE", help="As for onnx; SOURCE is a checkpoint."
+    ),
+    click.option("--normalize/--no-normalize", default=None, help="As for onnx; SOURCE is a checkpoint."),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from mra_export.cli.options import (
-    POOLING_NAMES,
     dtype_options,
     force_option,
     int8_options,
     model_options,
     output_option,
     output_options,
+    source_options,
 )
 from mra_export.cli.output import fail_parity, plain, print_result
 from mra_export.errors import ParityError
@@ -39,11 +39,7 @@ __all__ = ["trt_command"]
 @click.option("--strip-weights", is_flag=True, help="Leave out the weights, to be refitted from the ONNX file.")
 @click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine.")
 @click.option("--layer-outputs", is_flag=True, help="Make what goes into and out of attention outputs, for check.")
-@click.option("--opset", type=int, help="As for onnx; SOURCE is a checkpoint.")
-@click.option(
-    "--pooling", type=click.Choice(POOLING_NAMES), metavar="MODE", help="As for onnx; SOURCE is a checkpoint."
-)
-@click.option("--normalize/--no-normalize", default=None, help="As for onnx; SOURCE is a checkpoint.")
+@source_options
 @click.option("--no-check", is_flag=True, help="Skip the parity check of what is exported or converted.")
 @force_option
 @output_options

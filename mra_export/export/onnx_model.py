@@ -19,7 +19,7 @@ import numpy as np
 from mra_export.checkpoint.json_files import refuse_pointer
 from mra_export.dtypes import dtype_of_onnx
 from mra_export.errors import InputError
-from mra_export.families._base import Family, OnnxLayer, read_options
+from mra_export.families._base import Family, OnnxLayer, noted_options
 from mra_export.families._registry import families
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class OnnxModel:
     @property
     def options(self) -> dict[str, Any]:
         """The family's options with which it was exported."""
-        noted = {
-            name: self.metadata[f"option.{name}"] for name in self.family.options if f"option.{name}" in self.metadata
-        }
-        return read_options(self.family, noted)
+        return noted_options(self.family, self.metadata)
 
     @property
     def distinct_attributes(self) -> list[dict[str, Any]]:

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from mra_export.operators.judge import Judge
     from mra_export.trace import Array, Inputs
 
-__all__ = ["ENCODER_TASKS", "Attributes", "Family", "OnnxLayer", "Option", "TransformersSetup", "read_options"]
+__all__ = [
+    "ENCODER_TASKS",
+    "Attributes",
+    "Family",
+    "OnnxLayer",
+    "Option",
+    "TransformersSetup",
+    "noted_options",
+    "read_options",
+]
 
 ENCODER_TASKS = (
     "feature-extraction",
@@ -333,3 +342,9 @@ def read_options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"option {name}={text!r} must be of type {kind.__name__}.") from error
         family.options[name].check(values[name])
     return values
+
+
+def noted_options(family: Family, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The options with which a model was exported, of what the exporter noted in its file."""
+    noted = {name: metadata[f"option.{name}"] for name in family.options if f"option.{name}" in metadata}
+    return read_options(family, noted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.errors import InputError
-from mra_export.families._base import Family, read_options
+from mra_export.families._base import Family, noted_options
 from mra_export.families._registry import families
 from mra_export.native.libraries import openvino_library
 from mra_export.native.processor import read_processor
@@ -123,10 +123,7 @@ class IrModel:
     @property
     def options(self) -> dict[str, Any]:
         """The family's options with which the model was exported."""
-        noted = {
-            name: self.metadata[f"option.{name}"] for name in self.family.options if f"option.{name}" in self.metadata
-        }
-        return read_options(self.family, noted)
+        return noted_options(self.family, self.metadata)
 
     @property
     def files(self) -> tuple[Path, Path]:
