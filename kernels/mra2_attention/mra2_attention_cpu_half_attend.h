@@ -112,10 +112,8 @@ void attend_half(void* argument, std::size_t task) {
   const std::uint32_t* token_bits = plan.token_bits + example * plan.nb;
 
   const std::int64_t tokens_left = params.seq_len - a * kB;
-  const int rows = static_cast<int>(tokens_left < kB ? tokens_left : kB);
   const std::uint32_t bits = token_bits[a];
-  for (int i = 0; i < rows; ++i)
-    if (!(bits >> i & 1)) std::memset(static_cast<void*>(context + i * hidden), 0, static_cast<std::size_t>(dim) * sizeof(T));
+  clear_padding(context, hidden, dim, tokens_left, bits);
   if (bits == 0) return;
 
   HalfScratch scratch;

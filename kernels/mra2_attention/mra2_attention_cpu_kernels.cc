@@ -233,6 +233,14 @@ MRA_INLINE void add_rows(float* sum, const T* const* rows, std::int64_t count, c
   }
 }
 
+// Writes zeros to the rows of a block of the context that are no tokens: `bits` has the tokens, the sequence `left` rows from it on.
+template <typename T>
+void clear_padding(T* context, std::int64_t hidden, std::int64_t dim, std::int64_t left, std::uint32_t bits) {
+  const int rows = static_cast<int>(left < kB ? left : kB);
+  for (int i = 0; i < rows; ++i)
+    if (!(bits >> i & 1)) std::memset(static_cast<void*>(context + i * hidden), 0, static_cast<std::size_t>(dim) * sizeof(T));
+}
+
 // Writes the numbers of the set bits, at most kB, to `list`, and returns how many they are.
 int list_bits(std::uint32_t bits, int* list) {
   int n = 0;
@@ -790,10 +798,8 @@ void attend_block(void* argument, std::size_t task) {
   const std::uint32_t* token_bits = plan.token_bits + example * plan.nb;
 
   const std::int64_t tokens_left = params.seq_len - a * kB;
-  const int rows = static_cast<int>(tokens_left < kB ? tokens_left : kB);
   const std::uint32_t bits = token_bits[a];
-  for (int i = 0; i < rows; ++i)
-    if (!(bits >> i & 1)) std::memset(static_cast<void*>(context + i * hidden), 0, static_cast<std::size_t>(dim) * sizeof(T));
+  clear_padding(context, hidden, dim, tokens_left, bits);
   if (bits == 0) return;
 
   AttendScratch scratch;
