@@ -45,6 +45,8 @@ def take_turns(runs: dict[str, Callable[[], Any]], seconds: float, at_least: int
         Name -> its turns, of which those at the same place were one after the other.
     """
     turns: list[tuple[float, dict[str, Turn]]] = []  # cores that others used, and each call
+    for run in runs.values():
+        run()  # ONNX Runtime lays out its memory after the first call, and gets the pages of the new layout in the second
     last = {name: _timed(run) for name, run in runs.items()}
     started = time.monotonic()
     while True:

@@ -11,7 +11,7 @@ def test_calls_are_timed_in_turns() -> None:
     order: list[str] = []
     times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.0, at_least=3)
     assert [len(v) for v in times.values()] == [3, 3]
-    assert "".join(order) == "ab" + "aabb" * 3
+    assert "".join(order) == "abab" + "aabb" * 3  # each twice before the first turn
 
 
 def test_a_call_that_waits_takes_no_processor_time() -> None:
