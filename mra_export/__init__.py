@@ -1,4 +1,4 @@
-"""Exports MRA encoders and their siblings to ONNX and TensorRT, and proves that they compute what PyTorch computes.
+"""Exports MRA encoders and their siblings to ONNX, TensorRT and OpenVINO, and proves that they compute what PyTorch computes.
 
 What the commands do is here as functions; each is imported when it is first asked for, so that `import mra_export` costs nothing.
 docs/python.md has an example of each.
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from mra_export.embedding.run import embed
     from mra_export.errors import DependencyError, InputError, MraExportError, ParityError
     from mra_export.export.exporter import export_onnx
+    from mra_export.export.int8 import Int8Request
     from mra_export.native.libraries import onnxruntime_library
     from mra_export.pipeline.build_engine import build_engine
     from mra_export.pipeline.check import check
     from mra_export.pipeline.create_bundle import create_bundle
+    from mra_export.pipeline.export_openvino import export_openvino
     from mra_export.pipeline.source import ExportRequest
 
 __all__ = [
     "DependencyError",
     "ExportRequest",
     "InputError",
+    "Int8Request",
     "MraExportError",
     "ParityError",
     "__version__",
@@ -36,6 +39,7 @@ __all__ = [
     "create_bundle",
     "embed",
     "export_onnx",
+    "export_openvino",
     "from_dense",
     "load_checkpoint",
     "onnxruntime_library",
@@ -46,6 +50,7 @@ _HOMES = {
     "DependencyError": "errors",
     "ExportRequest": "pipeline.source",
     "InputError": "errors",
+    "Int8Request": "export.int8",
     "MraExportError": "errors",
     "ParityError": "errors",
     "build_engine": "pipeline.build_engine",
@@ -53,6 +58,7 @@ _HOMES = {
     "create_bundle": "pipeline.create_bundle",
     "embed": "embedding.run",
     "export_onnx": "export.exporter",
+    "export_openvino": "pipeline.export_openvino",
     "from_dense": "checkpoint.from_dense.convert",
     "load_checkpoint": "checkpoint.load",
     "onnxruntime_library": "native.libraries",

@@ -14,7 +14,7 @@ import mra_export
 
 COMMANDS = (
     "from_dense", "load_checkpoint", "export_onnx", "check", "build_engine", "create_bundle", "verify_bundle", "embed",
-    "onnxruntime_library",
+    "export_openvino", "onnxruntime_library",
 )  # fmt: skip
 """What the README's commands do."""
 
