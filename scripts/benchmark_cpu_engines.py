@@ -153,7 +153,7 @@ def dense_engines(subject: Subject, threads: int, folder: Path) -> list[Engine]:
         twin.write_bytes(dense_twin(files["fp32"]))
         quantize_dynamic(str(twin), str(dynamic), weight_type=QuantType.QInt8, per_channel=True)
     engines.append(session_engine(DYNAMIC, "int8 dynamic", DENSE, str(dynamic), threads=threads))
-    engines.append(Engine(TORCH, "torch", "fp32", DENSE, torch_binder(subject.dense)))
+    engines.append(Engine(TORCH, "torch", "fp32", DENSE, torch_binder(subject.dense, outputs=files["fp32"].outputs)))
     kept = {"fp32": files["fp32"], "int8-all": files["int8-all"]}
     return engines + open_engines(kept, dense=True, runtimes=("openvino",), threads=threads)
 
@@ -170,7 +170,9 @@ def own_engines(files: dict[str, OnnxModel], threads: int) -> list[Engine]:
     )
 
 
-def torch_binder(model: Any) -> Callable[[Inputs], Bound]:
+def torch_binder(model: Any, *, outputs: Sequence[str]) -> Callable[[Inputs], Bound]:
+    """Binds transformers' model; it gives those of the token states and their mean that are among `outputs`."""
+
     def bind(feed: Inputs) -> Bound:
         tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
         result: dict[str, torch.Tensor] = {}
@@ -179,12 +181,13 @@ def torch_binder(model: Any) -> Callable[[Inputs], Bound]:
             with torch.inference_mode():
                 result["tokens"] = model(**tensors).last_hidden_state
 
-        def outputs() -> dict[str, np.ndarray]:
+        def computed() -> dict[str, np.ndarray]:
             weights = tensors["attention_mask"][..., None]
             pooled = (result["tokens"] * weights).sum(1) / weights.sum(1)
-            return {"last_hidden_state": result["tokens"].numpy(), "sentence_embedding": pooled.numpy()}
+            found = {"last_hidden_state": result["tokens"].numpy(), "sentence_embedding": pooled.numpy()}
+            return {name: values for name, values in found.items() if name in outputs}
 
-        return Bound(run, outputs)
+        return Bound(run, computed)
 
     return bind
 
