@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir
@@ -149,6 +149,12 @@ class Family(ABC):
     """Domain and type of the node that stands for the attention until `lower`, and in the file if that leaves it."""
     operator_version: int = 1
     """Version of the operator's domain."""
+    operator_inputs: Sequence[str] = ()
+    """Of a node that stays in the file: the inputs that it may have, in order, of which attributes leave some out without gaps."""
+    operator_integers: Collection[str] = ("attention_mask",)
+    """Those of `operator_inputs` that are int32; the others have the type of query."""
+    operator_attributes: Mapping[str, type] = {}
+    """Of a node that stays in the file: name -> int or float, in the order of the native code's params."""
     plugin: str | None = None
     """Name of the TensorRT plugin that computes the node; None if TensorRT's own layers do."""
     is_linear_in_values: bool = False
@@ -182,6 +188,10 @@ class Family(ABC):
         Raises:
             KeyError: one is missing.
         """
+
+    def constant_shapes(self, attributes: Any, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the constant inputs of a node, in order, by their names in `operator_inputs`."""
+        return {}
 
     def max_seq_len(self, config: Any) -> int:
         """The longest sequence in tokens; `config` may have nothing but what `config.json` says."""

@@ -16,6 +16,7 @@ from mra_export.operators.mra2_attention.spec import (
     APPROX_MODES,
     ATTRIBUTES,
     BLOCK_SIZE,
+    INPUTS,
     OP_TYPE,
     Mra2AttentionAttributes,
 )
@@ -40,6 +41,8 @@ class MraFamily(BertFamily):
     title = "MRA"
     operator = (OP_DOMAIN, OP_TYPE)
     operator_version = OP_VERSION
+    operator_inputs = INPUTS
+    operator_attributes = ATTRIBUTES
     is_linear_in_values = True
     plugin = OP_TYPE
     min_opset = MIN_OPSET

@@ -10,7 +10,7 @@ from mra_export.families._bert import BertFamily
 from mra_export.families._yoso_kernels import hash_functions, mended_mask, unmended
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.yoso_attention.function_body import MIN_OPSET
-from mra_export.operators.yoso_attention.spec import ATTRIBUTES, MODES, OP_TYPE, YosoAttentionAttributes
+from mra_export.operators.yoso_attention.spec import ATTRIBUTES, INPUTS, MODES, OP_TYPE, YosoAttentionAttributes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,9 @@ class YosoFamily(BertFamily):
     title = "YOSO"
     operator = (OP_DOMAIN, OP_TYPE)
     operator_version = OP_VERSION
+    operator_inputs = INPUTS
+    operator_integers = ("attention_mask", "hash_constants")
+    operator_attributes = ATTRIBUTES
     plugin = OP_TYPE
     min_opset = MIN_OPSET
     options = {  # noqa: RUF012  (typed as a Mapping in Family)
@@ -84,6 +87,10 @@ class YosoFamily(BertFamily):
     def attributes_from(self, values: Mapping[str, Any]) -> YosoAttentionAttributes:
         """The attributes from what a node or a manifest says."""
         return YosoAttentionAttributes(**{name: values[name] for name in ATTRIBUTES})
+
+    def constant_shapes(self, attributes: YosoAttentionAttributes, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the constant inputs of a node."""
+        return attributes.constant_shapes(head_dim)
 
     def prepare(self, model: Any, options: Mapping[str, Any]) -> None:
         """Draws the constants of the hash functions, for each layer its own."""

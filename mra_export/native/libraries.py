@@ -14,6 +14,7 @@ __all__ = [
     "built_for",
     "checking_library",
     "find_library",
+    "has_functions",
     "library_dirs",
     "named_plugin",
     "not_built_file",
@@ -35,6 +36,9 @@ LIBRARY_FILES = {
 _OPENVINO_RELEASE = re.compile(rb"mra-openvino-release=([0-9.]+)")
 """What the extension says of itself in plugins/openvino/extension.cc."""
 
+_FUNCTIONS = b"mra_call_"
+"""What the names of the operators' C functions begin with, in plugins/onnxruntime/attention_call.cc."""
+
 _COMMAND = {
     "onnxruntime": "mra-export build",
     "tensorrt": "mra-export build tensorrt",
@@ -43,7 +47,7 @@ _COMMAND = {
 _USE = {
     "onnxruntime": "ONNX Runtime runs the exported files without it too, by their slower function body.",
     "tensorrt": "TensorRT cannot run the exported files without it.",
-    "openvino": "OpenVINO cannot run the exported files without it.",
+    "openvino": "OpenVINO cannot run the exported files without it, or without libmra_onnxruntime.so.",
 }
 
 
@@ -153,6 +157,11 @@ def built_for(library: Path) -> str | None:
     """The release of OpenVINO that its extension was built for, as in "2026.4.1"; None where the file is no such library."""
     found = _OPENVINO_RELEASE.search(library.read_bytes())
     return None if found is None else found[1].decode()
+
+
+def has_functions(library: Path) -> bool:
+    """Whether a library has the operators as C functions, which nodes in Python can call: that of ONNX Runtime has."""
+    return _FUNCTIONS in library.read_bytes()
 
 
 def _require(kind: str, path: Path | None) -> Path:

@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from mra_export.errors import DependencyError, InputError
-from mra_export.native.libraries import LIBRARY_FILES, built_for
+from mra_export.native.libraries import LIBRARY_FILES, built_for, find_library, has_functions, openvino_library
+from mra_export.openvino.python_ops import add_operators
 from mra_export.optional import require
 
-__all__ = ["PRECISIONS", "check_library", "compile_model", "first_error", "open_core", "release", "require_openvino"]
+__all__ = [
+    "PRECISIONS",
+    "check_library",
+    "compile_model",
+    "first_error",
+    "open_core",
+    "operator_library",
+    "operators_shown",
+    "release",
+    "require_openvino",
+]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """Type of the arithmetic -> OpenVINO's hint. It is always given: OpenVINO's own choice depends on the processor."""
@@ -33,8 +44,35 @@ def release() -> str:
     return str(require_openvino().__version__).partition("-")[0]
 
 
+def operator_library(path: Path | None = None) -> Path:
+    """The library with the native operators: the extension of this OpenVINO, or that of ONNX Runtime for nodes in Python.
+
+    Args:
+        path: as for `find_library`; the user's choice counts, whichever it is.
+
+    Returns:
+        The extension for the release that is installed; where there is none the library of ONNX Runtime, if it has C functions;
+        where there is none of both an extension for another release, which `check_library` refuses.
+
+    Raises:
+        InputError: `path` was given and is not there.
+        DependencyError: there is no library at all.
+    """
+    found = find_library("openvino", path)
+    if path is None and (found is None or built_for(found) != release()):
+        other = find_library("onnxruntime")
+        if other is not None and has_functions(other):
+            return other
+    return found or openvino_library()
+
+
+def operators_shown(library: Path) -> str:
+    """How OpenVINO runs the operators of a library, in a few words for people."""
+    return "native operator" if built_for(library) is not None else "native operator in a node in Python"
+
+
 def check_library(library: Path) -> None:
-    """Refuses an extension library that this OpenVINO cannot load, before the loader does it in its own words.
+    """Refuses a library whose operators this OpenVINO cannot run, before the loader does it in its own words.
 
     Raises:
         InputError: it is no such library.
@@ -42,6 +80,8 @@ def check_library(library: Path) -> None:
     """
     built = built_for(library)
     if built is None:
+        if has_functions(library):
+            return
         raise InputError(f"{library} is not {LIBRARY_FILES['openvino']}. Build it with `mra-export build openvino`.")
     if built != (installed := release()):
         raise DependencyError(
@@ -50,23 +90,29 @@ def check_library(library: Path) -> None:
         )
 
 
-def open_core(library: Path | None = None) -> Any:
+def open_core(library: Path | None = None, *, threads: int = 0) -> Any:
     """An `openvino.Core`.
 
     Args:
-        library: the extension library; None for stock OpenVINO.
+        library: from `operator_library`; None for stock OpenVINO.
+        threads: that a call of an operator starts where nodes in Python run it, 0 for one on each processor. The extension runs in
+            OpenVINO's own.
 
     Raises:
         InputError: the library is none, or cannot be loaded.
         DependencyError: OpenVINO is not installed, or the library is for another release.
     """
     core = require_openvino().Core()
-    if library is not None:
-        check_library(library)
-        try:
-            core.add_extension(str(library.resolve()))
-        except RuntimeError as error:
-            raise InputError(f"OpenVINO {release()} cannot load {library}: {first_error(error)}") from error
+    if library is None:
+        return core
+    check_library(library)
+    if built_for(library) is None:
+        add_operators(core, library, threads=threads)
+        return core
+    try:
+        core.add_extension(str(library.resolve()))
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO {release()} cannot load {library}: {first_error(error)}") from error
     return core
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mra_export.errors import InputError
 from mra_export.families._base import Family, noted_options
 from mra_export.families._registry import families
-from mra_export.native.libraries import openvino_library
 from mra_export.native.processor import read_processor
-from mra_export.openvino.core import PRECISIONS, compile_model, first_error, open_core, release
+from mra_export.openvino.core import PRECISIONS, compile_model, first_error, open_core, operator_library, release
 from mra_export.openvino.weights import to_bfloat16, to_int8
 from mra_export.outputs import file_sha256
 from mra_export.schema import SHA256, TEXT, WORD, Text, check_texts, check_value, choice
@@ -179,7 +178,7 @@ def write_ir(
             f"{model.path} is {model.precision}, and {precision} is asked for. Give the float32 export, or the checkpoint."
         )
     portable = portable or not model.nodes
-    core = open_core(None if portable else openvino_library(library))
+    core = open_core(None if portable else operator_library(library))
     program = _read(core, model, inline=portable)
     if precision == "bf16":
         to_bfloat16(program)
@@ -344,7 +343,7 @@ def open_ir(ir: IrModel, *, library: Path | None = None, threads: int = 0, strea
         InputError: OpenVINO cannot read or compile it.
         DependencyError: OpenVINO or the library is missing, or the library is for another release.
     """
-    core = open_core(None if ir.portable else openvino_library(library))
+    core = open_core(None if ir.portable else operator_library(library), threads=threads)
     return compile_model(core, read_program(core, ir), ir.fastest_dtype, threads=threads, streams=streams)
 
 

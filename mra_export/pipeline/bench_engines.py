@@ -10,8 +10,15 @@ import numpy as np
 
 from mra_export.dtypes import MASKED
 from mra_export.errors import InputError, MraExportError
-from mra_export.native.libraries import openvino_library
-from mra_export.openvino.core import PRECISIONS, compile_model, first_error, open_core, release, require_openvino
+from mra_export.openvino.core import (
+    PRECISIONS,
+    compile_model,
+    first_error,
+    open_core,
+    operator_library,
+    release,
+    require_openvino,
+)
 from mra_export.optional import require_onnxruntime
 from mra_export.runners.session import open_session, runtime_errors, session_options
 
@@ -120,7 +127,7 @@ def open_engines(
                 )
     if "openvino" in runtimes:
         try:
-            core = open_core(None if dense else openvino_library())
+            core = open_core(None if dense else operator_library(), threads=threads)
             has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if not has_bf16:
                 left_out.append(

@@ -12,8 +12,8 @@ from mra_export.engine.runner import EngineRunner, missing_for_engine
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.int8 import is_int8
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, layer_constants, read_onnx
-from mra_export.native.libraries import LIBRARY_FILES, openvino_library
-from mra_export.openvino.core import PRECISIONS
+from mra_export.native.libraries import LIBRARY_FILES
+from mra_export.openvino.core import PRECISIONS, operator_library
 from mra_export.openvino.ir import read_ir
 from mra_export.optional import require_onnxruntime
 from mra_export.parity.cases import build_cases
@@ -330,7 +330,7 @@ def _runners(
     if "openvino" in runtimes:
         if model.dtype == "bf16":
             raise InputError(f"{model.path} is bf16; in OpenVINO that is how a file of fp32 is run. Give that.")
-        extension = openvino_library() if model.nodes else None
+        extension = operator_library() if model.nodes else None
         runs = [OpenVinoRunner(model, library=extension, precision=precision) for precision in PRECISIONS]
         found += [(run, model.dtype if run.precision == "fp32" else run.precision) for run in runs]
     return [*(_onnxruntime_runners(model, library) if "onnxruntime" in runtimes else ()), *found]

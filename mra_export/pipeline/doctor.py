@@ -76,7 +76,7 @@ def diagnose() -> Diagnosis:
     """Looks at packages, compilers, native libraries and GPUs; loads none of the large packages."""
     from mra_export.families._registry import families
     from mra_export.native.elf import cut_off
-    from mra_export.native.libraries import LIBRARY_FILES, built_for, find_library, not_built_note
+    from mra_export.native.libraries import LIBRARY_FILES, built_for, find_library, has_functions, not_built_note
     from mra_export.runners.session import OLDEST_FOR_LIBRARY, too_old_for_library
 
     versions: dict[str, str | None] = {"mra-export": __version__, "python": platform.python_version()}
@@ -117,6 +117,9 @@ def diagnose() -> Diagnosis:
         built = None if extension is None else built_for(extension)
         if built != (release := installed.partition("-")[0]):
             text = "is not built" if built is None else f"was built for OpenVINO {built}, and {release} is installed"
+            other = found["onnxruntime"]
+            if other is not None and has_functions(other):
+                text += f"; until then nodes in Python call the operators of {other.name}, but not in bundles and C++"
             problems.append(Problem(f"{LIBRARY_FILES['openvino']} {text}.", "mra-export build openvino", False))
     plugin, more = _tensorrt(found["tensorrt"], versions)
     known = {

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from mra_export.checkpoint.files import side_files
 from mra_export.checkpoint.layout import read_listing
 from mra_export.errors import InputError
-from mra_export.native.libraries import find_library, openvino_library
-from mra_export.openvino.core import check_library, require_openvino
+from mra_export.native.libraries import LIBRARY_FILES, find_library
+from mra_export.openvino.core import check_library, operator_library, require_openvino
 from mra_export.openvino.ir import ARITHMETIC, IR_FILE, IrModel, write_ir
 from mra_export.outputs import check_target, staged_directory
 from mra_export.parity.comparison import Comparison
@@ -102,8 +102,8 @@ def export_openvino(
     file = find_exported(source, request)
     check_target(output, force=force, sources=[file or Path(source)])
     require_openvino()
-    if not portable and (found := find_library("openvino", library)) is not None:
-        check_library(found)  # before what takes time
+    if not portable and (library is not None or find_library("openvino") is not None):
+        check_library(operator_library(library))  # before what takes time
     made = comparisons if comparisons is not None else []
     proof = Proof(find_library("onnxruntime"), made) if prove else None
     notes: list[str] = []
@@ -184,6 +184,6 @@ def _advice(ir: IrModel) -> list[str]:
     notes = [f"OpenVINO chooses the arithmetic by the processor; load it with {shown}{faster}."]
     if not ir.portable:
         notes.append(
-            f"it runs with OpenVINO {ir.release} and {openvino_library().name}; --portable writes it for stock OpenVINO."
+            f"it runs with OpenVINO {ir.release} and {LIBRARY_FILES['openvino']}; --portable writes it for stock OpenVINO."
         )
     return notes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mra_export.errors import InputError
-from mra_export.native.libraries import openvino_library
-from mra_export.openvino.core import compile_model, open_core
+from mra_export.openvino.core import compile_model, open_core, operator_library, operators_shown
 from mra_export.openvino.ir import read_program
 from mra_export.runners.traced import operator_feeds, operator_model, operator_note, split_trace, traceable
 from mra_export.trace import LayerTrace, Trace
@@ -30,13 +29,14 @@ class OpenVinoRunner:
     def __init__(self, model: OnnxModel, *, library: Path | None, precision: str = "fp32") -> None:
         """Args:
         model: the .onnx file.
-        library: the extension library; None where the file needs none.
+        library: from `operator_library`; None where the file needs none.
         precision: of the arithmetic, "fp32" or "bf16".
         """
         self.model = model
         self.precision = precision
         shown = f"{model.precision} + {precision}" if model.precision == "int8" else precision
-        self.name = f"{model.path.name} {shown}, OpenVINO{operator_note('native operator', model)}"
+        how = operators_shown(library) if library is not None else ""
+        self.name = f"{model.path.name} {shown}, OpenVINO{operator_note(how, model)}"
         self._core = open_core(library)
         self._compiled: Any = None
         self._traced: Any = None
@@ -67,15 +67,16 @@ class IrRunner:
     def __init__(self, model: IrModel, *, library: Path | None = None, threads: int = 0) -> None:
         """Args:
         model: the .xml file.
-        library: the extension library; None to have it found where one is needed.
+        library: as for `operator_library`, where one is needed.
         threads: 0 for OpenVINO's choice.
         """
         self.model = model
         self.library = library
         self.threads = threads
-        how = "stock" if model.portable else "native operator"
+        used = None if model.portable else operator_library(library)
+        how = "stock" if used is None else operators_shown(used)
         self.name = f"{model.path.name} {model.precision}, OpenVINO ({how})"
-        self._core = open_core(None if model.portable else openvino_library(library))
+        self._core = open_core(used, threads=threads)
         self._compiled: Any = None
         self._traced: Any = None
         self._layers: list[list[int]] = []

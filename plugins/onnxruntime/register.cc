@@ -1,4 +1,4 @@
-// The library's only exported function: registers the operators with a session's options.
+// The library's function for ONNX Runtime: registers the operators with a session's options.
 #include <cstdio>
 #include <mutex>
 

@@ -209,7 +209,7 @@ def test_what_cannot_be_written(
     monkeypatch.setitem(model.metadata, "precision", "int8")
     with pytest.raises(InputError, match="is int8, and bf16 is asked for"):
         write_ir(model, tmp_path / "model.xml", precision="bf16", library=extension)
-    monkeypatch.setattr(ir_module, "openvino_library", lambda path: (_ for _ in ()).throw(DependencyError("none")))
+    monkeypatch.setattr(ir_module, "operator_library", lambda path: (_ for _ in ()).throw(DependencyError("none")))
     monkeypatch.delitem(model.metadata, "precision")
     with pytest.raises(DependencyError, match="none"):
         write_ir(model, tmp_path / "model.xml")

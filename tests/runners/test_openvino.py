@@ -12,6 +12,7 @@ from yoso_models import ALL, error, feeds, yoso_model
 
 from mra_export.checkpoint.load import load_checkpoint
 from mra_export.export.onnx_model import OnnxModel, read_onnx
+from mra_export.native.libraries import find_library
 from mra_export.numerics import relative_error
 from mra_export.openvino.core import compile_model, open_core
 from mra_export.operators.mra2_attention.reference import mra2_attention
@@ -99,12 +100,13 @@ def test_texts_are_judged_by_the_type_of_the_file(
 
 
 @ALL
-def test_the_other_operator(library: Path, attributes: YosoAttentionAttributes) -> None:
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])  # in the extension, and as a node in Python
+def test_the_other_operator(library: Path, attributes: YosoAttentionAttributes, kind: str) -> None:
     drawn = draw(1, attributes, 24, 150)
     tensors, constants = [x.float() for x in drawn[:3]], drawn[3:]
     constants = [c if c.dtype == torch.int32 else c.float() for c in constants]
     mask = (torch.rand(2, 150, generator=torch.Generator().manual_seed(0)) < 0.8).int()
-    core = open_core(library)
+    core = open_core(find_library(kind))
     model = core.read_model(yoso_model(attributes, 24, constants, functions=False).SerializeToString())
     found = compile_model(core, model, "fp32")(feeds(tensors, mask))
     assert error(next(iter(found.values())), yoso_attention(*tensors, mask, attributes, *constants)) <= 2e-5

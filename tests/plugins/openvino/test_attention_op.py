@@ -1,4 +1,4 @@
-"""The operator as a node in OpenVINO, through libmra_openvino.so: the accuracy that only OpenVINO's node has."""
+"""The operator as a node in OpenVINO, of libmra_openvino.so and in Python: the accuracy that only OpenVINO's node has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from cpu_kernels import ISAS, choose_isa, run_kernel
 from onnx import TensorProto, helper
 
-from mra_export.native.libraries import find_library
+from mra_export.native.libraries import LIBRARY_FILES, find_library
 from mra_export.openvino.core import open_core
 from mra_export.operators.limits import OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.spec import INPUTS, OP_TYPE, Mra2AttentionAttributes
@@ -24,11 +24,11 @@ ATTRIBUTES = Mra2AttentionAttributes(2, 24, 0, 0, 0, 0.125)
 NAMES = {number: name for name, number in ISAS.items()}
 
 
-@pytest.fixture(scope="module")
-def core() -> Any:
-    library = find_library("openvino")
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def core(request: pytest.FixtureRequest) -> Any:
+    library = find_library(request.param)
     if library is None:
-        pytest.skip("libmra_openvino.so is not built: `mra-export build openvino`")
+        pytest.skip(f"{LIBRARY_FILES[request.param]} is not built: `mra-export build {request.param}`")
     return open_core(library)
 
 
