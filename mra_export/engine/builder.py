@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
-import threading
 import time
 import warnings
 from collections import Counter
@@ -14,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mra_export.dtypes import DTYPES
+from mra_export.engine.native_call import in_thread
 from mra_export.engine.network import counted
 from mra_export.errors import InputError, MraExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mra_export.engine.backend import Backend
     from mra_export.engine.plugin import PluginInfo
@@ -65,17 +64,9 @@ def build(
             config.plugins_to_serialize = [str(plugin.path)]
         return config
 
-    backend.logger.messages.clear()
-    with _monitor(trt, progress) as monitor, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy's, of what it does for all versions
-        create = CreateConfig(
-            profiles=[profile],
-            version_compatible=version_compatible,
-            strip_plan=strip_weights,
-            progress_monitor=monitor,
-            **options,
-        )
-        try:
+    def run() -> bytes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy's, of what it does for all versions
             return bytes(
                 engine_bytes_from_network(
                     (builder, network, parser),
@@ -83,37 +74,46 @@ def build(
                     save_timing_cache=str(timing_cache) if timing_cache is not None else None,
                 )
             )
-        except OSError as error:
-            raise InputError(f"{timing_cache} could not be read or written: {error.strerror or error}.") from error
-        except PolygraphyException as error:
-            if monitor.is_cancelled:
-                raise KeyboardInterrupt from error
-            if any("exceeding workspace limit" in text for _, text in backend.logger.messages):
-                largest = shapes["input_ids"]["max"]
-                raise InputError(
-                    f"The largest input, {'x'.join(map(str, largest))} tokens, needs more workspace than {backend.title} gives. "
-                    "Lower the largest --batch or --seq-len."
-                ) from error
-            said = backend.errors() or str(error).splitlines()[0]
-            raise MraExportError(
-                f"{backend.title} could not build the engine: {said} "
-                "If it ran out of memory, lower the largest --batch or --seq-len."
+
+    backend.logger.messages.clear()
+    monitor = _monitor(trt, progress)
+    create = CreateConfig(
+        profiles=[profile],
+        version_compatible=version_compatible,
+        strip_plan=strip_weights,
+        progress_monitor=monitor,
+        **options,
+    )
+    try:
+        return in_thread(run, cancel=monitor.cancel)
+    except OSError as error:
+        raise InputError(f"{timing_cache} could not be read or written: {error.strerror or error}.") from error
+    except PolygraphyException as error:
+        if any("exceeding workspace limit" in text for _, text in backend.logger.messages):
+            largest = shapes["input_ids"]["max"]
+            raise InputError(
+                f"The largest input, {'x'.join(map(str, largest))} tokens, needs more workspace than {backend.title} gives. "
+                "Lower the largest --batch or --seq-len."
             ) from error
+        said = backend.errors() or str(error).splitlines()[0]
+        raise MraExportError(
+            f"{backend.title} could not build the engine: {said} "
+            "If it ran out of memory, lower the largest --batch or --seq-len."
+        ) from error
 
 
-@contextlib.contextmanager
-def _monitor(trt: Any, progress: Callable[[str], None]) -> Iterator[Any]:
-    """A progress monitor for the builder, which Ctrl-C stops.
-
-    An exception must not pass through the builder, so that Ctrl-C is only noted while it runs.
-    """
+def _monitor(trt: Any, progress: Callable[[str], None]) -> Any:
+    """A progress monitor for the builder, whose `cancel` ends the build at its next step."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base comes from a module that is chosen at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.is_cancelled = False
+            self._is_cancelled = False
             self._steps: dict[str, int] = {}
             self._shown = time.monotonic()
+
+        def cancel(self) -> None:
+            self._is_cancelled = True
 
         def phase_start(self, phase: str, parent: str | None, num_steps: int) -> None:
             self._steps[phase] = num_steps
@@ -123,26 +123,12 @@ def _monitor(trt: Any, progress: Callable[[str], None]) -> Iterator[Any]:
             if now - self._shown >= 1.0:
                 self._shown = now
                 progress(f"{phase}: {step + 1} of {self._steps.get(phase, 0)}")
-            return not self.is_cancelled
+            return not self._is_cancelled
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)
 
-    monitor = Monitor()
-    if threading.current_thread() is not threading.main_thread():
-        yield monitor
-        return
-
-    def note(*_: Any) -> None:
-        monitor.is_cancelled = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield monitor
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if monitor.is_cancelled:
-        raise KeyboardInterrupt
+    return Monitor()
 
 
 def inspect_engine(backend: Backend, serialized: bytes, model: OnnxModel) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mra_export.dtypes import DTYPES
+from mra_export.engine.native_call import in_thread
 from mra_export.engine.runner import LAYER_TENSORS, layer_output
 from mra_export.errors import DependencyError, InputError, MraExportError
 
@@ -65,7 +66,8 @@ def parse(backend: Backend, proto: bytes, model: OnnxModel) -> tuple[Any, Any, A
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, backend.logger)
     # The path is where external data lies.
-    if not parser.parse(proto, str(model.path)):
+    # It logs, in Python.
+    if not in_thread(lambda: parser.parse(proto, str(model.path))):
         found = [parser.get_error(i) for i in range(parser.num_errors)]
         # Why our plugin refuses a node, only its own log lines say.
         plugin = model.family.plugin

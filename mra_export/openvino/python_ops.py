@@ -71,14 +71,13 @@ def _reader(node: Any, family: Family) -> Callable[[Any], Any]:
 def _params_class(family: Family) -> type[ctypes.Structure]:
     """The operator's params struct (kernels/OPERATOR/OPERATOR.h), field by field."""
 
+    fields: list[tuple[str, Any]] = [(name, ctypes.c_void_p) for name in (*family.operator_inputs, "context")]
+    fields += [(name, ctypes.c_int64) for name in ("batch", "seq_len", "hidden_size")]
+    fields.append(("dtype", ctypes.c_int32))
+    fields += [(name, _C_TYPES[kind]) for name, kind in family.operator_attributes.items()]
+
     class Params(ctypes.Structure):
-        _fields_ = (
-            *((name, ctypes.c_void_p) for name in family.operator_inputs),
-            ("context", ctypes.c_void_p),
-            *((name, ctypes.c_int64) for name in ("batch", "seq_len", "hidden_size")),
-            ("dtype", ctypes.c_int32),
-            *((name, _C_TYPES[kind]) for name, kind in family.operator_attributes.items()),
-        )
+        _fields_ = fields
 
     return Params
 
@@ -146,7 +145,8 @@ def _checked(family: Family, attributes: Any, inputs: Any) -> tuple[str, ...]:
         raise ValueError(
             f"{kind}: query is {_type(query)}{list(shape)}; it must be {', '.join(_TYPES)} of 3 dimensions."
         )
-    dims_of = dict.fromkeys(("query", "key", "value"), shape) | {"attention_mask": shape[:2]}
+    dims_of: dict[str, tuple[int, ...]] = dict.fromkeys(("query", "key", "value"), shape)
+    dims_of["attention_mask"] = shape[:2]
     dims_of |= family.constant_shapes(attributes, shape[2] // max(attributes.num_heads, 1))
     if len(inputs) != len(dims_of):
         raise ValueError(f"{kind}: it has {len(inputs)} inputs; by its attributes it must have {len(dims_of)}.")

@@ -284,7 +284,7 @@ def test_a_processor_without_bf16_is_told_so(model: OnnxModel, monkeypatch: pyte
             return ["FP32", "INT8"]
 
     open_core = bench_engines.open_core
-    monkeypatch.setattr(bench_engines, "open_core", lambda library: Old(open_core(library)))
+    monkeypatch.setattr(bench_engines, "open_core", lambda library, threads: Old(open_core(library, threads=threads)))
     notes: list[str] = []
     for _ in range(2):
         engines = open_engines({"fp32": model}, dense=True, runtimes=["openvino"], notes=notes)
