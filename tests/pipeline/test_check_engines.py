@@ -15,6 +15,9 @@ from mra_export.engine.manifest import manifest_path
 from mra_export.engine.ranges import Range
 from mra_export.errors import DependencyError
 from mra_export.export.exporter import export_onnx
+from mra_export.export.int8 import Int8Request
+from mra_export.export.onnx_model import read_onnx
+from mra_export.pipeline.quantize import to_int8
 
 
 @pytest.fixture
@@ -142,3 +145,29 @@ def test_check_of_an_engine_of_another_model(
     code, _, err = run("check", short_checkpoint, tmp_path / "model.engine")
     assert code == 2
     assert_message(err, "model.engine has 2 attention nodes, the checkpoint 1 layers")
+
+
+@pytest.mark.parametrize("damage", [0.0, 0.2])
+def test_an_engine_of_int8_is_judged_by_its_vectors(
+    tiny_checkpoint: Path,
+    model: Path,
+    plugin: Path,
+    rtx: Any,
+    tmp_path: Path,
+    on_a_gpu: Any,
+    damage: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers that it shows are not judged by an error of arithmetic, which int8 has none of."""
+    quantized = tmp_path / "model_int8.onnx"
+    to_int8(read_onnx(model), quantized, Int8Request(), random_ids=True)
+    made = build(quantized, tmp_path / "model.engine", plugin, layer_outputs=True, seq_len=Range(1, 32, 64))
+    assert made.manifest.precision == "int8"
+    session = OnnxRuntimeInPlaceOfTheGpu(quantized, layer_outputs=True)
+    whole = session.infer
+    monkeypatch.setattr(session, "infer", lambda feed: {name: value + damage for name, value in whole(feed).items()})
+    (found,) = on_a_gpu(session)(load_checkpoint(tiny_checkpoint), [made.engine], plugin=plugin, max_seq_len=64)
+    assert found.reference.startswith("PyTorch")
+    assert found.tolerance == {"cosine_mean": 0.999, "cosine_min": 0.997}
+    assert found.ok is (damage == 0)
+    assert found.layers == []
