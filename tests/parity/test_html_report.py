@@ -158,3 +158,10 @@ def test_the_plot_of_cosines_has_the_distances_and_the_limit() -> None:
         pytest.approx(1e-13 / 3, abs=0),
         pytest.approx(3e-4),
     )  # as wide with small errors
+
+
+@pytest.mark.parametrize(("layers", "panels"), [([], 1), ([LayerReport("layer.0")], 2)])
+def test_a_figure_has_a_panel_for_layers_where_there_are_any(layers: list[LayerReport], panels: int) -> None:
+    cases = [CaseReport("a", 31, 0, 0, 0.75, 1, 1, 1)]
+    (figure,) = html_report._plots(comparison(cases=cases, layers=layers))
+    assert re.findall(r'id="axes_(\d+)"', figure) == [str(each + 1) for each in range(panels)]
