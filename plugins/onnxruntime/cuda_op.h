@@ -46,7 +46,8 @@ struct CudaOp {
     void* stream = nullptr;
     MRA_RETURN_IF_ERROR(api->KernelContext_GetGPUComputeStream(context, &stream));
     const std::size_t bytes = cuda_workspace_size(params);
-    void* workspace = self.allocator->Alloc(self.allocator, bytes);
+    void* workspace = nullptr;
+    MRA_RETURN_IF_ERROR(allocate(self.allocator, *context, stream, bytes, &workspace));
     char message[kMessageSize];
     if (workspace == nullptr) {
       std::snprintf(message, sizeof(message), "No device memory for the operator's workspace of %zu bytes.", bytes);
@@ -66,6 +67,21 @@ struct CudaOp {
   }
 
   static void ORT_API_CALL destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
+
+ private:
+  // Memory that belongs to the call's stream. Concurrent runs of a session have a stream each, and what was allocated for no stream
+  // goes to any of them once it is freed, which is before the kernels have run. Where the device has no memory left the process may
+  // end: ONNX Runtime throws there, out of a function that it declares noexcept.
+  static OrtStatus* allocate(OrtAllocator* allocator, const OrtKernelContext& context, void* stream, std::size_t bytes,
+                             void** memory) {
+    if (stream == nullptr) {  // all work is in one order; and GetScratchBuffer takes a stream for granted
+      *memory = allocator->Alloc(allocator, bytes);
+      return nullptr;
+    }
+    const OrtMemoryInfo* place = nullptr;
+    MRA_RETURN_IF_ERROR(api->AllocatorGetInfo(allocator, &place));
+    return api->KernelContext_GetScratchBuffer(&context, place, bytes, memory);
+  }
 };
 
 }  // namespace mra::ort

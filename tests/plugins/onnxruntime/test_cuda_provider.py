@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cuda_host
@@ -44,6 +46,17 @@ def host_library() -> Path:
 def cuda_library() -> Path:
     """libmra_onnxruntime.so with MRA_CUDA."""
     return cuda_host.nvcc_library("onnxruntime")
+
+
+@functools.cache
+def concurrent_runs() -> Path:
+    sources = (
+        TESTS / "plugins" / "onnxruntime" / "concurrent_runs.cc",
+        PLUGIN / "custom_op.cc",
+        TESTS / "plugins" / "tensorrt" / "host_cuda.cc",
+    )
+    options = ("-isystem", str(ort_include()), f"-I{PLUGIN}", '-DMRA_CUDA_ARCHITECTURES="host"')
+    return cuda_host.compile_host("concurrent_runs", sources, options=options, kernels=False)
 
 
 def make_session(
@@ -139,6 +152,13 @@ def test_yoso_session_computes_what_the_kernels_compute(name: str, dtype: torch.
     assert np.array_equal(context, cuda_host.run_yoso(inputs, YOSO[name]).context.numpy())
 
 
+@pytest.mark.parametrize("name", ["streams", "no stream", "no memory"])
+def test_workspace_belongs_to_the_stream(name: str) -> None:
+    """Calls on several streams whose kernels run at once, as those of concurrent runs of a session."""
+    done = subprocess.run([str(concurrent_runs()), name], capture_output=True, text=True, check=False)
+    assert done.stdout == "OK\n", done.stderr
+
+
 def test_empty_batch_in_a_session() -> None:
     attributes = Mra2AttentionAttributes(1, 4, 0, 0, 0, 0.125)
     session = make_session(host_library(), attributes, torch.float32, 32)
@@ -186,3 +206,28 @@ def test_yoso_in_the_cuda_provider(name: str, dtype: torch.dtype) -> None:
     wide = [x.double() if x.dtype == dtype else x for x in tensors]
     expected = yoso_attention(*wide[:4], YOSO[name], *wide[4:]).numpy()
     assert relative_error(context, expected) <= (2e-5 if dtype == torch.float32 else 1e-3)
+
+
+@needs_cuda_provider
+def test_concurrent_runs_in_the_cuda_provider() -> None:
+    """8 threads, one session, inputs of their own, 1000 runs: bit for bit what each input gives alone."""
+    attributes = Mra2AttentionAttributes(4, 256, 0, 0, 1, 0.125)
+    session = make_session(cuda_library(), attributes, torch.float16, 256)
+    session.set_providers(["CUDAExecutionProvider"])
+    generator = np.random.default_rng(0)
+    feeds = []
+    for thread in range(8):
+        shape = (2, 2048 - 96 * thread, 256)
+        given = {
+            name: generator.standard_normal(shape, np.float32).astype(np.float16) for name in ("query", "key", "value")
+        }
+        given["attention_mask"] = (generator.random(shape[:2]) < 0.9).astype(np.int32)
+        feeds.append(given)
+    alone = [session.run(None, given)[0].view(np.uint16) for given in feeds]
+
+    def count_differences(thread: int) -> int:
+        runs = (session.run(None, feeds[thread])[0].view(np.uint16) for _ in range(125))
+        return sum(not np.array_equal(context, alone[thread]) for context in runs)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(count_differences, range(8))) == [0] * 8
