@@ -27,6 +27,8 @@ __global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
   const bool in_shared = p.buckets <= kSharedCursors;
   // A bucket's count, then where its next token goes, at last its end: that is starts[1 ...].
   std::uint32_t* cursors = in_shared ? reinterpret_cast<std::uint32_t*>(dynamic_shared()) : starts + 1;
+  // Those in global memory are read past the L1 cache: additions go to the L2, and the tables of other blocks share cache lines.
+  const auto cursor = [&](std::uint32_t bucket) { return in_shared ? cursors[bucket] : load_coherent(cursors + bucket); };
   constexpr std::uint32_t kNone = 0xffffffffu;
   const auto bucket_of = [&](std::int64_t token) -> std::uint32_t {
     return token < p.seq_len && mask[token] != 0 ? codes[token] : kNone;
@@ -42,7 +44,7 @@ __global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
   __syncwarp();
   std::uint32_t before = 0;
   for (int first = 0; first < p.buckets; first += kWarp) {
-    const std::uint32_t count = first + lane < p.buckets ? cursors[first + lane] : 0;
+    const std::uint32_t count = first + lane < p.buckets ? cursor(static_cast<std::uint32_t>(first + lane)) : 0;
     std::uint32_t sum = count;
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) {
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
       const unsigned peers = __match_any_sync(0xffffffffu, buckets[i]);
       const int rank = __popc(peers & ((1u << lane) - 1));
       const bool valid = buckets[i] != kNone;
-      const std::uint32_t at = valid ? cursors[buckets[i]] : 0;
+      const std::uint32_t at = valid ? cursor(buckets[i]) : 0;
       __syncwarp();
       if (valid && rank == 0) cursors[buckets[i]] = at + static_cast<std::uint32_t>(__popc(peers));
       __syncwarp();
