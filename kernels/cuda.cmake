@@ -11,12 +11,8 @@ endif()
 enable_language(CUDA)
 
 if(NOT mra_architectures_given)
-  # Machine code for each generation, and PTX of the newest for what comes after it.
-  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
-    set(mra_architectures_given 80-real 86-real 89-real 90-real 100-real 120)
-  else()
-    set(mra_architectures_given 80-real 86-real 89-real 90)
-  endif()
+  include(${CMAKE_CURRENT_LIST_DIR}/cuda_architectures.cmake)
+  mra_cuda_architectures(${CMAKE_CUDA_COMPILER_VERSION} mra_architectures_given)
 endif()
 message(STATUS "CUDA kernels for ${mra_architectures_given}")
 

@@ -22,6 +22,7 @@ import torch
 from paths import REPO, TESTS
 from torch import Tensor
 
+from mra_export.engine.gpu import find_gpus
 from mra_export.native.build import compile_target, cuda_arguments, find_nvcc, find_tool
 from mra_export.native.headers import HEADER_KINDS, fetch_headers, find_headers
 from mra_export.native.libraries import LIBRARY_FILES
@@ -112,14 +113,22 @@ def build_root() -> Path:
 def nvcc_library(kind: str) -> Path:
     """A native library ("onnxruntime" or "tensorrt") with the CUDA kernels as nvcc compiles them, for one architecture.
 
-    Both are built in one tree, so that nvcc compiles the kernels once. Skips the test where a tool is missing.
+    That is the one of this machine's GPU, where there is one: what runs in a test is machine code and not PTX that the driver
+    compiles. Both are built in one tree, so that nvcc compiles the kernels once. Skips the test where a tool is missing.
     """
     nvcc, cmake = find_nvcc(), find_tool("cmake")
     if nvcc is None or cmake is None:
         pytest.skip(f"{'nvcc' if nvcc is None else 'cmake'} was not found")
-    tree = build_root().parent / "nvcc"
+    gpus = find_gpus()
+    architecture = gpus[0].compute_capability.replace(".", "") if gpus else "80"
+    tree = build_root().parent / f"nvcc-{architecture}"
     tree.mkdir(parents=True, exist_ok=True)
-    arguments = [*cuda_arguments(nvcc), "-DCMAKE_CUDA_ARCHITECTURES=80", "-DMRA_CUDA=ON", "-DMRA_TENSORRT=ON"]
+    arguments = [
+        *cuda_arguments(nvcc),
+        f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
+        "-DMRA_CUDA=ON",
+        "-DMRA_TENSORRT=ON",
+    ]
     arguments.append("-DCMAKE_BUILD_TYPE=None")  # of the host's code; nvcc optimizes the GPU's all the same
     for name in HEADER_KINDS:
         arguments.append(f"-DMRA_{name.upper()}_INCLUDE={(find_headers(name) or fetch_headers(name)).path}")
