@@ -39,6 +39,14 @@ def test_library_needs_neither_tensorrt_nor_cuda() -> None:
     assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
 
+def test_library_stays_loaded() -> None:
+    """Threads that end after an engine was freed, and its plugin closed, still call the CUDA runtime in it."""
+    dynamic = subprocess.run(
+        ["readelf", "-d", str(plugin_library())], capture_output=True, text=True, check=True
+    ).stdout
+    assert any("(FLAGS_1)" in line and "NODELETE" in line for line in dynamic.splitlines())
+
+
 def test_build_info() -> None:
     library = ctypes.CDLL(str(plugin_library()))
     library.mraBuildInfo.restype = ctypes.c_char_p
