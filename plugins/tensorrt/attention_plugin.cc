@@ -12,6 +12,9 @@
 #include <limits>
 #include <new>
 
+#include "common/cuda/explain.h"
+#include "logger_slot.h"
+
 namespace mra::trt {
 
 using nvinfer1::DataType;
@@ -110,11 +113,11 @@ class List {
   std::size_t used_ = 0;
 };
 
-// A TensorRT library of this process. Up to TensorRT 10 and TensorRT-RTX 1.4 ILogger has no versioned base: log() is its first virtual
-// function, and the fifth since. One plugin serves both, so it goes by the library's version and not by the headers of its own build.
+// A TensorRT library of this process. One plugin serves several versions, so it goes by the library's and not by the headers of its own
+// build.
 struct TensorRtLibrary {
   nvinfer1::ILogger* (*get_logger)();
-  bool versioned_logger;
+  int slot;  // logger_slot() of its version
 };
 
 struct LoadedPaths {
@@ -148,15 +151,15 @@ int loaded_libraries(TensorRtLibrary (&libraries)[4]) {
     for (int j = 0; j < count; ++j) known |= libraries[j].get_logger == get_logger;  // under another name
     if (known) continue;
     const bool rtx = std::strstr(paths.path[i], "/libtensorrt_rtx.so") != nullptr;
-    libraries[count++] = {get_logger, get_version() >= (rtx ? 10500 : 110000)};
+    libraries[count++] = {get_logger, logger_slot(rtx, get_version())};
   }
   return count;
 }
 
-void log_to(nvinfer1::ILogger* logger, bool versioned, const char* message) {
+void log_to(nvinfer1::ILogger* logger, int slot, const char* message) {
   using Log = void (*)(nvinfer1::ILogger*, std::int32_t, const char*);
   const Log* functions = *reinterpret_cast<const Log* const*>(logger);
-  functions[versioned ? 4 : 0](logger, static_cast<std::int32_t>(nvinfer1::ILogger::Severity::kERROR), message);
+  functions[slot](logger, static_cast<std::int32_t>(nvinfer1::ILogger::Severity::kERROR), message);
 }
 
 // True once some logger has the message. TensorRT gives its finder the right logger only for plugins that it unpacks from an engine;
@@ -165,19 +168,19 @@ bool log_to_tensorrt(const char* message) {
   TensorRtLibrary libraries[4];
   const int count = loaded_libraries(libraries);
   bool one_layout = true;
-  for (int i = 1; i < count; ++i) one_layout &= libraries[i].versioned_logger == libraries[0].versioned_logger;
+  for (int i = 0; i < count; ++i) one_layout &= libraries[i].slot >= 0 && libraries[i].slot == libraries[0].slot;
   if (nvinfer1::ILoggerFinder* finder = one_layout ? logger_finder.load() : nullptr)
     if (nvinfer1::ILogger* logger = finder->findLogger()) {
       if (count == 0)
         logger->log(nvinfer1::ILogger::Severity::kERROR, message);  // not TensorRT's: built with these headers
       else
-        log_to(logger, libraries[0].versioned_logger, message);
+        log_to(logger, libraries[0].slot, message);
       return true;
     }
   bool logged = false;
   for (int i = 0; i < count; ++i)
-    if (nvinfer1::ILogger* logger = libraries[i].get_logger()) {
-      log_to(logger, libraries[i].versioned_logger, message);
+    if (nvinfer1::ILogger* logger = libraries[i].slot >= 0 ? libraries[i].get_logger() : nullptr) {
+      log_to(logger, libraries[i].slot, message);
       logged = true;
     }
   return logged;

@@ -45,6 +45,13 @@ def host_plugin() -> Path:
     return cuda_host.compile_host("libmra_tensorrt_host.so", (*sources, HERE / "host_cuda.cc"), options=options)
 
 
+def logger_slots() -> list[str]:
+    """The lines of logger_slot.cc, compiled with the headers that are here."""
+    options = ("-isystem", str(tensorrt_include()), f"-I{REPO / 'plugins' / 'tensorrt'}")
+    program = cuda_host.compile_host("logger_slot", (HERE / "logger_slot.cc",), options=options, kernels=False)
+    return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def read_errors(operator: str) -> dict[str, str]:
     command = [str(harness()), str(host_plugin()), operator, "errors"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

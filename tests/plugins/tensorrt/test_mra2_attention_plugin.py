@@ -17,7 +17,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from tensorrt_plugin import Rtx, harness, host_plugin, plugin_library, read_errors
+from tensorrt_plugin import Rtx, harness, host_plugin, logger_slots, plugin_library, read_errors
 
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
@@ -124,6 +124,14 @@ def test_errors_reach_the_logger_with_their_values(name: str) -> None:
 
 def test_every_logged_error_is_tested() -> None:
     assert logged_errors().keys() == ERRORS.keys()
+
+
+def test_logger_is_called_where_it_is() -> None:
+    """By the headers that are here. Where they are of a version that the plugin does not know: add it to logger_slot.h."""
+    headers, others = logger_slots()
+    product, version, place, known = headers.split()
+    assert known == place, f"{product} {version} has ILogger::log at {place}, and logger_slot() says {known}"
+    assert others.split() == ["-1", "0", "0", "-1", "-1", "4", "-1", "-1"], "versions that nobody tried have no place"
 
 
 # Real engines: TensorRT-RTX builds ahead of time, without a GPU.
