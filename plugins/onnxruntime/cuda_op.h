@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <new>
 
+#include "common/cuda/explain.h"
 #include "custom_op.h"
 
 namespace mra::ort {
@@ -59,10 +60,10 @@ struct CudaOp {
     if (error == cudaSuccess) return nullptr;
     std::snprintf(
         message, sizeof(message),
-        "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.",
+        "%s (%s) at batch=%lld, seq_len=%lld, hidden_size=%lld, num_heads=%lld. The library holds code for GPU architectures %s.%s",
         cudaGetErrorString(error), cudaGetErrorName(error), static_cast<long long>(params.batch),
         static_cast<long long>(params.seq_len), static_cast<long long>(params.hidden_size),
-        static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES);
+        static_cast<long long>(params.num_heads), MRA_CUDA_ARCHITECTURES, cuda::Explanation(error).text());
     return api->CreateStatus(ORT_EP_FAIL, message);
   }
 

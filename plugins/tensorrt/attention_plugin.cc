@@ -375,9 +375,9 @@ std::int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* input_de
     if (operator_.attribute_types[i] == PluginFieldType::kINT32)
       attributes.add("%s=%d", operator_.attribute_names[i], values_[i].integer);
   log_formatted("%s: %s (%s) at batch=%" PRId64 ", seq_len=%" PRId64 ", hidden_size=%" PRId64
-                ", %s. The plugin holds code for GPU architectures %s.",
+                ", %s. The plugin holds code for GPU architectures %s.%s",
                 operator_.type, cudaGetErrorString(error), cudaGetErrorName(error), sizes.batch, sizes.seq_len, sizes.hidden_size,
-                attributes.text(), MRA_CUDA_ARCHITECTURES);
+                attributes.text(), MRA_CUDA_ARCHITECTURES, cuda::Explanation(error).text());
   return -1;
 }
 

@@ -179,6 +179,11 @@ int main(int count, char** arguments) {
       const OrtStatus* status = run(stream, 1);
       EXPECT(status != nullptr && status->message == "No device memory for the operator's workspace of 1000 bytes.");
     }
+  } else if (name == "driver") {  // the message, for the test to read
+    launch_result = cudaErrorInsufficientDriver;
+    const OrtStatus* status = run(&streams[0], 1);
+    EXPECT(status != nullptr);
+    std::puts(status->message.c_str());
   } else {
     stop("no check is called " + name);
   }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,6 +159,24 @@ def test_workspace_belongs_to_the_stream(name: str) -> None:
     """Calls on several streams whose kernels run at once, as those of concurrent runs of a session."""
     done = subprocess.run([str(concurrent_runs()), name], capture_output=True, text=True, check=False)
     assert done.stdout == "OK\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "sentence"),
+    [
+        (
+            "12040",
+            r"The driver serves CUDA 12\.4, this library needs CUDA 1\d: install a newer driver, or compile the library",
+        ),
+        ("0", r"There is no NVIDIA driver here\."),
+    ],
+)
+def test_old_driver_is_named(driver: str, sentence: str) -> None:
+    environment = os.environ | {"MRA_HOST_DRIVER": driver}
+    done = subprocess.run(
+        [str(concurrent_runs()), "driver"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert re.search(rf"num_heads=1\. The library holds code for GPU architectures host\. {sentence}", done.stdout)
 
 
 def test_empty_batch_in_a_session() -> None:
