@@ -44,12 +44,13 @@ struct CudaOp {
     typename Operator::Params params = self.attributes;
     MRA_RETURN_IF_ERROR(Operator::read_tensors(*context, &params));
     if (params.batch == 0) return nullptr;
+    char message[kMessageSize];
+    if (!cuda_validate(params, message, sizeof(message))) return invalid_argument(message);
     void* stream = nullptr;
     MRA_RETURN_IF_ERROR(api->KernelContext_GetGPUComputeStream(context, &stream));
     const std::size_t bytes = cuda_workspace_size(params);
     void* workspace = nullptr;
     MRA_RETURN_IF_ERROR(allocate(self.allocator, *context, stream, bytes, &workspace));
-    char message[kMessageSize];
     if (workspace == nullptr) {
       std::snprintf(message, sizeof(message), "No device memory for the operator's workspace of %zu bytes.", bytes);
       return api->CreateStatus(ORT_FAIL, message);

@@ -46,7 +46,7 @@ struct Operator {
   const nvinfer1::PluginFieldType* attribute_types;  // kINT32 or kFLOAT32
   int num_attributes;
 
-  // As the operator's own validate().
+  // As the operator's own cuda_validate().
   bool (*validate)(const Value* values, const Sizes& sizes, char* message, std::size_t message_size) noexcept;
   // Describes constant number `index`; false if there are fewer.
   bool (*constant)(const Value* values, const Sizes& sizes, int index, Constant* constant) noexcept;

@@ -28,7 +28,7 @@ Mra2AttentionParams make_params(const Value* values, const Sizes& sizes) {
 }
 
 bool check(const Value* values, const Sizes& sizes, char* message, std::size_t message_size) noexcept {
-  return validate(make_params(values, sizes), message, message_size);
+  return cuda_validate(make_params(values, sizes), message, message_size);
 }
 
 bool constant(const Value*, const Sizes&, int, Constant*) noexcept { return false; }

@@ -31,7 +31,7 @@ YosoAttentionParams make_params(const Value* values, const Sizes& sizes) {
 }
 
 bool check(const Value* values, const Sizes& sizes, char* message, std::size_t message_size) noexcept {
-  return validate(make_params(values, sizes), message, message_size);
+  return cuda_validate(make_params(values, sizes), message, message_size);
 }
 
 bool constant(const Value* values, const Sizes& sizes, int index, Constant* constant) noexcept {

@@ -1,7 +1,7 @@
 // mra::Mra2Attention on a CUDA device: lays out the workspace and launches the three kernels.
 #include "mra2_attention/cuda/mra2_attention_cuda.h"
 
-#include <cmath>
+#include <cinttypes>
 #include <cstdint>
 
 #include "common/cuda/launch.cuh"
@@ -45,8 +45,18 @@ cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
 }  // namespace
 }  // namespace cuda
 
+bool cuda_validate(const Mra2AttentionParams& params, char* message, std::size_t message_size) noexcept {
+  if (!validate(params, message, message_size)) return false;
+  if (params.seq_len <= kMra2CudaMaxSeqLen) return true;
+  return Refusal{message, message_size}(
+      "seq_len=%" PRId64 " must be at most %" PRId64
+      " on a GPU, where a logit for each pair of blocks is kept. Cut the texts, or run them on the "
+      "CPU.",
+      params.seq_len, kMra2CudaMaxSeqLen);
+}
+
 std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept {
-  if (!validate(params, nullptr, 0)) return 0;
+  if (!cuda_validate(params, nullptr, 0)) return 0;
   cuda::Mra2Problem p = cuda::make_problem(params);
   cuda::Arena arena(nullptr);
   cuda::lay_out(p, arena);
@@ -55,7 +65,7 @@ std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept {
 
 cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspace, std::size_t workspace_bytes,
                                 cudaStream_t stream) noexcept {
-  if (!validate(params, nullptr, 0)) return cudaErrorInvalidValue;
+  if (!cuda_validate(params, nullptr, 0)) return cudaErrorInvalidValue;
   if (params.batch == 0) return cudaSuccess;
   if (!cuda::usable(params.query) || !cuda::usable(params.key) || !cuda::usable(params.value) || !cuda::usable(params.context) ||
       !cuda::usable(workspace) || params.attention_mask == nullptr)

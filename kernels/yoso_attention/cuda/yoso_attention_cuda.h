@@ -9,6 +9,11 @@
 
 namespace mra {
 
+// As validate(): the CUDA kernels have no limits of their own.
+inline bool cuda_validate(const YosoAttentionParams& params, char* message, std::size_t message_size) noexcept {
+  return validate(params, message, message_size);
+}
+
 // Bytes of workspace that yoso_attention_cuda() needs for these sizes and attributes; pointers are not looked at. It never shrinks
 // when batch or seq_len grow, so the size for a profile's maximum serves the whole profile. 0 if params are invalid.
 std::size_t cuda_workspace_size(const YosoAttentionParams& params) noexcept;

@@ -321,6 +321,7 @@ def test_empty_batch() -> None:
         ("num_heads", 3),
         ("hidden_size", 20),
         ("seq_len", 0),
+        ("seq_len", 131073),
         ("approx_mode", 2),
         ("dtype", 7),
         ("query", None),
@@ -377,6 +378,12 @@ def test_workspace_stays_linear_in_the_budget() -> None:
     call = cuda_host.Call(None, None, None, None, None, 8, 4096, 768, 1, 12, 512, 0, 0, 0, 0.125)
     size = int(cuda_host.library().mra_cuda_workspace_size(ctypes.byref(call)))
     assert size <= 2 * 8 * 4096 * 768 * 4
+
+
+def test_workspace_of_the_longest_sequence() -> None:
+    """The length is limited so that one example of a base-sized model, 4 blocks per row, takes at most 2 GB."""
+    call = cuda_host.Call(None, None, None, None, None, 1, 131072, 768, 1, 12, 16384, 0, 0, 0, 0.125)
+    assert 0 < int(cuda_host.library().mra_cuda_workspace_size(ctypes.byref(call))) <= 2_000_000_000
 
 
 @pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the shim counts the launches")

@@ -396,6 +396,11 @@ void run_errors(const Library& library, Logger& logger) {
     report("onShapeChange");
   }
   {
+    DynamicDescs descs(good, 2, 131073);
+    EXPECT(build->configurePlugin(descs.tensors, 4, descs.tensors + 4, 1) != 0);
+    report("too long");
+  }
+  {
     Descs descs(good, 2, 64);
     descs.tensors[0].type = DataType::kINT8;
     EXPECT(runtime->onShapeChange(descs.tensors, 4, descs.tensors + 4, 1) != 0);
