@@ -35,6 +35,7 @@ struct CudaOp {
       delete created;
       return status;
     }
+    cuda_load(created->attributes);  // what keeps it from that, the first call will meet and say
     *kernel = created;
     return nullptr;
   }
@@ -43,9 +44,9 @@ struct CudaOp {
     const auto& self = *static_cast<const Kernel*>(kernel);
     typename Operator::Params params = self.attributes;
     MRA_RETURN_IF_ERROR(Operator::read_tensors(*context, &params));
-    if (params.batch == 0) return nullptr;
     char message[kMessageSize];
     if (!cuda_validate(params, message, sizeof(message))) return invalid_argument(message);
+    if (params.batch == 0) return nullptr;
     void* stream = nullptr;
     MRA_RETURN_IF_ERROR(api->KernelContext_GetGPUComputeStream(context, &stream));
     const std::size_t bytes = cuda_workspace_size(params);

@@ -163,7 +163,7 @@ void log_to(nvinfer1::ILogger* logger, int slot, const char* message) {
 }
 
 // True once some logger has the message. TensorRT gives its finder the right logger only for plugins that it unpacks from an engine;
-// for others each loaded library is asked for its own.
+// for others each loaded library is asked for its own, if its logger is known.
 bool log_to_tensorrt(const char* message) {
   TensorRtLibrary libraries[4];
   const int count = loaded_libraries(libraries);
@@ -381,7 +381,11 @@ std::int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* input_de
   return -1;
 }
 
-nvinfer1::IPluginV3* AttentionPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
+nvinfer1::IPluginV3* AttentionPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  // Now, and not in a stream that may be captured. The type of the tensors is not known yet.
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) operator_.load(values_, dtype);
+  return clone();
+}
 
 const nvinfer1::PluginFieldCollection* AttentionPlugin::getFieldsToSerialize() noexcept { return &collection_; }
 

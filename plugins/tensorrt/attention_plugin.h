@@ -52,6 +52,8 @@ struct Operator {
   bool (*constant)(const Value* values, const Sizes& sizes, int index, Constant* constant) noexcept;
   // The others get values and sizes that validate() accepts.
   std::size_t (*workspace_size)(const Value* values, const Sizes& sizes) noexcept;
+  // Loads the kernels for tensors of this type. What keeps it from that, enqueue will meet and say.
+  void (*load)(const Value* values, DType dtype) noexcept;
   cudaError_t (*enqueue)(const Value* values, const Sizes& sizes, const void* const* inputs, void* context, void* workspace,
                          cudaStream_t stream) noexcept;
 };

@@ -37,6 +37,8 @@ std::size_t workspace_size(const Value* values, const Sizes& sizes) noexcept {
   return cuda_workspace_size(make_params(values, sizes));
 }
 
+void load(const Value* values, DType dtype) noexcept { cuda_load(make_params(values, {1, 1, 1, dtype})); }
+
 cudaError_t enqueue(const Value* values, const Sizes& sizes, const void* const* inputs, void* context, void* workspace,
                     cudaStream_t stream) noexcept {
   Mra2AttentionParams params = make_params(values, sizes);
@@ -50,6 +52,6 @@ cudaError_t enqueue(const Value* values, const Sizes& sizes, const void* const* 
 
 }  // namespace
 
-const Operator kMra2Attention = {kOpType, kAttributeNames, kTypes, kMaxAttributes, check, constant, workspace_size, enqueue};
+const Operator kMra2Attention = {kOpType, kAttributeNames, kTypes, kMaxAttributes, check, constant, workspace_size, load, enqueue};
 
 }  // namespace mra::trt

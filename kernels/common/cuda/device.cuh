@@ -98,6 +98,22 @@ __device__ __forceinline__ T load_coherent(const T* pointer) {
   return __ldcg(pointer);
 }
 
+// Loads the kernel's code, which the first launch would do, at a time when that may be forbidden: while a stream is captured.
+template <typename... Parameters>
+cudaError_t load(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  if (error != cudaSuccess) cudaGetLastError();  // it is the caller's now, and no later call's
+  return error;
+}
+
+// Asks the driver for all of a multiprocessor's memory as shared memory, for a kernel of which that decides how many blocks it holds.
+template <typename... Parameters>
+cudaError_t prefer_shared_memory(void (*kernel)(Parameters...)) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t shared_bytes, cudaStream_t stream,
                    std::common_type_t<Parameters>... arguments) {

@@ -14,6 +14,23 @@ cudaError_t launch_checked(void (*kernel)(Parameters...), std::int64_t blocks, i
   return launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream, arguments...);
 }
 
+// The same for a kernel whose blocks shared memory limits.
+template <typename... Parameters>
+cudaError_t launch_in_shared(void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes,
+                             cudaStream_t stream, std::common_type_t<Parameters>... arguments) {
+  const cudaError_t error = prefer_shared_memory(kernel);
+  if (error != cudaSuccess) return error;
+  return launch_checked(kernel, blocks, threads, shared_bytes, stream, arguments...);
+}
+
+// Loads kernels until one cannot be.
+template <typename... Kernels>
+cudaError_t load_kernels(Kernels... kernels) {
+  cudaError_t error = cudaSuccess;
+  ((error == cudaSuccess ? void(error = load(kernels)) : void()), ...);
+  return error;
+}
+
 inline bool usable(const void* pointer) {
   return pointer != nullptr && reinterpret_cast<std::uintptr_t>(pointer) % kCudaAlignment == 0;
 }

@@ -3,6 +3,7 @@
 
 #include <cinttypes>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/cuda/launch.cuh"
 #include "mra2_attention/cuda/ffma.cuh"
@@ -16,12 +17,18 @@ namespace cuda {
 namespace {
 
 template <typename T, int kDim>
-cudaError_t launch_attention(const Mra2Problem& p, cudaStream_t stream) {
-  const std::int64_t blocks = p.heads * p.chunk_bound;
+constexpr auto attention_kernel() {
   if constexpr (sizeof(T) == 4)
-    return launch_checked(mra2_ffma_kernel<kDim>, blocks, kFfmaThreads, Mra2FfmaShape<kDim>::kSharedBytes, stream, p);
+    return mra2_ffma_kernel<kDim>;
   else
-    return launch_checked(mra2_mma_kernel<T, kDim>, blocks, kMra2MmaThreads, Mra2MmaShape<kDim>::kSharedBytes, stream, p);
+    return mra2_mma_kernel<T, kDim>;
+}
+
+template <typename T, int kDim>
+cudaError_t launch_attention(const Mra2Problem& p, cudaStream_t stream) {
+  using Shape = std::conditional_t<sizeof(T) == 4, Mra2FfmaShape<kDim>, Mra2MmaShape<kDim>>;
+  return launch_in_shared(attention_kernel<T, kDim>(), p.heads * p.chunk_bound, sizeof(T) == 4 ? kFfmaThreads : kMra2MmaThreads,
+                          Shape::kSharedBytes, stream, p);
 }
 
 template <typename T>
@@ -40,6 +47,13 @@ cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
   if (p.head_dim <= 64) return launch_attention<T, 64>(p, stream);
   if (p.head_dim <= 128) return launch_attention<T, 128>(p, stream);
   return launch_attention<T, 256>(p, stream);
+}
+
+template <typename T>
+cudaError_t load_all() {
+  constexpr bool kHalfTypes = sizeof(T) == 2;
+  return load_kernels(mra2_pool_kernel<T>, mra2_select_kernel<kHalfTypes>, attention_kernel<T, 32>(), attention_kernel<T, 64>(),
+                      attention_kernel<T, 128>(), attention_kernel<T, 256>());
 }
 
 }  // namespace
@@ -77,6 +91,12 @@ cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspa
   if (params.dtype == DType::kFloat16) return cuda::launch_all<__half>(p, stream);
   if (params.dtype == DType::kBFloat16) return cuda::launch_all<__nv_bfloat16>(p, stream);
   return cuda::launch_all<float>(p, stream);
+}
+
+cudaError_t cuda_load(const Mra2AttentionParams& params) noexcept {
+  if (params.dtype == DType::kFloat16) return cuda::load_all<__half>();
+  if (params.dtype == DType::kBFloat16) return cuda::load_all<__nv_bfloat16>();
+  return cuda::load_all<float>();
 }
 
 }  // namespace mra

@@ -28,4 +28,8 @@ std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept;
 cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspace, std::size_t workspace_bytes,
                                 cudaStream_t stream) noexcept;
 
+// Loads the kernels that calls with this dtype may need, for the current device; the other fields are not looked at. Each kernel's
+// first launch would load it, which a stream that is being captured may not allow.
+cudaError_t cuda_load(const Mra2AttentionParams& params) noexcept;
+
 }  // namespace mra

@@ -16,13 +16,21 @@ namespace cuda {
 namespace {
 
 template <typename T, int kDim>
+constexpr auto dense_kernel() {
+  if constexpr (sizeof(T) == 4)
+    return yoso_ffma_kernel<kDim>;
+  else
+    return yoso_mma_kernel<T, kDim>;
+}
+
+template <typename T, int kDim>
 cudaError_t launch_dense(const YosoProblem& p, cudaStream_t stream) {
   if constexpr (sizeof(T) == 4) {
-    return launch_checked(yoso_ffma_kernel<kDim>, p.heads * p.tiles, kFfmaThreads, YosoFfmaShape<kDim>::kSharedBytes, stream, p);
+    return launch_in_shared(dense_kernel<T, kDim>(), p.heads * p.tiles, kFfmaThreads, YosoFfmaShape<kDim>::kSharedBytes, stream, p);
   } else {
     using Shape = YosoMmaShape<kDim>;
-    return launch_checked(yoso_mma_kernel<T, kDim>, p.heads * blocks_for(p.seq_len, Shape::kRows), Shape::kThreads,
-                          Shape::kSharedBytes, stream, p);
+    return launch_in_shared(dense_kernel<T, kDim>(), p.heads * blocks_for(p.seq_len, Shape::kRows), Shape::kThreads,
+                            Shape::kSharedBytes, stream, p);
   }
 }
 
@@ -61,6 +69,12 @@ cudaError_t launch_all(const YosoProblem& p, cudaStream_t stream) {
   return p.num_hash > 0 ? launch_lsh<T>(p, stream) : launch_expectation<T>(p, stream);
 }
 
+template <typename T>
+cudaError_t load_all(bool lsh) {
+  if (lsh) return load_kernels(yoso_hash_kernel<T>, yoso_sort_kernel, yoso_sum_kernel<T>, yoso_gather_kernel<T>);
+  return load_kernels(yoso_prepare_kernel<T>, dense_kernel<T, 64>(), dense_kernel<T, 128>(), dense_kernel<T, 256>());
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -89,6 +103,12 @@ cudaError_t yoso_attention_cuda(const YosoAttentionParams& params, void* workspa
   if (params.dtype == DType::kFloat16) return cuda::launch_all<__half>(p, stream);
   if (params.dtype == DType::kBFloat16) return cuda::launch_all<__nv_bfloat16>(p, stream);
   return cuda::launch_all<float>(p, stream);
+}
+
+cudaError_t cuda_load(const YosoAttentionParams& params) noexcept {
+  if (params.dtype == DType::kFloat16) return cuda::load_all<__half>(params.lsh());
+  if (params.dtype == DType::kBFloat16) return cuda::load_all<__nv_bfloat16>(params.lsh());
+  return cuda::load_all<float>(params.lsh());
 }
 
 }  // namespace mra

@@ -26,4 +26,8 @@ std::size_t cuda_workspace_size(const YosoAttentionParams& params) noexcept;
 cudaError_t yoso_attention_cuda(const YosoAttentionParams& params, void* workspace, std::size_t workspace_bytes,
                                 cudaStream_t stream) noexcept;
 
+// Loads the kernels that calls with this dtype and mode may need, for the current device; the other fields are not looked at. Each kernel's
+// first launch would load it, which a stream that is being captured may not allow.
+cudaError_t cuda_load(const YosoAttentionParams& params) noexcept;
+
 }  // namespace mra

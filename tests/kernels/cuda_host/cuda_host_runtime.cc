@@ -11,6 +11,7 @@
 #include <cstdarg>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 
 #if defined(MRA_HOST_ASAN)
@@ -114,6 +115,7 @@ struct Machine {
   char end_tag;
   char fence_tag;
   long launches = 0;
+  std::set<const void*> loaded;
 };
 Machine g_machine;
 
@@ -331,6 +333,12 @@ const float* half_values() {
 unsigned char* shared_memory() { return g_machine.shared; }
 int lane() { return static_cast<int>(g_context->thread.x % kLanes); }
 long launches() { return g_machine.launches; }
+void note_loaded(const void* kernel) { g_machine.loaded.insert(kernel); }
+void check_loaded(const void* kernel) {
+  const char* asked = std::getenv("MRA_HOST_LOADED");
+  if (asked != nullptr && std::strcmp(asked, "1") == 0 && g_machine.loaded.count(kernel) == 0)
+    fail("a kernel is launched that was not loaded before");
+}
 bool early_copies() { return g_machine.early; }
 std::vector<std::vector<Copy>>& copy_groups() { return fiber_of(g_machine.current).copies; }
 

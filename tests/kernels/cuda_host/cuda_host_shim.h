@@ -8,6 +8,7 @@
 // Environment (read at each launch), so that the tests can be hostile:
 //   MRA_HOST_ORDER  = forward | reverse | random[:seed]   which ready fiber runs next
 //   MRA_HOST_COPIES = late | early                         asynchronous copies happen at the wait, or when they are issued
+//   MRA_HOST_LOADED = 1                                    a kernel must have been loaded before it is launched
 // Under ThreadSanitizer each fiber is a thread of its own to the sanitizer, and only what synchronises on a GPU synchronises there.
 #pragma once
 
@@ -54,6 +55,9 @@ using Deposits = std::uint32_t[kLanes][kWords];
 const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* words, int count);
 int lane();
 long launches();  // of this process
+// Kernels that were loaded; with MRA_HOST_LOADED=1 in the environment another one must not be launched.
+void note_loaded(const void* kernel);
+void check_loaded(const void* kernel);
 
 const float* half_values();  // [65536], of every float16
 
@@ -237,10 +241,21 @@ T load_coherent(const T* pointer) {
 }
 
 template <typename... Parameters>
+cudaError_t load(void (*kernel)(Parameters...)) {
+  ::cuda_host::note_loaded(reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
+}
+template <typename... Parameters>
+cudaError_t prefer_shared_memory(void (*)(Parameters...)) {
+  return cudaSuccess;
+}
+
+template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t shared_bytes, cudaStream_t,
                    std::common_type_t<Parameters>... arguments) {
   if (blocks == 0 || threads == 0 || threads > 1024) return cudaErrorInvalidConfiguration;
   if (shared_bytes > 99 * 1024) return cudaErrorInvalidValue;  // compute capability 8.6, 8.9, 12.0
+  ::cuda_host::check_loaded(reinterpret_cast<const void*>(kernel));
   ::cuda_host::run_grid(blocks, threads, shared_bytes, [=] { kernel(arguments...); });
   return cudaSuccess;
 }

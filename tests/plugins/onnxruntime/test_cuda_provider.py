@@ -97,11 +97,15 @@ def feed(golden: Golden, dtype: torch.dtype) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
 @pytest.mark.parametrize("name", ["c03_pad_batch", "c04_priors", "c07_sparse_pad_empty_rows"])
-def test_session_computes_what_the_kernels_compute(name: str, dtype: torch.dtype) -> None:
+def test_session_computes_what_the_kernels_compute(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     golden = load_golden(name)
     session = make_session(host_library(), golden.attributes, dtype, golden.query.shape[2])
     inputs = feed(golden, dtype)
-    (context,) = session.run(None, inputs)
+    with monkeypatch.context() as environment:
+        environment.setenv("MRA_HOST_LOADED", "1")  # making the session loaded all that it may launch
+        (context,) = session.run(None, inputs)
     alone = cuda_host.run(*(torch.from_numpy(x) for x in inputs.values()), golden.attributes).context
     assert np.array_equal(context, alone.numpy())
     assert relative_error(context, golden.expected) <= (2e-5 if dtype == torch.float32 else 5e-4)
