@@ -4,6 +4,7 @@
 // order-preserving keys, 8 + 12 + 12 bits, the first byte's histogram gathered by all blocks of the head. Everything is float32.
 #pragma once
 
+#include "common/cuda/arrival.cuh"
 #include "mra2_attention/cuda/low_resolution.cuh"
 #include "mra2_attention/cuda/problem.cuh"
 
@@ -38,17 +39,6 @@ inline std::size_t select_shared_bytes(int head_dim) {
   std::size_t most = 0;
   for (const std::size_t bytes : needs) most = bytes > most ? bytes : most;
   return kSelectHeader + most;
-}
-
-// True in every thread of the block that arrives last of `expected`; what the others wrote before is then visible to it.
-__device__ __forceinline__ bool arrives_last(std::uint32_t* counter, std::uint32_t expected, std::uint32_t* shared_flag) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *shared_flag = atomicAdd(counter, 1u) + 1u == expected;
-  __syncthreads();
-  const bool last = *shared_flag != 0;
-  if (last) __threadfence();
-  return last;
 }
 
 // Steps 3-5 for rows [row0, row0 + 16 kRows) of `head`. A warp owns kRows rows (warp + 16 i), a lane kColumns columns (lane + 32 j)

@@ -1,6 +1,7 @@
 // What both attention kernels share (launch 3, steps 8-12): the place of a chunk, the softmax's final shift, and the combination of chunks.
 #pragma once
 
+#include "common/cuda/arrival.cuh"
 #include "common/cuda/tile.cuh"
 #include "mra2_attention/cuda/problem.cuh"
 
@@ -70,12 +71,7 @@ __device__ __forceinline__ FinalFactors final_factors(const Mra2Problem& p, floa
 template <typename T, typename Exponent, int kThreads>
 __device__ __forceinline__ void combine_chunks(const Mra2Problem& p, const ChunkWork& work, std::uint32_t* shared_flag) {
   const std::int64_t row = work.head * p.nb + work.chunk.row;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *shared_flag = atomicAdd(p.row_arrivals + row, 1u) + 1u == work.chunk.parts;
-  __syncthreads();
-  if (*shared_flag == 0) return;
-  __threadfence();
+  if (!arrives_last(p.row_arrivals + row, work.chunk.parts, shared_flag)) return;
 
   const std::int64_t slot0 = work.head * p.slots + p.row_slots[row];
   const float row_max = p.row_max[row];
