@@ -29,15 +29,17 @@ __global__ void __launch_bounds__(kFfmaThreads) mra2_ffma_kernel(Mra2Problem p) 
   const float* query = static_cast<const float*>(p.query) + work.origin;
   const float* key = static_cast<const float*>(p.key) + work.origin;
   const float* value = static_cast<const float*>(p.value) + work.origin;
-  const std::uint32_t query_bits = work.bits[work.chunk.row];
+  const std::uint32_t query_bits = work.chunk.bits;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int row0 = static_cast<int>(threadIdx.x) / kWarp * kFfmaRows;
 
   const auto load = [&](int tile) {
-    const int block = work.list[tile];
-    load_tile<float, kDim, Shape::kKeyStride, kFfmaThreads>(key_tile, key, block, work.bits[block], p);
+    const std::uint16_t entry = work.list[tile];
+    const int block = entry & kBlockNumber;
+    const std::uint32_t bits = work.bits_of(entry);
+    load_tile<float, kDim, Shape::kKeyStride, kFfmaThreads>(key_tile, key, block, bits, p);
     copy_async_commit();
-    load_tile<float, kDim, kDim, kFfmaThreads>(value_tile, value, block, work.bits[block], p);
+    load_tile<float, kDim, kDim, kFfmaThreads>(value_tile, value, block, bits, p);
     copy_async_commit();
   };
   load_tile<float, kDim, kDim, kFfmaThreads>(query_tile, query, work.chunk.row, query_bits, p);
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kFfmaThreads) mra2_ffma_kernel(Mra2Problem p) 
   for (int tile = 0; tile < length; ++tile) {
     copy_async_wait<1>();
     __syncthreads();
-    const std::uint32_t key_bits = work.bits[work.list[tile]];
+    const std::uint32_t key_bits = work.bits_of(work.list[tile]);
     const bool is_token = (key_bits >> lane & 1u) != 0;
     padded |= key_bits != 0xffffffffu;
 
@@ -122,7 +124,7 @@ __global__ void __launch_bounds__(kFfmaThreads) mra2_ffma_kernel(Mra2Problem p) 
     for (int offset = kWarp / 2; offset > 0; offset /= 2) weight[r] += __shfl_xor_sync(0xffffffffu, weight[r], offset);
 
   if (work.chunk.parts > 1) {
-    const std::int64_t slot = work.head * p.slots + p.row_slots[row] + work.chunk.begin / p.chunk_tiles;
+    const std::int64_t slot = work.slot(p);
 #pragma unroll
     for (int r = 0; r < kFfmaRows; ++r) {
       const std::int64_t at = slot * kBlockSize + row0 + r;

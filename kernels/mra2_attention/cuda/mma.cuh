@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
   const T* query = static_cast<const T*>(p.query) + work.origin;
   const T* key = static_cast<const T*>(p.key) + work.origin;
   const T* value = static_cast<const T*>(p.value) + work.origin;
-  const std::uint32_t query_bits = work.bits[work.chunk.row];
+  const std::uint32_t query_bits = work.chunk.bits;
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
   const auto load_stage = [&](int tile) {
     if (tile < length) {
       if (tile % kWarp == 0 && tile + lane < length) {
-        listed_block = work.list[tile + lane];
-        listed_bits = work.bits[listed_block];
+        const std::uint16_t entry = work.list[tile + lane];
+        listed_block = entry & kBlockNumber;
+        listed_bits = work.bits_of(entry);
       }
       const int block = __shfl_sync(0xffffffffu, listed_block, tile % kWarp);
       const std::uint32_t bits = __shfl_sync(0xffffffffu, listed_bits, tile % kWarp);
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
   }
 
   if (work.chunk.parts > 1) {
-    const std::int64_t slot = work.head * p.slots + p.row_slots[row] + work.chunk.begin / p.chunk_tiles;
+    const std::int64_t slot = work.slot(p);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const std::int64_t at = slot * kBlockSize + warp * 16 + group + r * 8;

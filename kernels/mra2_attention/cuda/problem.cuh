@@ -11,15 +11,21 @@ namespace mra::cuda {
 
 static_assert(kBlockSize == kWarp, "one lane per token of a block");
 
-// A run of selected key blocks of one query block, handled by one thread block.
-struct Chunk {
+// A run of selected key blocks of one query block, handled by one thread block. All that it needs to begin is here, in one load.
+struct alignas(16) Chunk {
   std::uint16_t row;     // query block
   std::uint16_t begin;   // first entry of the row's list
   std::uint16_t length;  // entries; 0 for a row without a selected block
-  std::uint16_t parts;   // chunks of this row
+  std::uint16_t parts;   // chunks of this row; 0: this is none, and neither are those after it
+  std::int32_t slot;     // the first partial result of a row of several chunks
+  std::uint32_t bits;    // the row's token_bits
 };
-static_assert(sizeof(Chunk) == 8);
-static_assert(kMaxSeqLen / kBlockSize <= 65535, "block numbers fit 16 bits");
+static_assert(sizeof(Chunk) == 16);
+
+// An entry of a list: the number of a key block, and whether none of its tokens is padding, which saves a look at them.
+constexpr std::uint16_t kFullBlock = 0x8000;
+constexpr std::uint16_t kBlockNumber = 0x7fff;
+static_assert(kMaxSeqLen / kBlockSize <= kBlockNumber + 1, "block numbers fit");
 
 // Passed to the kernels by value. "heads" below is batch * num_heads, nb the blocks of a sequence.
 struct Mra2Problem {
@@ -54,11 +60,9 @@ struct Mra2Problem {
   std::uint32_t* histogram;       // [heads, 256], of the leading byte of the score keys
   std::uint32_t* head_arrivals;   // [heads]
   std::uint32_t* row_arrivals;    // [heads, nb]
-  std::uint16_t* lists;           // [heads, nb, list_stride]; selected key blocks, ascending
+  std::uint16_t* lists;           // [heads, nb, list_stride]; selected key blocks, ascending, with kFullBlock
   std::int32_t* row_counts;       // [heads, nb]
   Chunk* chunks;                  // [heads, chunk_bound], longest first
-  std::int32_t* chunk_counts;     // [heads]
-  std::int32_t* row_slots;        // [heads, nb]; first slot of a row of several chunks
   float* low_sum;                 // [heads, nb, head_dim]; sum over unselected b of c_b e^(L - r) v̂_b
   float* low_weight;              // [heads, nb]; sum over unselected b of c_b e^(L - r)
   float* partial_sum;             // [heads, slots, 32, head_dim]
@@ -127,8 +131,6 @@ void lay_out(Mra2Problem& p, Allocator& arena) {
   arena.take(p.lists, rows * p.list_stride);
   arena.take(p.row_counts, rows);
   arena.take(p.chunks, p.heads * p.chunk_bound);
-  arena.take(p.chunk_counts, p.heads);
-  arena.take(p.row_slots, rows);
   arena.take(p.low_sum, rows * p.head_dim);
   arena.take(p.low_weight, rows);
   arena.take(p.partial_sum, slots * p.head_dim);

@@ -24,6 +24,7 @@ struct SelectShared {
   std::uint32_t last;
   std::int32_t cutoff;
   std::uint32_t slot_count;
+  std::uint32_t chunk_count;
   std::uint32_t class_offset[9];
 };
 constexpr std::size_t kSelectHeader = 128;
@@ -294,12 +295,18 @@ __device__ __forceinline__ Threshold find_threshold(const Mra2Problem& p, std::i
 
 // The selected blocks of every row, ascending, and the chunks that the attention kernel takes them in.
 __device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t head, const Threshold& threshold,
-                                            SelectShared& header) {
+                                            SelectShared& header, std::uint32_t* full_blocks) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   std::int32_t* row_counts = p.row_counts + head * p.nb;
   if (threadIdx.x < 9) header.class_offset[threadIdx.x] = 0;
   if (threadIdx.x == 0) header.slot_count = 0;
+  const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
+  for (int column0 = warp * kWarp; column0 < p.nb; column0 += kSelectThreads) {
+    const unsigned full = __ballot_sync(kAllLanes, column0 + lane < p.nb && bits[column0 + lane] == 0xffffffffu);
+    if (lane == 0) full_blocks[column0 / kWarp] = full;  // [nb / 32], of 32 blocks each
+  }
+  __syncthreads();
   for (int row = warp; row < p.nb; row += kSelectWarps) {
     const float* logits = p.logits + (head * p.nb + row) * p.nb;
     const float row_max = load_coherent(p.row_max + head * p.nb + row);
@@ -311,7 +318,8 @@ __device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t h
       const bool selected = column < p.nb && threshold.selects(score_key(p, load_coherent(logits + column), row_max, row, column),
                                                                row * p.nb + column);
       const unsigned lanes = __ballot_sync(kAllLanes, selected);
-      if (selected) list[count + __popc(lanes & ((1u << lane) - 1u))] = static_cast<std::uint16_t>(column);
+      const std::uint32_t is_full = full_blocks[column0 / kWarp] >> lane & 1u;
+      if (selected) list[count + __popc(lanes & ((1u << lane) - 1u))] = static_cast<std::uint16_t>(column | is_full << 15);
       count += __popc(lanes);
     }
     if (lane == 0) row_counts[row] = count;
@@ -333,7 +341,7 @@ __device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t h
       header.class_offset[i] = total;
       total += in_class;
     }
-    p.chunk_counts[head] = static_cast<std::int32_t>(total);
+    header.chunk_count = total;
   }
   __syncthreads();
   // The order within a class and the slots may differ from run to run; no result depends on them.
@@ -341,15 +349,17 @@ __device__ __forceinline__ void build_lists(const Mra2Problem& p, std::int64_t h
   for (int row = static_cast<int>(threadIdx.x); row < p.nb; row += kSelectThreads) {
     const int count = row_counts[row];
     const int parts = count == 0 ? 1 : (count + full - 1) / full;
-    if (parts > 1)
-      p.row_slots[head * p.nb + row] = static_cast<std::int32_t>(atomicAdd(&header.slot_count, static_cast<std::uint32_t>(parts)));
+    std::uint32_t slot = 0;
+    if (parts > 1) slot = atomicAdd(&header.slot_count, static_cast<std::uint32_t>(parts));
     for (int part = 0; part < parts; ++part) {
       const int length = min(full, count - part * full);
       const std::uint32_t position = atomicAdd(&header.class_offset[8 - length * 8 / full], 1u);
-      chunks[position] = Chunk{static_cast<std::uint16_t>(row), static_cast<std::uint16_t>(part * full),
-                               static_cast<std::uint16_t>(length), static_cast<std::uint16_t>(parts)};
+      *reinterpret_cast<uint4*>(chunks + position) = make_uint4(static_cast<std::uint32_t>(row | part * full << 16),
+                                                                static_cast<std::uint32_t>(length | parts << 16), slot, bits[row]);
     }
   }
+  for (int rank = static_cast<int>(header.chunk_count + threadIdx.x); rank < p.chunk_bound; rank += kSelectThreads)
+    *reinterpret_cast<uint4*>(chunks + rank) = make_uint4(0, 0, 0, 0);
 }
 
 template <bool kHalfTypes>
@@ -372,7 +382,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) mra2_select_kernel(Mra2Prob
   if (!arrives_last(p.head_arrivals + head, static_cast<std::uint32_t>(row_tiles), &header.last)) return;
 
   const Threshold threshold = find_threshold(p, head, header, reinterpret_cast<std::uint32_t*>(scratch));
-  build_lists(p, head, threshold, header);
+  build_lists(p, head, threshold, header, reinterpret_cast<std::uint32_t*>(scratch));
   if (p.sparse) return;
   if constexpr (kHalfTypes)
     low_resolution_mma(p, head, threshold, scratch);

@@ -17,16 +17,29 @@ struct ChunkWork {
   const std::uint16_t* list;  // [chunk.length]
 
   __device__ __forceinline__ bool find(const Mra2Problem& p) {
-    head = blockIdx.x / p.chunk_bound;
-    const int rank = static_cast<int>(blockIdx.x - head * p.chunk_bound);
-    const int count = p.chunk_counts[head];
-    chunk = p.chunks[head * p.chunk_bound + rank];  // read at once with the count; without meaning past it
-    if (rank >= count) return false;
+    const uint4 words = *reinterpret_cast<const uint4*>(p.chunks + blockIdx.x);  // by name, lest it become several loads
+    chunk.row = static_cast<std::uint16_t>(words.x);
+    chunk.begin = static_cast<std::uint16_t>(words.x >> 16);
+    chunk.length = static_cast<std::uint16_t>(words.y);
+    chunk.parts = static_cast<std::uint16_t>(words.y >> 16);
+    chunk.slot = static_cast<std::int32_t>(words.z);
+    chunk.bits = words.w;
+    if (chunk.parts == 0) return false;
+    head = blockIdx.x / static_cast<unsigned>(p.chunk_bound);
     example = head / p.num_heads;
     origin = example * p.seq_len * p.hidden + (head - example * p.num_heads) * p.head_dim;
     bits = p.token_bits + example * p.nb;
     list = p.lists + (head * p.nb + chunk.row) * p.list_stride + chunk.begin;
     return true;
+  }
+
+  // The tokens of a list's entry.
+  __device__ __forceinline__ std::uint32_t bits_of(std::uint16_t entry) const {
+    return (entry & kFullBlock) != 0 ? 0xffffffffu : bits[entry & kBlockNumber];
+  }
+  // Where the chunk's partial result lies.
+  __device__ __forceinline__ std::int64_t slot(const Mra2Problem& p) const {
+    return head * p.slots + chunk.slot + chunk.begin / p.chunk_tiles;
   }
 };
 
@@ -73,18 +86,17 @@ __device__ __forceinline__ void combine_chunks(const Mra2Problem& p, const Chunk
   const std::int64_t row = work.head * p.nb + work.chunk.row;
   if (!arrives_last(p.row_arrivals + row, work.chunk.parts, shared_flag)) return;
 
-  const std::int64_t slot0 = work.head * p.slots + p.row_slots[row];
+  const std::int64_t slot0 = work.head * p.slots + work.chunk.slot;
   const float row_max = p.row_max[row];
   const float low_weight = p.sparse ? 0.0f : p.low_weight[row];
   const int vectors = p.head_dim / 4;
-  const std::uint32_t token_bits = work.bits[work.chunk.row];
   for (int i = static_cast<int>(threadIdx.x); i < kBlockSize * vectors; i += kThreads) {
     const int token = i / vectors;
     const int channel = i % vectors * 4;
     const std::int64_t position = static_cast<std::int64_t>(work.chunk.row) * kBlockSize + token;
     if (position >= p.seq_len) continue;
     float4 result = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if ((token_bits >> token & 1u) != 0) {
+    if ((work.chunk.bits >> token & 1u) != 0) {
       float max = kLowest;
       bool padded = false;
       for (int part = 0; part < work.chunk.parts; ++part) {
