@@ -18,14 +18,13 @@ __device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block,
   static_assert(kThreads % kVectors == 0 && kWarp % kRows == 0);
   const int row0 = static_cast<int>(threadIdx.x) / kVectors;
   const int channel = static_cast<int>(threadIdx.x) % kVectors * kSize;
-  const bool in_head = channel < p.head_dim;
+  const std::uint32_t rows = channel < p.head_dim ? token_bits >> row0 : 0u;
   // Where a copy is not valid its address may lie outside the tensor: nothing is read from it.
   const T* source = tensor + (static_cast<std::int64_t>(block) * kWarp + row0) * p.hidden + channel;
-  const std::int64_t step = static_cast<std::int64_t>(kRows) * p.hidden;
+  const int step = kRows * p.hidden;
 #pragma unroll
-  for (int i = 0; i < kWarp / kRows; ++i)
-    copy_async_16(shared + (row0 + i * kRows) * kStride + channel, source + i * step,
-                  in_head && (token_bits >> (row0 + i * kRows) & 1u) != 0);
+  for (int i = 0; i < kWarp / kRows; ++i, source += step)
+    copy_async_16(shared + (row0 + i * kRows) * kStride + channel, source, (rows >> i * kRows & 1u) != 0);
 }
 
 // 16 bytes of T as floats.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import cuda_host
@@ -394,6 +395,24 @@ def test_three_launches(dtype: torch.dtype) -> None:
     before = library.mra_host_launches()
     cuda_host.run(*random_inputs(1, 100, 64, dtype, 1), make_mask("right", 1, 100, 0), attributes(2, 5))
     assert library.mra_host_launches() - before == 3
+
+
+def test_launch_bounds_claim_what_shared_memory_allows() -> None:
+    """On an H100: as many blocks per multiprocessor as the calculator says, or fewer where that many would have no registers."""
+    program = cuda_host.compile_host(
+        "occupancy", (cuda_host.HERE / "occupancy.cc", cuda_host.HERE / "cuda_host_runtime.cc"), kernels=False
+    )
+    printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    found = {
+        (kernel, int(dim)): (int(allowed), int(claimed))
+        for kernel, dim, allowed, claimed in map(str.split, printed.splitlines())
+    }
+    assert {dim: found["selected", dim] for dim in (32, 64, 128, 256)} == {
+        32: (12, 7),
+        64: (7, 7),
+        128: (5, 5),
+        256: (2, 2),
+    }
 
 
 def test_kernels_include_no_framework() -> None:
