@@ -1,4 +1,4 @@
-// Launch 3 for half types: attention over the selected blocks on tensor cores, two warps of 16 query rows per chunk.
+// The last launch for half types: attention over the selected blocks on tensor cores, two warps of 16 query rows per chunk.
 #pragma once
 
 #include "mra2_attention/cuda/mma_rows.cuh"

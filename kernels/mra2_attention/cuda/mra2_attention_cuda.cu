@@ -1,11 +1,11 @@
-// mra::Mra2Attention on a CUDA device: lays out the workspace and launches the three kernels.
+// mra::Mra2Attention on a CUDA device: lays out the workspace and launches the kernels.
 #include "mra2_attention/cuda/mra2_attention_cuda.h"
 
 #include <cinttypes>
 #include <cstdint>
-#include <type_traits>
 
 #include "common/cuda/launch.cuh"
+#include "mra2_attention/cuda/dense.cuh"
 #include "mra2_attention/cuda/ffma.cuh"
 #include "mra2_attention/cuda/mma.cuh"
 #include "mra2_attention/cuda/pool.cuh"
@@ -16,31 +16,58 @@ namespace mra {
 namespace cuda {
 namespace {
 
+// What depends on the element type, T, and on a bound of head_dim, kDim.
 template <typename T, int kDim>
-constexpr auto attention_kernel() {
-  if constexpr (sizeof(T) == 4)
-    return mra2_ffma_kernel<kDim>;
-  else
-    return mra2_mma_kernel<T, kDim>;
-}
+struct Kernels {
+  static constexpr auto kSelected = mra2_mma_kernel<T, kDim>;
+  static constexpr auto kDense = mra2_dense_mma_kernel<T, kDim>;
+
+  static cudaError_t launch_selected(const Mra2Problem& p, cudaStream_t stream) {
+    return launch_in_shared(kSelected, p.heads * p.chunk_bound, kMra2MmaThreads, Mra2MmaShape<kDim>::kSharedBytes, stream, p);
+  }
+  static cudaError_t launch_dense(const Mra2Problem& p, cudaStream_t stream) {
+    using Shape = Mra2DenseMmaShape<kDim>;
+    const std::int64_t row_tiles = blocks_for(p.nb, Shape::kBlocks);
+    return launch_in_shared(kDense, p.heads * row_tiles, Shape::kThreads, Shape::kSharedBytes, stream, p,
+                            static_cast<int>(row_tiles));
+  }
+};
+
+template <int kDim>
+struct Kernels<float, kDim> {
+  static constexpr auto kSelected = mra2_ffma_kernel<kDim>;
+  static constexpr auto kDense = mra2_dense_ffma_kernel<kDim>;
+
+  static cudaError_t launch_selected(const Mra2Problem& p, cudaStream_t stream) {
+    return launch_in_shared(kSelected, p.heads * p.chunk_bound, kFfmaThreads, Mra2FfmaShape<kDim>::kSharedBytes, stream, p);
+  }
+  static cudaError_t launch_dense(const Mra2Problem& p, cudaStream_t stream) {
+    return launch_in_shared(kDense, p.heads * p.nb, kFfmaThreads, Mra2FfmaShape<kDim>::kSharedBytes, stream, p);
+  }
+};
 
 template <typename T, int kDim>
 cudaError_t launch_attention(const Mra2Problem& p, cudaStream_t stream) {
-  using Shape = std::conditional_t<sizeof(T) == 4, Mra2FfmaShape<kDim>, Mra2MmaShape<kDim>>;
-  return launch_in_shared(attention_kernel<T, kDim>(), p.heads * p.chunk_bound, sizeof(T) == 4 ? kFfmaThreads : kMra2MmaThreads,
-                          Shape::kSharedBytes, stream, p);
+  return is_dense(p) ? Kernels<T, kDim>::launch_dense(p, stream) : Kernels<T, kDim>::launch_selected(p, stream);
+}
+
+// The launches before the attention: none where every block is selected.
+template <typename T>
+cudaError_t launch_selection(const Mra2Problem& p, cudaStream_t stream) {
+  if (is_dense(p)) return cudaSuccess;
+  const std::int64_t slices = blocks_for(3 * p.hidden / Vector<T>::kSize, kPoolThreads);
+  const cudaError_t error = launch_checked(mra2_pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
+                                           static_cast<int>(slices));
+  if (error != cudaSuccess) return error;
+  const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
+  constexpr bool kHalfTypes = sizeof(T) == 2;
+  return launch_checked(mra2_select_kernel<kHalfTypes>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim),
+                        stream, p, static_cast<int>(row_tiles));
 }
 
 template <typename T>
 cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
-  const std::int64_t slices = blocks_for(3 * p.hidden / Vector<T>::kSize, kPoolThreads);
-  cudaError_t error = launch_checked(mra2_pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
-                                     static_cast<int>(slices));
-  if (error != cudaSuccess) return error;
-  const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
-  constexpr bool kHalfTypes = sizeof(T) == 2;
-  error = launch_checked(mra2_select_kernel<kHalfTypes>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim),
-                         stream, p, static_cast<int>(row_tiles));
+  const cudaError_t error = launch_selection<T>(p, stream);
   if (error != cudaSuccess) return error;
   // The one place where head_dim becomes a constant.
   if (p.head_dim <= 32) return launch_attention<T, 32>(p, stream);
@@ -52,8 +79,9 @@ cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
 template <typename T>
 cudaError_t load_all() {
   constexpr bool kHalfTypes = sizeof(T) == 2;
-  return load_kernels(mra2_pool_kernel<T>, mra2_select_kernel<kHalfTypes>, attention_kernel<T, 32>(), attention_kernel<T, 64>(),
-                      attention_kernel<T, 128>(), attention_kernel<T, 256>());
+  return load_kernels(mra2_pool_kernel<T>, mra2_select_kernel<kHalfTypes>, Kernels<T, 32>::kSelected, Kernels<T, 64>::kSelected,
+                      Kernels<T, 128>::kSelected, Kernels<T, 256>::kSelected, Kernels<T, 32>::kDense, Kernels<T, 64>::kDense,
+                      Kernels<T, 128>::kDense, Kernels<T, 256>::kDense);
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ bool cuda_validate(const Mra2AttentionParams& params, char* message, std::size_t
 // the params.
 std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept;
 
-// Enqueues the operator on `stream`: at most 3 kernel launches; no allocation, no synchronisation, capturable in a CUDA graph.
+// Enqueues the operator on `stream`: 3 kernel launches, or 1 where every block is selected; no allocation, no synchronisation, capturable in a CUDA graph.
 // The same inputs give the same bits. All pointers are device pointers; `workspace` needs no initialisation, and concurrent calls
 // need workspaces of their own. Returns cudaErrorInvalidValue for parameters that cuda_validate() refuses, for a workspace that is too
 // small, and for a null or misaligned pointer; otherwise what the launches return.

@@ -71,6 +71,9 @@ struct Mra2Problem {
   std::uint32_t* partial_padded;  // [heads, slots]; whether a key of the chunk is padding
 };
 
+// Whether every block is selected, as where the budget is more than a short text has: then there is nothing to choose.
+inline bool is_dense(const Mra2Problem& p) { return p.selected == p.nb * p.nb; }
+
 constexpr std::int64_t kMinChunkTiles = 8;
 
 // Chunks of at most 8 tiles, and of at most about twice the mean list where lists are long: partial results then take no more

@@ -270,7 +270,6 @@ __device__ __forceinline__ std::int32_t tie_cutoff(const Mra2Problem& p, std::in
 __device__ __forceinline__ Threshold find_threshold(const Mra2Problem& p, std::int64_t head, SelectShared& header,
                                                     std::uint32_t* counts) {
   Threshold threshold{0u, 0x7fffffff};
-  if (p.selected == p.nb * p.nb) return threshold;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kFirstBins) counts[thread] = load_coherent(p.histogram + head * kFirstBins + thread);
   __syncthreads();
@@ -378,7 +377,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2) mra2_select_kernel(Mra2Prob
   else
     logits_tile<4, 4>(p, head, row0, reinterpret_cast<float*>(scratch));
   __syncthreads();
-  if (p.selected != p.nb * p.nb) first_histogram(p, head, row0, reinterpret_cast<std::uint32_t*>(scratch));
+  first_histogram(p, head, row0, reinterpret_cast<std::uint32_t*>(scratch));
   if (!arrives_last(p.head_arrivals + head, static_cast<std::uint32_t>(row_tiles), &header.last)) return;
 
   const Threshold threshold = find_threshold(p, head, header, reinterpret_cast<std::uint32_t*>(scratch));

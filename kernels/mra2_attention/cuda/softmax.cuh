@@ -1,4 +1,4 @@
-// What both attention kernels share (launch 3, steps 8-12): the place of a chunk, the softmax's final shift, and the combination of chunks.
+// What the attention kernels share (steps 8-12): the place of a chunk, the softmax's final shift, and the combination of chunks.
 #pragma once
 
 #include "common/cuda/arrival.cuh"

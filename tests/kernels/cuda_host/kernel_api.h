@@ -106,12 +106,12 @@ struct YosoCall {
 MRA_TEST_API std::uint64_t mra_cuda_workspace_size(const MraCall* call);
 // A cudaError_t. Null and misaligned pointers go through to the operator.
 MRA_TEST_API int mra_cuda_run(const MraCall* call, void* workspace, std::uint64_t workspace_bytes);
-// The selection that a run left in its workspace, as bytes [heads, nb, nb]; -1 if a list is not ascending or out of range.
+// The selection that a run left in its workspace, or all blocks if it left none, as bytes [heads, nb, nb]; -1 if a list is not ascending or out of range.
 MRA_TEST_API int mra_cuda_selection(const MraCall* call, void* workspace, std::uint8_t* selected);
 // mra::YosoAttention, likewise.
 MRA_TEST_API std::uint64_t mra_yoso_workspace_size(const YosoCall* call);
 MRA_TEST_API int mra_yoso_run(const YosoCall* call, void* workspace, std::uint64_t workspace_bytes);
 // The hash codes that a run left in its workspace, [2 (queries, keys), heads, num_hash, seq_len]; -1 if it did not compute all heads at once.
 MRA_TEST_API int mra_yoso_codes(const YosoCall* call, void* workspace, std::uint16_t* codes);
-// Chunks over all heads, and the most chunks of one row.
+// Chunks over all heads, none where every block is selected, and the most chunks of one row.
 MRA_TEST_API void mra_cuda_chunks(const MraCall* call, void* workspace, std::int64_t* chunks, std::int64_t* most_parts);

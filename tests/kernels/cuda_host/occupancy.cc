@@ -8,6 +8,7 @@
 
 #include <cuda_occupancy.h>
 
+#include "mra2_attention/cuda/dense.cuh"
 #include "mra2_attention/cuda/mma.cuh"
 
 namespace {
@@ -47,6 +48,8 @@ template <int kDim>
 void show() {
   using Sparse = mra::cuda::Mra2MmaShape<kDim>;
   std::printf("selected %d %d %d\n", kDim, resident_blocks(mra::cuda::kMra2MmaThreads, Sparse::kSharedBytes), Sparse::kMinBlocks);
+  using Dense = mra::cuda::Mra2DenseMmaShape<kDim>;
+  std::printf("dense %d %d %d\n", kDim, resident_blocks(Dense::kThreads, Dense::kSharedBytes), Dense::kMinBlocks);
 }
 
 }  // namespace

@@ -195,6 +195,25 @@ def test_long_lists_are_split(dtype: torch.dtype, mode: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("mask", ["right", "holes"])
+def test_every_block_is_selected(mask: str, mode: int, dtype: torch.dtype) -> None:
+    """Dense attention over more than 32 tiles, where one query of each block is long.
+
+    The others' own logits are far below the row's low-resolution maximum, which is part of the shift: they get next to nothing.
+    """
+    tensors = random_inputs(1, 33 * 32 + 5, 32, dtype, 17)
+    tensors[0].view(-1, 32)[::32] *= 1000
+    given = make_mask(mask, 1, 33 * 32 + 5, 2)
+    result = check(*tensors, given, attributes(1, 10**6, approx_mode=mode))
+    assert bool(result.selected.all())
+    assert result.chunks == 0
+    size = result.context[0].float().norm(dim=1)
+    small = given[0].bool() & (size < 0.02 * size.max())
+    assert bool(small.any()) == (mode == 0), "the case must have rows that the shift makes small"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_4096_tokens(dtype: torch.dtype) -> None:
     """Two row tiles of logits share one selection; 64 blocks of 128 tokens to spare for the default budget."""
     tensors = random_inputs(1, 4096 - 7, 32, dtype, 4)
@@ -389,12 +408,14 @@ def test_workspace_of_the_longest_sequence() -> None:
 
 @pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the shim counts the launches")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_three_launches(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("num_blocks", "launches"), [(5, 3), (15, 3), (16, 1), (1000, 1)])
+def test_launches(num_blocks: int, launches: int, dtype: torch.dtype) -> None:
+    """Of 16 blocks, some or all."""
     library = cuda_host.library()
     library.mra_host_launches.restype = ctypes.c_long
     before = library.mra_host_launches()
-    cuda_host.run(*random_inputs(1, 100, 64, dtype, 1), make_mask("right", 1, 100, 0), attributes(2, 5))
-    assert library.mra_host_launches() - before == 3
+    cuda_host.run(*random_inputs(1, 100, 64, dtype, 1), make_mask("right", 1, 100, 0), attributes(2, num_blocks))
+    assert library.mra_host_launches() - before == launches
 
 
 def test_launch_bounds_claim_what_shared_memory_allows() -> None:

@@ -19,9 +19,11 @@ pytestmark = pytest.mark.skipif(cuda_host.ON_DEVICE, reason="sanitizers of the h
 THREAD_CASES = [
     "float32-ragged",
     "float32-split",
+    "float32-all",
     "float16-ragged",
     "float16-sparse",
     "float16-split",
+    "float16-all",
     "float16-two_tiles",
 ]
 
