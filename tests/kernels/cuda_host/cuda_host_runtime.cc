@@ -5,6 +5,7 @@
 
 #include "cuda_host_shim.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -105,6 +106,7 @@ struct Machine {
   std::vector<int> barrier_waiters;
   std::vector<Warp> warps;
   unsigned char* shared = nullptr;
+  std::size_t shared_bytes = 0;
   const std::function<void()>* body = nullptr;
   Order order = Order::kForward;
   std::mt19937 random;
@@ -331,6 +333,7 @@ const float* half_values() {
   return values.data();
 }
 unsigned char* shared_memory() { return g_machine.shared; }
+std::size_t shared_bytes() { return g_machine.shared_bytes; }
 int lane() { return static_cast<int>(g_context->thread.x % kLanes); }
 long launches() { return g_machine.launches; }
 void note_loaded(const void* kernel) { g_machine.loaded.insert(kernel); }
@@ -405,6 +408,19 @@ const Deposits& exchange(Collective kind, unsigned mask, const std::uint32_t* wo
   return warp.deposits[generation % 2];
 }
 
+using FindTranslated = Translated (*)(const char* name, unsigned threads, std::uint64_t shared_bytes);
+namespace {
+FindTranslated g_find_translated = nullptr;
+}  // namespace
+
+Program program(const void* kernel, unsigned threads, std::size_t shared_bytes, Translated* translated) {
+  if (g_find_translated == nullptr) return Program::kSource;
+  Dl_info info;
+  if (dladdr(kernel, &info) == 0 || info.dli_sname == nullptr || info.dli_saddr != kernel) fail("a kernel without a name");
+  *translated = g_find_translated(info.dli_sname, threads, shared_bytes);
+  return *translated == nullptr ? Program::kMissing : Program::kTranslated;
+}
+
 void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body) {
   Machine& m = g_machine;
   if (m.current != -1) fail("a launch inside a kernel");
@@ -414,6 +430,7 @@ void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const
   m.main.tsan = __tsan_get_current_fiber();
 #endif
   m.body = &body;
+  m.shared_bytes = shared_bytes;
   half_values();  // made before there are fibers
   m.threads = threads;
   release(&m.start_tag);
@@ -466,3 +483,6 @@ void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const
 }
 
 }  // namespace cuda_host
+
+// From here on launches ask `find` for the kernel of a (mangled) name; null for the kernels of the source again.
+extern "C" void mra_host_translated(cuda_host::FindTranslated find) { cuda_host::g_find_translated = find; }

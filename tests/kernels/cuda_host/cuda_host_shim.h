@@ -43,6 +43,7 @@ extern Context* g_context;
 // The runtime, in cuda_host_runtime.cc, which is never instrumented.
 void run_grid(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body);
 unsigned char* shared_memory();
+std::size_t shared_bytes();
 void barrier();
 void fence();
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -75,6 +76,21 @@ inline void perform(const Copy& copy) {
   else
     std::memset(copy.target, 0, 16);
 }
+
+// Waits until at most `pending` of this thread's closed groups are under way.
+inline void finish_copies(std::size_t pending) {
+  auto& groups = copy_groups();
+  while (groups.size() > pending + 1) {
+    for (const auto& copy : groups.front()) perform(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+// A kernel as nvcc compiled it, translated to run here (ptx/ptx_runtime.h): it takes a pointer to each parameter.
+using Translated = void (*)(const unsigned char* const* parameters);
+enum class Program { kSource, kTranslated, kMissing };
+// What is to run in place of `kernel`: itself, or `*translated` where the tests supply it.
+Program program(const void* kernel, unsigned threads, std::size_t shared_bytes, Translated* translated);
 
 }  // namespace cuda_host
 
@@ -171,11 +187,7 @@ inline void copy_async_16(void* shared, const void* global, bool valid) {
 inline void copy_async_commit() { ::cuda_host::copy_groups().emplace_back(); }
 template <int kPending>
 void copy_async_wait() {
-  auto& groups = ::cuda_host::copy_groups();
-  while (groups.size() > static_cast<std::size_t>(kPending) + 1) {
-    for (const auto& copy : groups.front()) ::cuda_host::perform(copy);
-    groups.erase(groups.begin());
-  }
+  ::cuda_host::finish_copies(kPending);
 }
 
 // The 16 bytes of row r of matrix i are read by the lane that names them, 8 i + r.
@@ -256,7 +268,17 @@ cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned thre
   if (blocks == 0 || threads == 0 || threads > 1024) return cudaErrorInvalidConfiguration;
   if (shared_bytes > 99 * 1024) return cudaErrorInvalidValue;  // compute capability 8.6, 8.9, 12.0
   ::cuda_host::check_loaded(reinterpret_cast<const void*>(kernel));
-  ::cuda_host::run_grid(blocks, threads, shared_bytes, [=] { kernel(arguments...); });
+  ::cuda_host::Translated translated = nullptr;
+  switch (::cuda_host::program(reinterpret_cast<const void*>(kernel), threads, shared_bytes, &translated)) {
+    case ::cuda_host::Program::kMissing:
+      return cudaErrorInvalidDeviceFunction;
+    case ::cuda_host::Program::kSource:
+      ::cuda_host::run_grid(blocks, threads, shared_bytes, [=] { kernel(arguments...); });
+      break;
+    case ::cuda_host::Program::kTranslated:
+      const unsigned char* const pointers[] = {reinterpret_cast<const unsigned char*>(&arguments)...};
+      ::cuda_host::run_grid(blocks, threads, shared_bytes, [&] { translated(pointers); });
+  }
   return cudaSuccess;
 }
 
