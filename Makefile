@@ -1,6 +1,6 @@
 # One-word commands for developers: each runs a script, as CI and the README do. `make` alone says what there is.
 # VENV=DIR takes an environment that is there already; otherwise it is .venv, which `make setup` makes.
-.PHONY: help setup test-fast test lint fix build docs quickstart mutate
+.PHONY: help setup test-fast test lint fix build docs quickstart mutate ptx
 bin = $(or $(VENV),.venv)/bin
 
 help:  ## this list
@@ -29,6 +29,9 @@ docs:  ## writes the generated files: kernels/op_spec.h, plugins/serving/engine_
 
 mutate:  ## changes the code and counts what the fast tests see; ARGS="outputs --sample 20"; pip install '.[mutation]' first
 	$(bin)/python scripts/mutate.py $(ARGS)
+
+ptx:  ## the tests of the CUDA kernels on what nvcc compiles, for each architecture and order of threads; ARGS="-k golden"
+	bash scripts/test_ptx.sh $(ARGS)
 
 quickstart:  ## converts, exports, checks and searches with all-MiniLM-L6-v2
 	bash scripts/quickstart.sh

@@ -150,8 +150,9 @@ SANITIZERS = {
 @functools.cache
 def build(sanitize: str = "") -> Path:
     """The kernels on the shim, behind their C interface; with a sanitizer ("address" or "thread") the runner of case files."""
-    api = HERE / ("cuda_host_runner.cc" if sanitize else "cuda_host_api.cc")
-    return compile_host("runner" if sanitize else "libmra_cuda_host.so", (api,), sanitize=sanitize)
+    if sanitize:
+        return compile_host("runner", (HERE / "cuda_host_runner.cc",), sanitize=sanitize)
+    return compile_host("libmra_cuda_host.so", (HERE / "cuda_host_api.cc", HERE / "ptx" / "ptx_runtime.cc"))
 
 
 def compile_host(
@@ -168,7 +169,7 @@ def compile_host(
         objects = _compile(command, sources, target.parent, flags)
         partial = target.with_suffix(".partial")
         link = ["-shared", "-Wl,--no-undefined"] if name.endswith(".so") else []
-        _run([command[0], *flags, *link, *map(str, (*objects, *linked)), "-ldl", "-o", str(partial)])
+        run_command([command[0], *flags, *link, *map(str, (*objects, *linked)), "-ldl", "-o", str(partial)])
         partial.rename(target)
     return target
 
@@ -199,7 +200,7 @@ def _kept(
     if compiler is None:
         pytest.skip("g++ was not found")
     # -ffp-contract=off: every build of the host rounds alike, so that results can be compared bit for bit.
-    command = [compiler, "-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden"]
+    command = [compiler, "-std=c++17", "-g1", "-fPIC", "-ffp-contract=off"]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-isystem", str(cuda_include())]
     command += [f"-I{HERE}", f"-I{KERNELS}", *options]
     flags = SANITIZERS[sanitize]
@@ -223,7 +224,7 @@ def _compile(command: list[str], sources: tuple[Path, ...], folder: Path, flags:
         # The runtime switches stacks: it tells the sanitizers what it does, and is not instrumented itself.
         runtime = source.name == "cuda_host_runtime.cc"
         own = [flag for flag in flags if not (runtime and flag.startswith("-fsanitize"))]
-        _run([*command, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
+        run_command([*command, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
     return objects
 
 
@@ -235,7 +236,7 @@ def pack_case(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, attribute
     return b"".join((sizes, *tensors, mask.to(torch.int32).contiguous().numpy().tobytes()))
 
 
-def _run(command: list[str]) -> None:
+def run_command(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
 
