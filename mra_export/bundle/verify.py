@@ -154,7 +154,7 @@ def described(root: Path) -> dict[str, Any]:
                 "type": kind,
                 "version": model.family.operator_version,
                 "nodes": len(model.nodes),
-                "attributes": model.distinct_attributes,
+                "attributes": model.stated_attributes,
             },
         },
         "embedding": _embedding(contract, config.hidden_size) if is_pooled else None,

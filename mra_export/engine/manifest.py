@@ -53,7 +53,7 @@ class Manifest:
         outputs: names.
         onnx_sha256: of the ONNX file, followed by its external data.
         onnx_dtype: type of that file; other than `precision` where it was converted.
-        attributes: of the operator, one entry for each attention layer that differs from the one before it.
+        attributes: of the operator, one entry where all attention layers agree, else one for each.
         pooling: of the output sentence_embedding: mode and normalize where they say it all, else modules, each with its kind; None
             without it or where that is not known.
         parity: comparisons of the ONNX file with the PyTorch model, or None where none was made.

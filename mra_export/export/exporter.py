@@ -184,17 +184,17 @@ def _wrapped(checkpoint: Checkpoint, outputs: tuple[str, ...], dtype: torch.dtyp
     """The model as the exporter sees it: int64 inputs, float32 outputs, the mask cast once for all layers."""
     import torch
 
-    attributes = checkpoint.family.attributes(checkpoint.config).as_dict()
+    attributes = [each.as_dict() for each in checkpoint.family.layer_attributes(checkpoint.config)]
     operator = "::".join(checkpoint.family.operator)
     # Module.to changes the parameters in place: only a model of the same type may share them.
     model = share_weights(checkpoint.model) if dtype == torch.float32 else copy.deepcopy(checkpoint.model).to(dtype)
     shared: dict[str, Tensor] = {}
 
-    def node(_: int, query: Tensor, key: Tensor, value: Tensor, *constants: Tensor) -> Tensor:
+    def node(layer: int, query: Tensor, key: Tensor, value: Tensor, *constants: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             operator,
             (query, key, value, shared["attention_mask"], *constants),
-            attrs=attributes,
+            attrs=attributes[layer],
             dtype=query.dtype,
             shape=query.shape,
             version=checkpoint.family.operator_version,

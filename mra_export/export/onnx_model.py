@@ -121,13 +121,10 @@ class OnnxModel:
         return noted_options(self.family, self.metadata)
 
     @property
-    def distinct_attributes(self) -> list[dict[str, Any]]:
-        """The operator's attributes, one entry for each attention layer that differs from the one before it."""
-        found: list[dict[str, Any]] = []
-        for attributes in self.attributes:
-            if not found or found[-1] != attributes.as_dict():
-                found.append(attributes.as_dict())
-        return found
+    def stated_attributes(self) -> list[dict[str, Any]]:
+        """The operator's attributes as manifests have them: one entry where all attention layers agree, else one for each."""
+        found = [attributes.as_dict() for attributes in self.attributes]
+        return found if any(each != found[0] for each in found) else found[:1]
 
     @property
     def files(self) -> list[Path]:

@@ -179,7 +179,11 @@ class Family(ABC):
 
     @abstractmethod
     def attributes(self, config: Any) -> Attributes:
-        """The attributes of every attention node of the model."""
+        """The attributes that every attention node of the model has; `layer_attributes` is for whoever runs or compares them."""
+
+    def layer_attributes(self, config: Any) -> list[Any]:
+        """The attributes of each attention node, first layer first; the same for all unless a family has them layer by layer."""
+        return [self.attributes(config)] * config.num_hidden_layers
 
     @abstractmethod
     def attributes_from(self, values: Mapping[str, Any]) -> Attributes:
@@ -309,11 +313,11 @@ class Family(ABC):
 
     # Comparison.
 
-    def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
+    def judge(self, attributes: Sequence[Any], constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """Says whether a candidate's attention is right, and tells choice from arithmetic where there is a choice.
 
         Args:
-            attributes: of every attention layer.
+            attributes: of each attention layer, from `layer_attributes` or a file.
             constants: of each attention layer, from `constants` or `mra_export.export.onnx_model.layer_constants`.
         """
         from mra_export.operators.judge import Judge

@@ -259,7 +259,7 @@ def probe_attention(model: Any) -> None:
     config = model.config
     # Long enough for the budget: transformers' top-k is out of range on fewer blocks than it chooses.
     blocks = config.max_position_embeddings // BLOCK_SIZE
-    budget = min(blocks * config.block_per_row, blocks * blocks)
+    budget = max(layer.attention.self.num_block for layer in base.encoder.layer)
     length = BLOCK_SIZE * next(n for n in range(1, blocks + 1) if n * n >= budget)
     device = next(model.parameters()).device
     ids = torch.arange(length, device=device).remainder(config.vocab_size)[None, :]

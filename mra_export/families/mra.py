@@ -10,6 +10,7 @@ from mra_export.errors import InputError
 from mra_export.families import _mra_kernels
 from mra_export.families._base import TransformersSetup
 from mra_export.families._bert import BertFamily
+from mra_export.families._mra_budgets import check_budgets, with_budgets
 from mra_export.operators.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_SEQ_LEN, OP_DOMAIN, OP_VERSION
 from mra_export.operators.mra2_attention.function_body import MIN_OPSET
 from mra_export.operators.mra2_attention.spec import (
@@ -74,6 +75,7 @@ class MraFamily(BertFamily):
                 raise InputError(
                     f"{name}={getattr(config, name)} must be between 0 and {MAX_SEQ_LEN}. Check config.json."
                 )
+        check_budgets(config)
         kind = getattr(config, "position_embedding_type", None)
         if kind not in (None, "absolute"):
             raise InputError(
@@ -86,7 +88,7 @@ class MraFamily(BertFamily):
             )
 
     def attributes(self, config: Any) -> Mra2AttentionAttributes:
-        """The attributes of every attention node of the model."""
+        """The attributes of every attention node, but for what config.json says of single layers."""
         blocks = config.max_position_embeddings // BLOCK_SIZE
         head_dim = config.hidden_size // config.num_attention_heads
         return Mra2AttentionAttributes(
@@ -99,9 +101,21 @@ class MraFamily(BertFamily):
             scale=1.0 / math.sqrt(max(head_dim, BLOCK_SIZE)),
         )
 
+    def layer_attributes(self, config: Any) -> list[Mra2AttentionAttributes]:
+        """The attributes of each attention node, with the budgets of single layers."""
+        return with_budgets(config, self.attributes(config))
+
     def attributes_from(self, values: Mapping[str, Any]) -> Mra2AttentionAttributes:
         """The attributes from what a node or a manifest says."""
         return Mra2AttentionAttributes(**{name: values[name] for name in ATTRIBUTES})
+
+    def prepare(self, model: Any, options: Mapping[str, Any]) -> None:
+        """Gives transformers' modules the budgets of single layers, of which it knows nothing."""
+        modules = self.attention_modules(model)
+        for (_, module), attributes in zip(modules, self.layer_attributes(model.config), strict=True):
+            module.num_block = attributes.num_blocks
+            module.initial_prior_first_n_blocks = attributes.initial_prior_first_n_blocks
+            module.initial_prior_diagonal_n_blocks = attributes.initial_prior_diagonal_n_blocks
 
     def attend(
         self, attributes: Mra2AttentionAttributes, tensors: Sequence[Tensor], mask: Tensor, choice: Any = None
@@ -115,9 +129,9 @@ class MraFamily(BertFamily):
     def transformers_setup(self, config: Any, device: str, kernel_sources: Path | None) -> TransformersSetup:
         """Supplies its kernels, and runs it example by example: it gives heads another example's mask in a padded batch.
 
-        The lengths are filled to a multiple of 32 that its top-k accepts.
+        The lengths are filled to a multiple of 32 that its top-k accepts, in the layer with the largest budget.
         """
-        budget = self.attributes(config).num_blocks
+        budget = max(attributes.num_blocks for attributes in self.layer_attributes(config))
 
         @contextlib.contextmanager
         def kernels() -> Iterator[str]:
@@ -163,7 +177,9 @@ class MraFamily(BertFamily):
 
         return operator_model(attributes, hidden_size, dtype, opset, list(functions))
 
-    def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
+    def judge(
+        self, attributes: Sequence[Mra2AttentionAttributes], constants: Sequence[tuple[Tensor, ...]] = ()
+    ) -> Judge:
         """Tells a difference of selection from one of arithmetic."""
         from mra_export.operators.mra2_attention.judge import SelectionJudge
 

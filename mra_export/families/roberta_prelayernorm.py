@@ -151,7 +151,7 @@ class RobertaPreLayerNormFamily(BertFamily):
             found.append(OnnxLayer(f"{name}.Attention", query, key, value, context, attributes, None))
         return found
 
-    def judge(self, attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
+    def judge(self, attributes: Sequence[Any], constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
         """Arithmetic only."""
         return DenseJudge(self.attend, attributes, constants)
 

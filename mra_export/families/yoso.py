@@ -149,15 +149,18 @@ class YosoFamily(BertFamily):
         converted = onnx_ir.serde.deserialize_function(function)
         model.functions[converted.identifier()] = converted
 
-    def judge(self, attributes: YosoAttentionAttributes, constants: Sequence[tuple[Tensor, ...]] = ()) -> Judge:
+    def judge(
+        self, attributes: Sequence[YosoAttentionAttributes], constants: Sequence[tuple[Tensor, ...]] = ()
+    ) -> Judge:
         """In mode lsh tells a difference of the hash codes from one of arithmetic."""
         from mra_export.operators.judge import Judge
 
-        if attributes.mode != MODES["lsh"]:
+        if any(each.mode != MODES["lsh"] for each in attributes):
             return Judge(self.attend, attributes, constants)
         from mra_export.operators.yoso_attention.judge import HashJudge
 
-        return HashJudge(self.attend, attributes, [_typed(attributes, layer) for layer in constants])
+        typed = [_typed(each, layer) for each, layer in zip(attributes, constants, strict=bool(constants))]
+        return HashJudge(self.attend, attributes, typed)
 
     def makes_no_choice(self, attributes: YosoAttentionAttributes, seq_len: int) -> bool:
         """Whether there are no hash codes."""

@@ -76,12 +76,13 @@ class Judge:
 
     Attributes:
         choice: what is chosen, in the plural for people ("blocks"); "" where nothing is.
+        attributes: of each layer.
     """
 
     choice = ""
 
     def __init__(
-        self, attend: Callable[..., Tensor], attributes: Any, constants: Sequence[tuple[Tensor, ...]] = ()
+        self, attend: Callable[..., Tensor], attributes: Sequence[Any], constants: Sequence[tuple[Tensor, ...]] = ()
     ) -> None:
         """Takes the operator by its specification (`Family.attend`), and what `Family.judge` gets."""
         self.attend = attend
@@ -91,6 +92,11 @@ class Judge:
     def tolerance(self, dtype: str) -> Tolerance:
         """The largest errors that pass, by type of the candidate."""
         return TOLERANCES[dtype]
+
+    @property
+    def heads(self) -> int:
+        """How many there are, in all layers."""
+        return int(self.attributes[0].num_heads)
 
     @property
     def specification(self) -> str:
@@ -123,7 +129,7 @@ class Judge:
 
         tensors = [torch.from_numpy(x) for x in (layer.query, layer.key, layer.value)]
         tensors += self.constants[index] if self.constants else ()
-        expected = self.attend(self.attributes, tensors, mask)
+        expected = self.attend(self.attributes[index], tensors, mask)
         error = self.head_errors(torch.from_numpy(layer.context), expected, mask)
         self.note_error(error, ~(error <= tolerance.operator), "arithmetic", tolerance, report)  # NaN is bad
         return None
@@ -142,7 +148,7 @@ class Judge:
 
     def head_errors(self, actual: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Relative error per row and head, [rows, num_heads], of what stands at tokens; 0 where both are 0."""
-        shape = (*actual.shape[:2], self.attributes.num_heads, -1)
+        shape = (*actual.shape[:2], self.heads, -1)
         keep = (mask != 0)[:, :, None, None]
         a, e = (x.reshape(shape).double().where(keep, 0.0) for x in (actual, expected))
         return (a - e).pow(2).sum((1, 3)).sqrt() / e.pow(2).sum((1, 3)).sqrt().clamp(min=1e-30)

@@ -63,7 +63,7 @@ def check_candidate(
         on the candidate's blocks, judged on all rows.
     """
     family = checkpoint.family
-    judge = family.judge(family.attributes(checkpoint.config), family.constants(checkpoint.model))
+    judge = family.judge(family.layer_attributes(checkpoint.config), family.constants(checkpoint.model))
     names = [name for name, _ in family.attention_modules(checkpoint.model)]
     tolerance = judge.tolerance(dtype)
     token_outputs = checkpoint.task.outputs if checkpoint.task.per_token else ()
@@ -183,11 +183,11 @@ def compare_outputs(
         cases: the inputs.
         progress: called with the name of each case.
     """
-    judge = checkpoint.family.judge(checkpoint.family.attributes(checkpoint.config))
+    judge = checkpoint.family.judge(checkpoint.family.layer_attributes(checkpoint.config))
     tally = Tally(checkpoint.task.outputs if checkpoint.task.per_token else ())
     for case in cases:
         progress(case.name)
-        is_exact = checkpoint.family.makes_no_choice(judge.attributes, case.seq_len)
+        is_exact = all(checkpoint.family.makes_no_choice(each, case.seq_len) for each in judge.attributes)
         rows = np.full(case.inputs["input_ids"].shape[0], is_exact)
         outputs = candidate.run(case.inputs)
         agreement = np.where(rows, 1.0, np.nan)

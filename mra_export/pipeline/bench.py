@@ -51,7 +51,8 @@ class BenchRow:
         attention: `DENSE`, or the family's title.
         cpu_ms: processor time of all threads, median.
         faster_than_dense_cpu: as faster_than_dense, in processor time.
-        blocks_per_row: with how many blocks of keys a block of queries is computed, on average; None where all are by definition.
+        blocks_per_row: with how many blocks of keys a block of queries is computed, on average over rows and layers; None where all
+            are by definition.
         blocks: how many there are.
         cosine_mean: with the vectors of the same attention in fp32; None where that did not run.
         cosine_min: the least of them.
@@ -187,7 +188,7 @@ def time_engines(
     reference = turns[engines[0].backend]
     seq_len = feed["input_ids"].shape[-1]
     batch = feed["input_ids"].size // seq_len
-    budget = model.family.blocks_per_row(model.attributes[0], seq_len)
+    budget = _budget(model, seq_len)
     rows = []
     for engine in engines:
         own = turns[engine.backend]
@@ -219,6 +220,13 @@ def time_engines(
             )
         )
     return rows
+
+
+def _budget(model: OnnxModel, seq_len: int) -> tuple[float, int] | None:
+    """Blocks per row at a length, on average over the layers, and how many there are; None for attention without blocks."""
+    found = [model.family.blocks_per_row(each, seq_len) for each in model.attributes]
+    known = [each for each in found if each is not None]
+    return (statistics.fmean(each[0] for each in known), known[0][1]) if known else None
 
 
 def fastest(rows: Sequence[BenchRow]) -> list[BenchRow]:

@@ -236,7 +236,7 @@ def build_engine(
                 outputs=[network.get_output(i).name for i in range(network.num_outputs)],
                 onnx_sha256=file_sha256(*exported.files),
                 onnx_dtype=exported.dtype,
-                attributes=model.distinct_attributes,
+                attributes=model.stated_attributes,
                 pooling=_pooling(exported),
                 parity=parity or None,
                 range=recorded(made),

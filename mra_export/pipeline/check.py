@@ -308,7 +308,7 @@ def check_alone(
         progress(f"{runner.name}: {len(cases)} cases on {origin}")
         comparisons += check_operator(
             runner,
-            model.family.judge(model.attributes[0], layer_constants(model)),
+            model.family.judge(model.attributes, layer_constants(model)),
             [layer.name for layer in model.layers],
             dtype,
             cases,

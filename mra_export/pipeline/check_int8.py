@@ -88,6 +88,6 @@ class Int8Check:
             again=again,
             expected=self.expected,
         )
-        judge = self.model.family.judge(self.model.attributes[0], layer_constants(self.model))
+        judge = self.model.family.judge(self.model.attributes, layer_constants(self.model))
         names = [layer.name for layer in self.model.layers]
         return [lost, *check_operator(runner, judge, names, dtype, cases, token_outputs, progress=self.progress)]

@@ -87,7 +87,7 @@ def check_ir(
         samples = samples_of(ir, proof_texts(), random_ids=checkpoint.random_init is not None, longest=max_seq_len)
         found.append(_lost(reference, runner, samples, progress))
         if not ir.portable:
-            judge = checkpoint.family.judge(ir.attributes[0], checkpoint.family.constants(checkpoint.model))
+            judge = checkpoint.family.judge(ir.attributes, checkpoint.family.constants(checkpoint.model))
             names = [name for name, _ in checkpoint.family.attention_modules(checkpoint.model)]
             found += check_operator(runner, judge, names, ir.attention_dtype, cases, (), progress=step)
     elif ir.portable:
@@ -155,7 +155,7 @@ def ir_against_onnx(
         other = None  # outputs of int8 are compared on texts
         found.append(_lost(reference, runner, samples_of(model, proof_texts(), longest=max_seq_len), progress))
     if not ir.portable:
-        judge = model.family.judge(model.attributes[0], layer_constants(model))
+        judge = model.family.judge(model.attributes, layer_constants(model))
         names = [layer.name for layer in model.layers]
         token_outputs = stand_in.task.outputs if stand_in.task.per_token else ()
         dtype = ir.attention_dtype

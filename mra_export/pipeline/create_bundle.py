@@ -201,7 +201,7 @@ def _match_engines(opened: list[tuple[Path, Manifest]], model: OnnxModel, source
             raise InputError(
                 f"{engine} was built from another ONNX file than that of {source}: the SHA-256 differs. {once}"
             )
-        if manifest.attributes != model.distinct_attributes or manifest.plugin_layers != len(model.nodes):
+        if manifest.attributes != model.stated_attributes or manifest.plugin_layers != len(model.nodes):
             raise InputError(f"{engine}: the operator's attributes in its manifest are not those of {source}. {once}")
         if missing := [name for name in model.outputs if name not in manifest.outputs]:
             raise InputError(f"{engine} lacks the output {', '.join(missing)} of {source}. {once}")

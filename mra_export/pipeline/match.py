@@ -31,6 +31,8 @@ def match_engine(checkpoint: Checkpoint, runner: EngineRunner) -> None:
         ) from error
     # Without a plugin the engine does not say how many layers it has.
     layers = manifest.plugin_layers or len(checkpoint.family.attention_modules(checkpoint.model))
+    if len(attributes) == 1:  # all layers agree
+        attributes *= layers
     match(checkpoint, runner.engine, attributes, layers, manifest.task)
 
 
@@ -56,8 +58,14 @@ def match(checkpoint: Checkpoint, path: Path, found: list[Any], num_layers: int,
         raise InputError(
             f"{path} was exported for {task}, the checkpoint was loaded for {checkpoint.task.name}. Add --task {task}."
         )
-    expected = checkpoint.family.attributes(checkpoint.config).as_dict()
-    for index, attributes in enumerate(found):
+    if len(found) != layers:
+        raise InputError(
+            f"{path} states the attributes of {len(found)} attention layers, the checkpoint has {layers}. Make it again."
+        )
+    for index, (attributes, wanted) in enumerate(
+        zip(found, checkpoint.family.layer_attributes(checkpoint.config), strict=True)
+    ):
+        expected = wanted.as_dict()
         for name, value in attributes.as_dict().items():
             if abs(value - expected[name]) > 1e-6 * abs(expected[name]):
                 raise InputError(

@@ -155,6 +155,7 @@ class SpecificationRunner(_TorchRunner):
         self.choices: list[Any] | None = None
         self._mask: torch.Tensor | None = None
         self._layers: list[LayerTrace] | None = None
+        self._attributes = checkpoint.family.layer_attributes(checkpoint.config)
         checkpoint.family.replace_attention(self.model, self._attend)
 
     def _attend(
@@ -164,7 +165,7 @@ class SpecificationRunner(_TorchRunner):
         family = self.checkpoint.family
         choice = self.choices[layer] if self.choices is not None else None
         tensors = (query, key, value, *constants)
-        context = family.attend(family.attributes(self.checkpoint.config), tensors, self._mask, choice)
+        context = family.attend(self._attributes[layer], tensors, self._mask, choice)
         if self._layers is not None:
             self._layers.append(LayerTrace(*(t.float().numpy() for t in (query, key, value, context))))
         return context

@@ -89,7 +89,9 @@ def test_what_is_seen_in_a_file() -> None:
     model = described(Path("d") / "m.onnx")
     assert len(model.nodes) == 2
     assert [each.as_dict() for each in model.attributes] == [{"heads": n} for n in (2, 2, 3, 2)]
-    assert model.distinct_attributes == [{"heads": 2}, {"heads": 3}, {"heads": 2}]
+    assert model.stated_attributes == [{"heads": n} for n in (2, 2, 3, 2)]
+    model.layers[2:] = []
+    assert model.stated_attributes == [{"heads": 2}]
     assert model.input_axes == {"input_ids": ["batch", 7], "attention_mask": ["batch", "sequence"]}
     assert model.directory == Path("d")
     assert described(Path("d") / "onnx" / "m.onnx").directory == Path("d")

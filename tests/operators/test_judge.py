@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ ROWS, TOKENS, HEADS, HEAD_DIM = 2, 5, 3, 4
 
 
 def judge() -> Judge:
-    return Judge(lambda attributes, tensors, mask: tensors[2], SimpleNamespace(num_heads=HEADS))
+    return Judge(lambda attributes, tensors, mask: tensors[2], [SimpleNamespace(num_heads=HEADS)])
 
 
 def contexts() -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,20 +91,20 @@ def test_attention_without_a_choice_has_the_same_and_shares_nothing() -> None:
             note()
 
 
-def test_the_constants_of_the_layer_follow_its_value() -> None:
+def test_attributes_and_constants_are_those_of_the_layer() -> None:
     taken: list[list[float]] = []
 
-    def attend(attributes: object, tensors: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        taken.append([float(each.flatten()[0]) for each in tensors])
+    def attend(attributes: Any, tensors: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        taken.append([attributes.of, *(float(each.flatten()[0]) for each in tensors)])
         return tensors[2]
 
     constants = [(torch.tensor(5.0),), (torch.tensor(6.0), torch.tensor(7.0))]
-    made = Judge(attend, SimpleNamespace(num_heads=1), constants)
+    made = Judge(attend, [SimpleNamespace(num_heads=1, of=layer) for layer in (0, 1)], constants)
     layer = LayerTrace(*(np.full((1, 1, 1), number, np.float32) for number in (1, 2, 3, 3)))
     for index in (0, 1):
         candidate: Runner = None  # type: ignore[assignment]
         made.operator(index, layer, torch.ones(1, 1), candidate, TOLERANCES["fp32"], LayerReport("x"))
-    assert taken == [[1.0, 2.0, 3.0, 5.0], [1.0, 2.0, 3.0, 6.0, 7.0]]
+    assert taken == [[0, 1.0, 2.0, 3.0, 5.0], [1, 1.0, 2.0, 3.0, 6.0, 7.0]]
 
 
 def test_the_first_problem_stays_and_the_largest_error_too() -> None:

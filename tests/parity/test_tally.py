@@ -141,12 +141,12 @@ def test_a_candidate_that_shows_no_layers_is_judged_where_there_is_no_choice(
     outputs = {"last_hidden_state": np.ones((3, 4, 2))}
     runner: Any = SimpleNamespace(name="a runner", run=lambda inputs: outputs)
     judge = SimpleNamespace(
-        attributes=None,
+        attributes=[None],
         tolerance=lambda dtype: TOLERANCES[dtype],
         unseen_note=lambda judged, rows: f"{judged} of {rows}",
     )
     family = SimpleNamespace(
-        attributes=lambda config: None,
+        layer_attributes=lambda config: [None],
         judge=lambda attributes: judge,
         makes_no_choice=lambda attributes, seq_len: seq_len <= longest_exact,
     )
@@ -235,7 +235,7 @@ def candidate_checked(
     case = Case("three rows", {"input_ids": IDS, "attention_mask": MASK}, rows)
     family = SimpleNamespace(
         judge=lambda attributes, constants: judge(),
-        attributes=lambda config: None,
+        layer_attributes=lambda config: [None],
         constants=lambda model: (),
         attention_modules=lambda model: [("layer.0", None), ("layer.1", None)],
     )

@@ -105,7 +105,7 @@ def write_engine(engine: Path, onnx_file: Path, plugin: Path, **changes: Any) ->
         plugin_layers=len(model.nodes), precision="fp16", precision_proof="parsed", tensor_types={"HALF": 3},
         weights_stripped=False, task=model.task, inputs=dict.fromkeys(model.inputs, shape),
         outputs=list(model.outputs), onnx_sha256=file_sha256(*model.files), onnx_dtype="fp32",
-        attributes=model.distinct_attributes, pooling={"mode": "cls", "normalize": True}, parity=None, versions={"torch": None},
+        attributes=model.stated_attributes, pooling={"mode": "cls", "normalize": True}, parity=None, versions={"torch": None},
     )  # fmt: skip
     write_manifest(dataclasses.replace(manifest, **changes), manifest_path(engine))
     return engine

@@ -75,9 +75,11 @@ def batch(config: Any, family: str, lengths: tuple[int, ...], *, side: str = "ri
 
 def run_mra(checkpoint: Checkpoint, inputs: dict[str, torch.Tensor]) -> Any:
     """The converted model with the reference operator as its attention."""
-    attributes = checkpoint.family.attributes(checkpoint.config)
+    attributes = checkpoint.family.layer_attributes(checkpoint.config)
     mask = inputs["attention_mask"]
-    checkpoint.family.replace_attention(checkpoint.model, lambda _, q, k, v: mra2_attention(q, k, v, mask, attributes))
+    checkpoint.family.replace_attention(
+        checkpoint.model, lambda layer, q, k, v: mra2_attention(q, k, v, mask, attributes[layer])
+    )
     with torch.no_grad():
         return checkpoint.model(**inputs)
 

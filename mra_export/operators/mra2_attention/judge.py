@@ -12,7 +12,7 @@ from mra_export.operators.mra2_attention.reference import mra2_attention, select
 from mra_export.operators.mra2_attention.spec import BLOCK_SIZE, Mra2AttentionAttributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mra_export.trace import Array, LayerTrace, Runner
 
@@ -23,7 +23,7 @@ class SelectionJudge(Judge):
     """A choice is the selected blocks of a layer, bool [rows, num_heads, blocks, blocks]."""
 
     choice = "blocks"
-    attributes: Mra2AttentionAttributes
+    attributes: Sequence[Mra2AttentionAttributes]
 
     def operator(
         self,
@@ -35,7 +35,7 @@ class SelectionJudge(Judge):
         report: LayerReport,
     ) -> torch.Tensor:
         """The candidate's node on its own inputs; returns its blocks."""
-        attributes = self.attributes
+        attributes = self.attributes[index]
         query, key, value = (torch.from_numpy(x) for x in (layer.query, layer.key, layer.value))
         context = torch.from_numpy(layer.context)
         choice = select_blocks(query, key, mask, attributes)
@@ -50,7 +50,7 @@ class SelectionJudge(Judge):
             if actual is not None:
                 near = _near_tie(choice.score, choice.selected)
                 # The probe cannot see key blocks with fewer than two tokens.
-                swapped = (actual != choice.selected) & _real_pairs(mask, attributes.num_heads, least_keys=2)
+                swapped = (actual != choice.selected) & _real_pairs(mask, self.heads, least_keys=2)
                 by_tie = bad & swapped.flatten(2).any(2) & ~(swapped & ~near).flatten(2).any(2)
                 # Only whole swaps: one whose other half the probe cannot see would change the count.
                 by_tie &= (swapped & actual).flatten(2).sum(2) == (swapped & choice.selected).flatten(2).sum(2)
@@ -71,8 +71,8 @@ class SelectionJudge(Judge):
         self, index: int, layer: LayerTrace, choice: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Per row whether the reference selected the same blocks, and whether its own cut was a tie."""
-        own = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, self.attributes)
-        real = _real_pairs(mask, self.attributes.num_heads)
+        own = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, self.attributes[index])
+        real = _real_pairs(mask, self.heads)
         return ~((own.selected != choice) & real).flatten(1).any(1), own.tied_tokens.any(1)
 
     def rows_of(self, choice: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -83,8 +83,8 @@ class SelectionJudge(Judge):
         self, index: int, layer: LayerTrace, choice: torch.Tensor, mask: torch.Tensor, report: LayerReport
     ) -> tuple[int, int]:
         """Blocks in common and blocks that the reference selects; notes the largest gap between blocks that were swapped."""
-        own = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, self.attributes)
-        real = _real_pairs(mask, self.attributes.num_heads)
+        own = select_blocks(torch.from_numpy(layer.query), torch.from_numpy(layer.key), mask, self.attributes[index])
+        real = _real_pairs(mask, self.heads)
         ours, theirs = own.selected & real, choice & real
         dropped = own.score.masked_fill(~(ours & ~theirs), float("-inf")).flatten(2).amax(2)
         taken = own.score.masked_fill(~(theirs & ~ours), float("inf")).flatten(2).amin(2)

@@ -10,6 +10,8 @@ from mra_export.operators.judge import Judge, LayerReport, Tolerance
 from mra_export.operators.yoso_attention.reference import HashCodes, hash_codes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mra_export.operators.yoso_attention.spec import YosoAttentionAttributes
     from mra_export.trace import LayerTrace, Runner
 
@@ -24,7 +26,7 @@ class HashJudge(Judge):
     """
 
     choice = "hash codes"
-    attributes: YosoAttentionAttributes
+    attributes: Sequence[YosoAttentionAttributes]
 
     def operator(
         self,
@@ -54,7 +56,7 @@ class HashJudge(Judge):
         self, index: int, layer: LayerTrace, choice: HashCodes, mask: torch.Tensor, report: LayerReport
     ) -> tuple[int, int]:
         """Codes in common and codes at all, of queries and keys at tokens."""
-        total = 2 * int((mask != 0).sum()) * self.attributes.num_heads * self.attributes.num_hash
+        total = 2 * int((mask != 0).sum()) * self.heads * self.attributes[index].num_hash
         return total - int(self._differing(index, layer, choice, mask).sum()), total
 
     def unseen_note(self, judged: int, rows: int) -> str:
@@ -66,7 +68,9 @@ class HashJudge(Judge):
 
     def _codes(self, index: int, layer: LayerTrace) -> HashCodes:
         constants = self.constants[index][0]
-        query, key = (hash_codes(torch.from_numpy(x), self.attributes, constants) for x in (layer.query, layer.key))
+        query, key = (
+            hash_codes(torch.from_numpy(x), self.attributes[index], constants) for x in (layer.query, layer.key)
+        )
         return HashCodes(query, key)
 
     def _differing(self, index: int, layer: LayerTrace, choice: HashCodes, mask: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def judged(tensors: list[torch.Tensor], mask: torch.Tensor, candidate: Any) -> t
     context = candidate.run_operator(ATTRIBUTES, tensors, mask)
     candidate.shows = shows
     layer = LayerTrace(*(x.numpy() for x in tensors), context)
-    made = SelectionJudge(mra2_attention, ATTRIBUTES)
+    made = SelectionJudge(mra2_attention, [ATTRIBUTES])
     return made.operator(0, layer, mask, candidate, TOLERANCES["fp32"], report), report
 
 
@@ -155,7 +155,7 @@ def test_the_same_blocks_and_what_they_share() -> None:
     tensors = qkv()
     choice = select_blocks(*tensors[:2], mask, ATTRIBUTES)
     layer = LayerTrace(*(x.numpy() for x in (*tensors, tensors[2])))
-    made, report = SelectionJudge(mra2_attention, ATTRIBUTES), LayerReport("x")
+    made, report = SelectionJudge(mra2_attention, [ATTRIBUTES]), LayerReport("x")
     same, ties = made.same(0, layer, choice.selected, mask)
     assert (same.tolist(), ties.tolist()) == ([True, True], choice.tied_tokens.any(1).tolist())
     real = _real_pairs(mask, HEADS)
@@ -181,7 +181,7 @@ def test_the_same_blocks_and_what_they_share() -> None:
 
 
 def test_what_is_said_of_blocks() -> None:
-    made = SelectionJudge(mra2_attention, ATTRIBUTES)
+    made = SelectionJudge(mra2_attention, [ATTRIBUTES])
     assert made.specification == "specification, same blocks"
     assert made.tie_note(3).startswith("3 row(s) have equal scores at the cut of the selection")
     assert made.unseen_note(2, 9).startswith("judged on 2 of 9 rows, those so short that all blocks are selected")

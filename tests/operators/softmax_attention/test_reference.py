@@ -47,7 +47,7 @@ def test_a_row_of_padding_alone_is_the_mean_and_no_nan() -> None:
 
 
 def test_half_types_of_standard_operators_may_cost_more() -> None:
-    judge = DenseJudge(softmax_attention, DenseAttentionAttributes(2, 0, 0.5))
+    judge = DenseJudge(softmax_attention, [DenseAttentionAttributes(2, 0, 0.5)])
     assert [judge.tolerance(dtype).operator for dtype in ("fp32", "fp16", "bf16")] == [2e-5, 5e-3, 4e-2]
     assert [judge.tolerance(dtype).outputs for dtype in ("fp32", "fp16", "bf16")] == [1e-4, 1e-2, 8e-2]
 

@@ -24,7 +24,7 @@ def judge() -> HashJudge:
     """Of two layers; the second has the constants."""
     return HashJudge(
         lambda attributes, given, mask: yoso_attention(*given[:3], mask, attributes, *given[3:]),
-        LSH,
+        [LSH, LSH],
         [(), (TENSORS[3],)],
     )
 
