@@ -13,7 +13,6 @@ from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from mra_export.bundle.verify import verify_bundle
-    from mra_export.checkpoint.from_dense.convert import from_dense
     from mra_export.checkpoint.load import load_checkpoint
     from mra_export.embedding.run import embed
     from mra_export.errors import DependencyError, InputError, MraExportError, ParityError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from mra_export.native.libraries import onnxruntime_library
     from mra_export.pipeline.build_engine import build_engine
     from mra_export.pipeline.check import check
+    from mra_export.pipeline.convert_dense import from_dense
     from mra_export.pipeline.create_bundle import create_bundle
     from mra_export.pipeline.export_openvino import export_openvino
     from mra_export.pipeline.source import ExportRequest
@@ -59,7 +59,7 @@ _HOMES = {
     "embed": "embedding.run",
     "export_onnx": "export.exporter",
     "export_openvino": "pipeline.export_openvino",
-    "from_dense": "checkpoint.from_dense.convert",
+    "from_dense": "pipeline.convert_dense",
     "load_checkpoint": "checkpoint.load",
     "onnxruntime_library": "native.libraries",
     "verify_bundle": "bundle.verify",

@@ -59,7 +59,13 @@ metrics, and of each layer `name`, `tensor` and `largest`. What else each comman
 """
 
 KEYS = {
-    "from-dense": "`notes`: what to know of the conversion.",
+    "from-dense": "`notes`: what to know of the conversion; `num_blocks`: blocks per head of each layer; `measured`: null where "
+    "nothing was, else `texts` (looked at), `long_enough` (to lose anything), `longest` (tokens), `held_out` (whether budgets are "
+    "judged by other texts than they were chosen by), `curve` (blocks per row, on average over the layers -> mean cosine), and for "
+    "the default `block_per_row`, else `num_blocks`, `initial_prior_first_n_blocks` and `initial_prior_diagonal_n_blocks` of each "
+    "layer, `mean_block_per_row`, `chosen_by`, `judged_by` and `even` (one budget for all layers at the same cost, on the texts of "
+    "the latter), each with `mean`, `low` (5 % are below), `least` and `texts`, and `sensitivity` (of each layer blocks per row "
+    "-> mean loss with that budget in this layer alone).",
     "onnx": "`model` (the file), `task`, `dtype`, `precision` (int8, or as `dtype`), `opset`, `attention_nodes`, `model_inputs`, "
     "`model_outputs`, `size_bytes`, `notes`, `comparisons`.",
     "trt": "`backend`, `backend_version`, `gpu`, `plugin_layers`, `precision`, `precision_proof`, `tensor_types`, "

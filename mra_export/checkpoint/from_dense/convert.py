@@ -30,14 +30,16 @@ from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.provenance import name_or_path
 from mra_export.checkpoint.weight_files import read_weights
 from mra_export.errors import InputError
+from mra_export.families._mra_budgets import BUDGET_KEY, as_stated
 from mra_export.families.mra import FAMILY
 from mra_export.operators.mra2_attention.spec import APPROX_MODES, BLOCK_SIZE
 from mra_export.outputs import check_target, staged_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mra_export.checkpoint.tasks import Task
+    from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
 __all__ = ["FromDenseResult", "from_dense"]
 
@@ -75,11 +77,13 @@ class FromDenseResult:
         task: its task, one of `TASKS`.
         num_layers: number of layers.
         max_position_embeddings: the longest input, in tokens.
-        block_per_row: high-resolution blocks per row of blocks at that length.
-        num_blocks: the same per head, as the operator's attribute.
+        block_per_row: high-resolution blocks per row of blocks at that length; of budgets layer by layer the largest, rounded up.
+        num_blocks: the same per head, as the operator's attribute; of budgets layer by layer the largest.
         exact_up_to: tokens up to which every block fits into the budget, so that the result is the dense model's.
         files: what the directory holds, sorted.
         notes: what a user should know of the conversion, one sentence each.
+        layer_num_blocks: blocks per head of each layer.
+        measured: what a search for the budgets measured, as plain data; None where there was none.
     """
 
     output: Path
@@ -93,6 +97,8 @@ class FromDenseResult:
     exact_up_to: int
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    layer_num_blocks: tuple[int, ...] = ()
+    measured: dict[str, Any] | None = None
 
 
 def from_dense(
@@ -100,7 +106,8 @@ def from_dense(
     output: Path,
     *,
     task: str = "auto",
-    block_per_row: int = 4,
+    block_per_row: int | None = None,
+    budgets: Sequence[Mra2AttentionAttributes] | None = None,
     max_position: int | None = None,
     approx_mode: str = "full",
     force: bool = False,
@@ -120,7 +127,8 @@ def from_dense(
         output: the directory to write.
         task: the head to keep, one of `TASKS`; "auto" goes by the checkpoint's architecture, "feature-extraction" drops
             the head.
-        block_per_row: high-resolution blocks of 32 x 32 per row of blocks.
+        block_per_row: high-resolution blocks of 32 x 32 per row of blocks; None for all.
+        budgets: of each layer instead, its attributes; None where all layers have that of `block_per_row`.
         max_position: the longest input in tokens; None for all that the source's position table holds.
         approx_mode: one of `APPROX_MODES`.
         force: whether an existing output is replaced.
@@ -138,7 +146,7 @@ def from_dense(
     say = progress or (lambda _: None)
     output = Path(output)
     check_target(output, force=force)
-    if block_per_row < 1:
+    if block_per_row is not None and block_per_row < 1:
         raise InputError(f"block_per_row={block_per_row} must be at least 1.")
     if approx_mode not in APPROX_MODES:
         raise InputError(f"approx_mode={approx_mode!r} must be one of {', '.join(APPROX_MODES)}.")
@@ -154,7 +162,13 @@ def from_dense(
     check_head(config, family, chosen, source_architecture)
     first_row, usable = positions(config, family)
     length = length_of(usable, max_position, config)
+    if budgets is not None:
+        block_per_row = -(-max(each.num_blocks for each in budgets) // (length // BLOCK_SIZE))
+    elif block_per_row is None:
+        block_per_row = length // BLOCK_SIZE
     target = _target_config(config, chosen, length, block_per_row, approx_mode)
+    if budgets is not None:
+        target[BUDGET_KEY] = as_stated(budgets)
     if stated := name_or_path(directory):
         target["_name_or_path"] = stated  # where the weights come from, as the source has it
     attributes = _validated(target)
@@ -168,7 +182,7 @@ def from_dense(
     weights = Weights(stored, family.weight_prefix)
     converted = convert(weights, config, family, chosen, first_row, length)
     notes += notes_on_weights(weights, config, chosen)
-    if length % BLOCK_SIZE:
+    if length % BLOCK_SIZE and budgets is None:
         notes.append(
             f"max_position {length} is not a multiple of {BLOCK_SIZE}: the budget counts its {length // BLOCK_SIZE} "
             f"whole blocks, so no block_per_row makes the last {length % BLOCK_SIZE} positions exact."
@@ -187,6 +201,8 @@ def from_dense(
             f"{source_architecture} -> {target['architectures'][0]}, max_position_embeddings {length}, "
             f"block_per_row {block_per_row}, approx_mode {approx_mode}"
         )
+        if budgets is not None:
+            summary += f"; each layer has a budget of its own, {BUDGET_KEY} in config.json, which transformers alone passes over"
         write_model_card(directory, stage, summary)
         save_weights(converted, stage / "model.safetensors")
         files = tuple(sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file()))
@@ -198,10 +214,11 @@ def from_dense(
         num_layers=config.num_hidden_layers,
         max_position_embeddings=length,
         block_per_row=block_per_row,
-        num_blocks=attributes.num_blocks,
-        exact_up_to=min(math.isqrt(attributes.num_blocks) * BLOCK_SIZE, length),
+        num_blocks=max(each.num_blocks for each in attributes),
+        exact_up_to=min(math.isqrt(min(each.num_blocks for each in attributes)) * BLOCK_SIZE, length),
         files=files,
         notes=tuple(notes),
+        layer_num_blocks=tuple(each.num_blocks for each in attributes),
     )
 
 
@@ -228,11 +245,11 @@ def _target_config(config: Any, task: Task, length: int, block_per_row: int, app
     }
 
 
-def _validated(target: dict[str, Any]) -> Any:
-    """The operator's attributes for a configuration, which is checked as every MRA configuration is."""
+def _validated(target: dict[str, Any]) -> list[Mra2AttentionAttributes]:
+    """The operator's attributes in each layer for a configuration, which is checked as every MRA configuration is."""
     from transformers import MraConfig
 
     settings = {key: value for key, value in target.items() if key not in ("model_type", "id2label", "label2id")}
     config = MraConfig(**settings)
     FAMILY.validate(config)
-    return FAMILY.attributes(config)
+    return FAMILY.layer_attributes(config)

@@ -1,0 +1,30 @@
+"""Where MRA pays is what the committed benchmark says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from paths import REPO
+
+from mra_export.fidelity.speed import PAYS, SOURCE, _table, faster_than_dense, pays_from
+
+
+def test_the_figures_are_those_of_the_page() -> None:
+    assert (REPO / SOURCE).is_file()
+    rows = json.loads((REPO / SOURCE).with_suffix(".json").read_text())["model"]
+    expected = {row["seq_len"]: {blocks: row[str(blocks)]["vs_dense"] for blocks in (4, 8, 16)} for row in rows}
+    assert set(_table()) == set(expected)
+    for tokens, row in expected.items():
+        assert _table()[tokens] == {blocks: pytest.approx(factor, abs=5e-4) for blocks, factor in row.items()}
+
+
+def test_it_pays_where_a_fifth_is_won() -> None:
+    for tokens, row in _table().items():
+        assert (max(row.values()) >= PAYS) == (tokens >= pays_from())
+    assert 512 < pays_from() <= 1024
+
+
+def test_the_nearest_measurement() -> None:
+    assert faster_than_dense(520, 7) == (512, 8, _table()[512][8])
+    assert faster_than_dense(100_000, 100) == (8192, 16, _table()[8192][16])
