@@ -82,6 +82,12 @@ KEYS = {
     "bundle": "`files`, `variants`, `model`, `embedding`, `prompts`, `default_prompt` and `manifest_sha256`, as the "
     "[manifest](bundle.md) has them; `notes` on the source's settings; `comparisons`; `triton`, null or `models`, `commands` and "
     "`notes` of the [model repository](triton.md).",
+    "fidelity": "`dense` and `mra` (names), `cosine` (`mean`, `low` that 5 % are below, `least`, `texts`), `lengths` (the same of "
+    "texts of `first` to `last` tokens), `worst` (id of a `text`, or its number, its `tokens` and `cosine`), `neighbours` (1, 5, "
+    "10 -> share of the nearest that stay, as far as there are so many texts), `queries` (how many), `retrieval` (null without "
+    "queries, else `dense`, `mra` and `mixed`, the dense model's queries with the other's texts, each with `nDCG@10`, `RR@10`, "
+    "`R@10` and `R@100` of ir-measures), `pays` (whether the budget pays at these lengths by the benchmark, null where the second "
+    "model has none), `notes`.",
     "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
     '`dimension` (numbers in a vector; `hidden_size` says the same), `prompt` (put before each text, "" for none) and '
     "`prompt_name` (null where it has none), `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, "

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mra_export.numerics import cosine, least, relative_error, top1_agreement, worst
+from mra_export.numerics import cosine, least, neighbour_overlap, relative_error, top1_agreement, worst
 
 
 def test_the_relative_error_is_over_the_norm_of_what_was_expected() -> None:
@@ -39,3 +39,25 @@ def test_what_is_not_a_number_is_the_worst_and_the_least() -> None:
     assert (worst([]), least([])) == (0.0, 1.0)
     assert math.isnan(worst([0.5, math.nan, 1.0]))
     assert math.isnan(least([0.5, math.nan, 1.0]))
+
+
+def test_neighbours_that_stay_are_counted_row_by_row() -> None:
+    angles, moved = np.array([0.0, 0.1, 0.25, 1.0, 1.2]), np.array([0.0, 0.1, 0.9, 1.0, 1.2])
+    before, after = (np.stack([np.cos(each), np.sin(each)], axis=1) * 3 for each in (angles, moved))
+    # Nearest: 1 0 1 4 3, and then 1 0 3 2 3. Of the two nearest only those of row 2 change: 1 and 0, and then 3 and 4.
+    assert neighbour_overlap(before, after, [1, 2]) == {1: pytest.approx(0.6), 2: pytest.approx(0.8)}
+    assert neighbour_overlap(before, before * 2, [1, 4]) == {1: 1.0, 4: 1.0}
+
+
+def test_neighbours_of_many_rows() -> None:
+    """More than are looked at together: against all at once."""
+    generator = np.random.default_rng(0)
+    before = generator.normal(size=(1100, 4))
+    after = before + 0.1 * generator.normal(size=before.shape)
+    nearest = []
+    for rows in (before, after):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        near = unit @ unit.T - 3 * np.eye(len(rows))
+        nearest.append(near.argsort(axis=1)[:, ::-1][:, :3])
+    expected = np.mean([len(set(a) & set(b)) / 3 for a, b in zip(*nearest, strict=True)])
+    assert neighbour_overlap(before, after, [3])[3] == pytest.approx(expected)

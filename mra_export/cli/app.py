@@ -15,6 +15,7 @@ from mra_export.cli.bundle import bundle_command
 from mra_export.cli.check import check_command
 from mra_export.cli.doctor import doctor_command
 from mra_export.cli.embed import embed_command
+from mra_export.cli.fidelity import fidelity_command
 from mra_export.cli.from_dense import from_dense_command
 from mra_export.cli.onnx import onnx_command
 from mra_export.cli.openvino import openvino_command
@@ -50,7 +51,7 @@ def cli() -> None:
 
 for _command in (
     from_dense_command, onnx_command, trt_command, openvino_command, check_command, bench_command, bundle_command,
-    embed_command, build_command, doctor_command,
+    fidelity_command, embed_command, build_command, doctor_command,
 ):  # fmt: skip
     cli.add_command(_command)
 

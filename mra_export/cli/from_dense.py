@@ -29,6 +29,9 @@ __all__ = ["from_dense_command"]
     metavar="FILE",
     help="What the model is to serve, as embed reads it, to choose budgets by.  [default: documentation in Python]",
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE.html", help="What the search measured, as a page."
+)
 @click.option("--max-position", type=int, help="Longest sequence, in tokens.  [default: as SRC]")
 @click.option("--task", type=click.Choice(TASK_NAMES), default="auto", show_default=True, help="The head to convert.")
 @force_option
@@ -40,6 +43,7 @@ def from_dense_command(
     mean_block_per_row: float | None,
     target_cosine: float | None,
     texts: Path | None,
+    report: Path | None,
     max_position: int | None,
     task: str,
     force: bool,
@@ -54,10 +58,13 @@ def from_dense_command(
     """
     from mra_export.cli.console import progress
     from mra_export.embedding.input import read_texts
+    from mra_export.outputs import check_target
     from mra_export.pipeline.convert_dense import from_dense
 
-    with progress(quiet=shown["quiet"]) as report:
-        report(f"converting {source}")
+    if report is not None:
+        check_target(report, force=force, sources=[Path(source)])
+    with progress(quiet=shown["quiet"]) as step:
+        step(f"converting {source}")
         result = from_dense(
             source,
             output,
@@ -68,8 +75,16 @@ def from_dense_command(
             texts=None if texts is None else list(read_texts(texts)),
             max_position=max_position,
             force=force,
-            progress=report,
+            progress=step,
         )
+    outputs = [str(output)]
+    if report is not None and result.measured is not None:
+        from mra_export.fidelity.report import write_search
+
+        write_search(
+            report, result.measured, result.notes, title=f"{output.name}, from {Path(source).name}", force=force
+        )
+        outputs.append(str(report))
     blocks = sorted(set(result.layer_num_blocks))
     shown_blocks = str(blocks[0]) if len(blocks) == 1 else ", ".join(map(str, result.layer_num_blocks))
     text = f"{output}: {result.architecture}, {result.num_layers} layers, {shown_blocks} blocks per head"
@@ -78,7 +93,7 @@ def from_dense_command(
         "from-dense",
         text + notes,
         shown["as_json"],
-        outputs=[str(output)],
+        outputs=outputs,
         notes=list(result.notes),
         num_blocks=list(result.layer_num_blocks),
         measured=result.measured,

@@ -11,14 +11,15 @@ import hashlib
 import sysconfig
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mra_export.fidelity.retrieval import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["RetrievalSet", "builtin_texts", "retrieval_set"]
+__all__ = ["builtin_texts", "retrieval_set"]
 
 _LEFT_OUT = (
     "test",
@@ -33,54 +34,52 @@ _LEFT_OUT = (
 )
 _LEAST_QUERY, _LEAST_DOCUMENT = 15, 200
 """Characters of a first line and of what follows it."""
-
-
-@dataclass(frozen=True)
-class RetrievalSet:
-    """Queries and the documents that they are to find; of each document one query.
-
-    Attributes:
-        documents: id -> text.
-        queries: id -> text.
-        relevant: id of a query -> the ids of its documents.
-    """
-
-    documents: dict[str, str]
-    queries: dict[str, str]
-    relevant: dict[str, set[str]]
+_PARTS = {"train": (0, 1), "held-out": (2,), "all": (0, 1, 2)}
+"""Name -> remainders of a module's hash that belong to it."""
 
 
 def builtin_texts() -> list[str]:
-    """A text for each module with documentation: its docstrings one after the other, from some words to many thousand."""
-    return ["\n\n".join(text for _, text in found) for _, found in _modules(_standard_library())]
+    """A text for each module of the part "train": its docstrings one after the other, from some words to many thousand."""
+    return ["\n\n".join(text for _, text in found) for _, found in _part("train", ())]
 
 
-def retrieval_set(part: str = "all", roots: Sequence[Path] = ()) -> RetrievalSet:
-    """Docstrings with their first line as the query and the rest as the document.
+def retrieval_set(
+    part: str = "all", *, roots: Sequence[Path] = (), whole_modules: bool = False, least: int = _LEAST_DOCUMENT
+) -> tuple[dict[str, str], Queries]:
+    """Docstrings with their first line as the query and the rest as the document that it is to find.
 
-    A docstring counts if its first line has 15 characters, the rest 200, and no other has the same first line or rest.
+    A docstring counts if its first line has 15 characters and the rest enough, and no other has the same first line or rest.
 
     Args:
         part: "train", "held-out" or "all". The two share no document and no module: which one a module belongs to follows from its
             name.
         roots: folders with Python sources; empty for the standard library.
+        whole_modules: whether a document is what is left of all docstrings of a module, so that documents are long.
+        least: characters that a document has.
+
+    Returns:
+        The documents by their names, and the queries, which have the names of their documents.
     """
-    parts = {"train": (0, 1), "held-out": (2,), "all": (0, 1, 2)}[part]
     pairs: list[tuple[str, str, str]] = []
-    for module, found in (each for root in roots or (_standard_library(),) for each in _modules(root)):
-        if hashlib.sha256(module.encode()).digest()[0] % 3 not in parts:
-            continue
+    for module, found in _part(part, roots):
+        if whole_modules:
+            found = (("", "\n\n".join(text for _, text in found)),) if found[0][0] == "" else ()
         for name, text in found:
             first, _, rest = text.partition("\n")
-            if len(first.strip()) >= _LEAST_QUERY and len(rest.strip()) >= _LEAST_DOCUMENT:
+            if len(first.strip()) >= _LEAST_QUERY and len(rest.strip()) >= least:
                 pairs.append((f"{module}.{name}".rstrip("."), first.strip(), rest.strip()))
     names, queries, texts = (Counter(each) for each in zip(*pairs, strict=True)) if pairs else [Counter()] * 3
     kept = [(n, q, t) for n, q, t in pairs if names[n] == queries[q] == texts[t] == 1]
-    return RetrievalSet(
-        {name: text for name, _, text in kept},
-        {name: query for name, query, _ in kept},
-        {name: {name} for name, _, _ in kept},
-    )
+    asked = Queries({name: query for name, query, _ in kept}, {name: {name: 1} for name, _, _ in kept})
+    return {name: text for name, _, text in kept}, asked
+
+
+def _part(part: str, roots: Sequence[Path]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    """The modules that belong to a part, as `_modules` has them."""
+    for root in roots or (_standard_library(),):
+        for module, found in _modules(root):
+            if hashlib.sha256(module.encode()).digest()[0] % 3 in _PARTS[part]:
+                yield module, found
 
 
 def _standard_library() -> Path:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Batch", "Samples", "batches_of", "blocks_of", "split", "token_ids"]
+__all__ = ["Batch", "Ids", "Samples", "batches_of", "blocks_of", "sampled_ids", "split", "token_ids"]
 
 Ids = tuple[int, ...]
 
@@ -73,8 +73,32 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_SIZE)
 
 
-def token_ids(directory: Path, texts: Sequence[str], positions: int) -> list[Ids] | None:
-    """The ids of texts as sentence-transformers gives them to the model, with the default prompt; in an order of no meaning.
+def token_ids(directory: Path, texts: Sequence[str], positions: int, prompts: Sequence[str] = ()) -> list[Ids] | None:
+    """The ids of texts as sentence-transformers gives them to the model, in the order of the texts.
+
+    Args:
+        directory: the checkpoint.
+        texts: the texts.
+        positions: tokens that the model has positions for.
+        prompts: names of prompts, of which the first that the checkpoint has is put before each text; else its default one is.
+
+    Returns:
+        The ids; None where the checkpoint has no tokenizer.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded.
+    """
+    contract = read_contract(directory, embedding=False)
+    tokenizer = source_tokenizer(transformer_folder(directory), contract, positions)
+    if tokenizer is None:
+        return None
+    name = next((name for name in prompts if contract.prompts.get(name)), None)
+    prompt = prompt_of(contract.prompts, contract.default_prompt, name)
+    return [tuple(ids) for ids, _ in ids_of(tokenizer, [prompt + text for text in texts])]
+
+
+def sampled_ids(directory: Path, texts: Sequence[str], positions: int) -> list[Ids] | None:
+    """The ids of texts as `token_ids`, with the default prompt, in an order that has nothing to do with theirs.
 
     Args:
         directory: the checkpoint.
@@ -87,13 +111,9 @@ def token_ids(directory: Path, texts: Sequence[str], positions: int) -> list[Ids
     Raises:
         InputError: the tokenizer cannot be loaded.
     """
-    contract = read_contract(directory, embedding=False)
-    tokenizer = source_tokenizer(transformer_folder(directory), contract, positions)
-    if tokenizer is None:
-        return None
-    prompt = prompt_of(contract.prompts, contract.default_prompt, None)
     taken = sorted({text for text in texts if text.strip()}, key=_digest)[:_TEXTS]
-    return [tuple(ids) for ids, _ in ids_of(tokenizer, [prompt + text for text in taken]) if ids]
+    ids = token_ids(directory, taken, positions)
+    return None if ids is None else [each for each in ids if each]
 
 
 def _digest(text: str) -> bytes:

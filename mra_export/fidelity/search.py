@@ -43,7 +43,7 @@ __all__ = [
 
 _LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Blocks per row at which the loss of a layer is measured; between them it is a straight line."""
-_PRIORS = ((0, 1), (0, 3), (1, 0), (1, 1))
+_PRIORS = ((0, 1), (0, 3), (1, 0), (1, 1), (2, 1))
 """First blocks and diagonal blocks that are tried in each layer."""
 _EXCHANGES = 24
 """Exchanges between two layers that are measured in a round, those that promise most."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mra_export.numerics import least, top1_agreement, worst
+from mra_export.numerics import least, neighbour_overlap, top1_agreement, worst
 from mra_export.parity.comparison import Comparison
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def compare_vectors(
         pairs = zip(expected.values, actual.values, strict=True)
         metrics["top1_agreement"] = float(np.mean([top1_agreement(want, got) for want, got in pairs]))
     elif len(samples) > NEIGHBOURS:
-        metrics["neighbour_agreement"] = _neighbours(expected, actual)
+        before, after = (np.concatenate(each.values) for each in (expected, actual))
+        metrics["neighbour_agreement"] = neighbour_overlap(before, after, [NEIGHBOURS])[NEIGHBOURS]
     together, alone, others = _batches(samples)
     result = candidate.run(together)
     metrics["row_error"] = _largest(_first(result), _first(candidate.run(others)), _first(together))
@@ -152,18 +153,6 @@ def compare_vectors(
     errors = [(metrics[name], bound) for name, bound in bounds.items() if name.endswith("error")]
     ok = limits.hold(metrics) and all(error is not None and error <= bound for error, bound in errors)  # NaN is not
     return Comparison(reference.name, candidate.name, metrics, bounds, ok)
-
-
-def _neighbours(expected: Vectors, actual: Vectors) -> float:
-    """The share of each text's nearest neighbours that stay among them."""
-    found = []
-    for each in (expected, actual):
-        rows = np.concatenate(each.values)
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-        near = rows @ rows.T
-        np.fill_diagonal(near, -np.inf)
-        found.append(np.argsort(-near, axis=1, kind="stable")[:, :NEIGHBOURS])
-    return float(np.mean([len({*a} & {*b}) / NEIGHBOURS for a, b in zip(*map(np.ndarray.tolist, found), strict=True)]))
 
 
 def _batches(samples: Sequence[Inputs]) -> tuple[Inputs, list[Inputs], Inputs]:

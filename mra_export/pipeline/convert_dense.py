@@ -17,7 +17,7 @@ from mra_export.errors import InputError
 from mra_export.fidelity.docstrings import builtin_texts
 from mra_export.fidelity.layered import LayeredModel
 from mra_export.fidelity.memory import Memory
-from mra_export.fidelity.samples import Samples, split, token_ids
+from mra_export.fidelity.samples import Samples, sampled_ids, split
 from mra_export.fidelity.search import Found, Meter, Scale, as_json, check_long_enough, least_even, least_for, place
 from mra_export.fidelity.speed import SOURCE, faster_than_dense, pays_from
 from mra_export.outputs import check_target, file_sha256
@@ -99,7 +99,7 @@ def from_dense(
         raise InputError(
             "There are no texts: the file is empty. Give texts as long as those that the model is to serve."
         )
-    ids = token_ids(directory, what, length)
+    ids = sampled_ids(directory, what, length)
     if ids is None and is_asked:
         raise InputError(
             f"{directory} has no tokenizer, and without one nothing can be measured on texts. Put its tokenizer.json or vocab.txt "

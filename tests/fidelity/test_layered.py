@@ -14,14 +14,14 @@ from fidelity_support import LAYERS, letters
 from mra_export.checkpoint.load import Checkpoint
 from mra_export.families._mra_budgets import as_stated
 from mra_export.fidelity.layered import LayeredModel, Plan
-from mra_export.fidelity.samples import Batch, batches_of, token_ids
+from mra_export.fidelity.samples import Batch, batches_of, sampled_ids
 from mra_export.fidelity.search import Scale
 from mra_export.runners.torch import SpecificationRunner
 
 
 @pytest.fixture
 def batches(dense: Path) -> list[Batch]:
-    return batches_of(token_ids(dense, letters([250, 200, 90, 95, 20]), 256) or [])
+    return batches_of(sampled_ids(dense, letters([250, 200, 90, 95, 20]), 256) or [])
 
 
 def scale(checkpoint: Checkpoint) -> Scale:

@@ -9,16 +9,16 @@ import pytest
 from fidelity_support import letters, save_dense
 
 from mra_export.fidelity import samples as module
-from mra_export.fidelity.samples import batches_of, blocks_of, split, token_ids
+from mra_export.fidelity.samples import batches_of, blocks_of, sampled_ids, split
 
 
 def test_ids_are_the_tokenizers_and_do_not_depend_on_the_order_of_the_texts(dense: Path) -> None:
     texts = letters([5, 40, 9, 300])
-    found = token_ids(dense, [*texts, texts[0], "", "  "], 256)
+    found = sampled_ids(dense, [*texts, texts[0], "", "  "], 256)
     assert found is not None
     assert sorted(map(len, found)) == [5, 9, 40, 256]  # once each, cut at the positions, none of blanks
     assert all((ids[0], ids[-1]) == (2, 3) for ids in found)
-    assert token_ids(dense, texts[::-1], 256) == found
+    assert sampled_ids(dense, texts[::-1], 256) == found
 
 
 def test_the_default_prompt_counts(tmp_path: Path) -> None:
@@ -26,22 +26,22 @@ def test_the_default_prompt_counts(tmp_path: Path) -> None:
     (directory / "config_sentence_transformers.json").write_text(
         '{"prompts": {"p": "a a "}, "default_prompt_name": "p"}'
     )
-    assert [len(ids) for ids in token_ids(directory, letters([10]), 256) or ()] == [12]
+    assert [len(ids) for ids in sampled_ids(directory, letters([10]), 256) or ()] == [12]
 
 
 def test_without_a_tokenizer_there_are_none(dense: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((dense / "config.json").read_text())
-    assert token_ids(tmp_path, ["a"], 256) is None
+    assert sampled_ids(tmp_path, ["a"], 256) is None
 
 
 def test_of_many_texts_the_same_ones_are_taken(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TEXTS", 5)
     texts = letters(list(range(3, 30)))
-    found = token_ids(dense, texts, 256)
+    found = sampled_ids(dense, texts, 256)
     random.Random(1).shuffle(texts)
     assert found is not None
     assert len(found) == 5
-    assert token_ids(dense, texts, 256) == found
+    assert sampled_ids(dense, texts, 256) == found
 
 
 def test_the_parts_are_disjoint_and_of_texts_that_are_long_enough() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fidelity_support import LAYERS, letters, save_dense
 
 from mra_export.checkpoint.from_dense import convert
 from mra_export.checkpoint.load import load_checkpoint
+from mra_export.cli.app import cli
 from mra_export.errors import InputError
 from mra_export.fidelity import search
 from mra_export.fidelity.layered import LayeredModel
@@ -74,11 +76,11 @@ def test_what_was_measured_is_what_the_checkpoint_computes(dense: Path, tmp_path
     import transformers
     from dense_support import run_mra
 
-    from mra_export.fidelity.samples import split, token_ids
+    from mra_export.fidelity.samples import sampled_ids, split
 
     result = from_dense(dense, tmp_path / "mra", mean_block_per_row=2, texts=TEXTS)
     assert result.measured is not None
-    ids = split(token_ids(dense, TEXTS, 256) or [], longer_than=64, tokens=module._TOKENS).judged_by
+    ids = split(sampled_ids(dense, TEXTS, 256) or [], longer_than=64, tokens=module._TOKENS).judged_by
     original = transformers.AutoModel.from_pretrained(dense).eval()
     cosines = []
     for each in ids:
@@ -230,3 +232,22 @@ def test_a_stated_budget_is_as_ever(dense: Path, tmp_path: Path) -> None:
     for name in plain.files:
         assert (ours.output / name).read_bytes() == (plain.output / name).read_bytes()
     assert "mra_export" not in config(tmp_path / "a")
+
+
+def test_the_command_shows_and_reports_it(dense: Path, tmp_path: Path) -> None:
+    texts, report = tmp_path / "texts.txt", tmp_path / "report.html"
+    texts.write_text("".join(f"{text}\n" for text in TEXTS))
+    command = ["from-dense", str(dense), "--texts", str(texts), "--mean-block-per-row", "2", "-q"]
+    found = CliRunner().invoke(
+        cli, [*command, "-o", str(tmp_path / "a"), "--report", str(report), "--json"], catch_exceptions=False
+    )
+    said = json.loads(found.stdout)
+    assert said["outputs"] == [str(tmp_path / "a"), str(report)]
+    assert said["num_blocks"] == said["measured"]["num_blocks"] == config(tmp_path / "a")["mra_export"]["num_blocks"]
+    page = report.read_text()
+    assert f"{said['measured']['judged_by']['mean']:.5f}" in page
+    assert "Sensitivity by layer" in page
+    text = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "b")], catch_exceptions=False).stdout
+    shown = ", ".join(map(str, said["num_blocks"]))
+    assert f"MraModel, 3 layers, {shown} blocks per head" in text
+    assert "held-out texts the mean cosine" in text
