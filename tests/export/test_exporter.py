@@ -380,7 +380,11 @@ def test_pooling_follows_the_checkpoint_and_can_be_changed(minilm: Path, tmp_pat
     none = export_onnx(checkpoint, tmp_path / "none", pooling="none")
     assert none.outputs == ("last_hidden_state",)
     assert not (none.directory / "modules.json").exists()
-    assert [(folder / "1_Pooling").is_dir() for folder in (minilm, own.directory, none.directory)] == [True, True, False]
+    assert [(folder / "1_Pooling").is_dir() for folder in (minilm, own.directory, none.directory)] == [
+        True,
+        True,
+        False,
+    ]
     assert (none.directory / "tokenizer.json").is_file()
     inputs = random_inputs((2, 40))
     runs = [OnnxRuntimeRunner(read_onnx(r.model)).run(inputs) for r in (own, changed)]
