@@ -470,7 +470,9 @@ def markdown(report: dict[str, Any]) -> str:
         "In brackets: the share of the floor, which is the multiply-adds of the linear layers and of the attention (MRA: of the "
         "chosen blocks, where not fp32 at twice its rate) at the rates above. The cosine is the least with the "
         "vectors of the same attention in fp32, over the table's sizes; "
-        f"the weights of {BASE} are random, so its cosines say little.",
+        f"the weights of {BASE} are random, so its cosines say little. Texts are sentences put together to the length. Where MRA "
+        "selects blocks, at 512 tokens, int8 may change a choice, which moves a vector more than its rounding "
+        "([int8.md](../int8.md#what-is-lost)).",
     ]
     return "\n".join(lines) + "\n"
 
