@@ -56,13 +56,20 @@ template <typename T>
 cudaError_t launch_selection(const Mra2Problem& p, cudaStream_t stream) {
   if (is_dense(p)) return cudaSuccess;
   const std::int64_t slices = blocks_for(3 * p.hidden / Vector<T>::kSize, kPoolThreads);
-  const cudaError_t error = launch_checked(mra2_pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
-                                           static_cast<int>(slices));
+  cudaError_t error = launch_checked(mra2_pool_kernel<T>, p.heads / p.num_heads * p.nb * slices, kPoolThreads, 0, stream, p,
+                                     static_cast<int>(slices));
   if (error != cudaSuccess) return error;
-  const std::int64_t row_tiles = blocks_for(p.nb, kRowTile);
   constexpr bool kHalfTypes = sizeof(T) == 2;
-  return launch_checked(mra2_select_kernel<kHalfTypes>, p.heads * row_tiles, kSelectThreads, select_shared_bytes(p.head_dim),
-                        stream, p, static_cast<int>(row_tiles));
+  const std::size_t shared_bytes = select_shared_bytes(p.head_dim, kHalfTypes);
+  const int row_tiles = static_cast<int>(blocks_for(p.nb, kRowTile));
+  if (row_tiles == 1) return launch_checked(mra2_select_kernel<kHalfTypes>, p.heads, kSelectThreads, shared_bytes, stream, p);
+  const std::int64_t blocks = p.heads * row_tiles;
+  error = launch_checked(mra2_logits_kernel, blocks, kSelectThreads, shared_bytes, stream, p, row_tiles);
+  for (const int shift : {12, 0})
+    if (error == cudaSuccess)
+      error = launch_checked(mra2_refine_kernel, blocks, kSelectThreads, shared_bytes, stream, p, row_tiles, shift);
+  if (error != cudaSuccess) return error;
+  return launch_checked(mra2_lists_kernel<kHalfTypes>, blocks, kSelectThreads, shared_bytes, stream, p, row_tiles);
 }
 
 template <typename T>
@@ -79,7 +86,8 @@ cudaError_t launch_all(const Mra2Problem& p, cudaStream_t stream) {
 template <typename T>
 cudaError_t load_all() {
   constexpr bool kHalfTypes = sizeof(T) == 2;
-  return load_kernels(mra2_pool_kernel<T>, mra2_select_kernel<kHalfTypes>, Kernels<T, 32>::kSelected, Kernels<T, 64>::kSelected,
+  return load_kernels(mra2_pool_kernel<T>, mra2_select_kernel<kHalfTypes>, mra2_logits_kernel, mra2_refine_kernel,
+                      mra2_lists_kernel<kHalfTypes>, Kernels<T, 32>::kSelected, Kernels<T, 64>::kSelected,
                       Kernels<T, 128>::kSelected, Kernels<T, 256>::kSelected, Kernels<T, 32>::kDense, Kernels<T, 64>::kDense,
                       Kernels<T, 128>::kDense, Kernels<T, 256>::kDense);
 }

@@ -21,10 +21,11 @@ bool cuda_validate(const Mra2AttentionParams& params, char* message, std::size_t
 // the params.
 std::size_t cuda_workspace_size(const Mra2AttentionParams& params) noexcept;
 
-// Enqueues the operator on `stream`: 3 kernel launches, or 1 where every block is selected; no allocation, no synchronisation, capturable in a CUDA graph.
-// The same inputs give the same bits. All pointers are device pointers; `workspace` needs no initialisation, and concurrent calls
-// need workspaces of their own. Returns cudaErrorInvalidValue for parameters that cuda_validate() refuses, for a workspace that is too
-// small, and for a null or misaligned pointer; otherwise what the launches return.
+// Enqueues the operator on `stream`: one kernel launch where every block is selected, else three up to 2048 tokens and six beyond; no
+// allocation, no synchronisation, capturable in a CUDA graph. The same inputs give the same bits. All pointers are device pointers;
+// `workspace` needs no initialisation, and concurrent calls need workspaces of their own. Returns cudaErrorInvalidValue for parameters
+// that cuda_validate() refuses, for a workspace that is too small, and for a null or misaligned pointer; otherwise what the launches
+// return.
 cudaError_t mra2_attention_cuda(const Mra2AttentionParams& params, void* workspace, std::size_t workspace_bytes,
                                 cudaStream_t stream) noexcept;
 

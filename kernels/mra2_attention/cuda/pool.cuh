@@ -27,11 +27,11 @@ __global__ void __launch_bounds__(kPoolThreads) mra2_pool_kernel(Mra2Problem p, 
     for (int head = static_cast<int>(threadIdx.x); head < p.num_heads; head += kPoolThreads) {
       const std::int64_t n = example * p.num_heads + head;
       p.row_arrivals[n * p.nb + row] = 0;
-      if (row == 0) p.head_arrivals[n] = 0;
+      if (row < kArrivals) p.head_arrivals[n * kArrivals + row] = 0;
     }
     if (row == 0) {
       const std::int64_t entries = static_cast<std::int64_t>(p.num_heads) * 256;
-      for (std::int64_t i = threadIdx.x; i < entries; i += kPoolThreads) p.histogram[example * entries + i] = 0;
+      for (std::int64_t i = threadIdx.x; i < entries; i += kPoolThreads) p.first_counts[example * entries + i] = 0;
     }
   }
 

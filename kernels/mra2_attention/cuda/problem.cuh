@@ -5,7 +5,7 @@
 
 #include "common/cuda/device.cuh"
 #include "common/cuda/workspace.cuh"
-#include "mra2_attention/mra2_attention.h"
+#include "mra2_attention/cuda/mra2_attention_cuda.h"
 
 namespace mra::cuda {
 
@@ -25,7 +25,18 @@ static_assert(sizeof(Chunk) == 16);
 // An entry of a list: the number of a key block, and whether none of its tokens is padding, which saves a look at them.
 constexpr std::uint16_t kFullBlock = 0x8000;
 constexpr std::uint16_t kBlockNumber = 0x7fff;
-static_assert(kMaxSeqLen / kBlockSize <= kBlockNumber + 1, "block numbers fit");
+constexpr int kMra2CudaMaxBlocks = static_cast<int>(kMra2CudaMaxSeqLen / kBlockSize);
+static_assert(kMra2CudaMaxBlocks <= kBlockNumber + 1, "block numbers fit");
+
+// How far the search for a head's threshold has come.
+struct alignas(16) Search {
+  std::uint32_t key;    // of the threshold, as far as it is known, from the top; then zeros
+  std::uint32_t rank;   // of the threshold among the keys that agree in that, from 1; 0: it is found
+  std::int32_t cutoff;  // as in Threshold
+  std::uint32_t unused;
+};
+
+constexpr int kArrivals = 4;  // steps of the selection in which the last thread block of a head goes on alone
 
 // Passed to the kernels by value. "heads" below is batch * num_heads, nb the blocks of a sequence.
 struct Mra2Problem {
@@ -57,8 +68,10 @@ struct Mra2Problem {
   std::uint32_t* token_bits;      // [batch, nb]; bit i: token i of the block is no padding
   float* logits;                  // [heads, nb, nb], steps 3 and 5
   float* row_max;                 // [heads, nb], step 4
-  std::uint32_t* histogram;       // [heads, 256], of the leading byte of the score keys
-  std::uint32_t* head_arrivals;   // [heads]
+  std::uint32_t* first_counts;    // [heads, 256], of the leading byte of the score keys
+  std::uint32_t* next_counts;     // [heads, 2, 4096], of the 12 bits after it, and of the 12 after those
+  Search* searches;               // [heads]
+  std::uint32_t* head_arrivals;   // [heads, kArrivals]
   std::uint32_t* row_arrivals;    // [heads, nb]
   std::uint16_t* lists;           // [heads, nb, list_stride]; selected key blocks, ascending, with kFullBlock
   std::int32_t* row_counts;       // [heads, nb]
@@ -128,8 +141,10 @@ void lay_out(Mra2Problem& p, Allocator& arena) {
   arena.take(p.token_bits, p.heads / p.num_heads * nb);
   arena.take(p.logits, rows * nb);
   arena.take(p.row_max, rows);
-  arena.take(p.histogram, p.heads * 256);
-  arena.take(p.head_arrivals, p.heads);
+  arena.take(p.first_counts, p.heads * 256);
+  arena.take(p.next_counts, p.heads * 2 * 4096);
+  arena.take(p.searches, p.heads);
+  arena.take(p.head_arrivals, p.heads * kArrivals);
   arena.take(p.row_arrivals, rows);
   arena.take(p.lists, rows * p.list_stride);
   arena.take(p.row_counts, rows);

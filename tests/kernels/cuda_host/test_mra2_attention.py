@@ -231,6 +231,15 @@ def test_4096_tokens(dtype: torch.dtype) -> None:
     assert result.chunks >= expected_chunks
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("head_dim", "mode"), [(24, 1), (24, 0), (136, 0)])
+def test_rows_in_two_thread_blocks(head_dim: int, mode: int, dtype: torch.dtype) -> None:
+    """The selection's rows 0 to 63 and 64 to 69 of each of two heads; priors, padding, a head's channels in one step or more."""
+    tensors = random_inputs(1, 70 * 32 - 9, 2 * head_dim, dtype, head_dim)
+    attrs = attributes(2, 90, approx_mode=mode, initial_prior_diagonal_n_blocks=1, scale=head_dim**-0.5)
+    check(*tensors, make_mask("holes", 1, 70 * 32 - 9, 6), attrs)
+
+
 def test_16384_tokens() -> None:
     """The selection among 512 x 512 pairs, by eight thread blocks; float16, as the smaller tensors."""
     tensors = random_inputs(1, 16384, 8, torch.float16, 6)
@@ -408,13 +417,16 @@ def test_workspace_of_the_longest_sequence() -> None:
 
 @pytest.mark.skipif(cuda_host.ON_DEVICE, reason="the shim counts the launches")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("num_blocks", "launches"), [(5, 3), (15, 3), (16, 1), (1000, 1)])
-def test_launches(num_blocks: int, launches: int, dtype: torch.dtype) -> None:
-    """Of 16 blocks, some or all."""
+@pytest.mark.parametrize(
+    ("blocks", "num_blocks", "launches"), [(4, 5, 3), (4, 15, 3), (4, 16, 1), (4, 1000, 1), (64, 9, 3), (65, 9, 6)]
+)
+def test_launches(blocks: int, num_blocks: int, launches: int, dtype: torch.dtype) -> None:
+    """Of the pairs of blocks some or all; and more rows than a thread block of the selection has."""
     library = cuda_host.library()
     library.mra_host_launches.restype = ctypes.c_long
     before = library.mra_host_launches()
-    cuda_host.run(*random_inputs(1, 100, 64, dtype, 1), make_mask("right", 1, 100, 0), attributes(2, num_blocks))
+    tensors = random_inputs(1, 32 * blocks - 3, 16, dtype, 1)
+    cuda_host.run(*tensors, make_mask("right", 1, 32 * blocks - 3, 0), attributes(2, num_blocks))
     assert library.mra_host_launches() - before == launches
 
 
