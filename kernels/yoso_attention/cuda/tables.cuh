@@ -9,53 +9,78 @@ namespace mra::cuda {
 
 constexpr int kSumThreads = 256;
 constexpr int kGatherThreads = 128;
-constexpr int kSharedCursors = 1 << 13;  // buckets whose counters lie in shared memory
+constexpr int kSharedCursors = 1 << 13;  // counters of buckets that lie in shared memory
+constexpr int kMostSortWarps = 16;
 
-inline std::size_t sort_shared_bytes(const YosoProblem& p) {
-  return p.buckets <= kSharedCursors ? p.buckets * sizeof(std::uint32_t) : 0;
+// Warps of a block of yoso_sort_kernel: as many as have counters of all buckets in shared memory.
+__host__ __device__ inline int sort_warps(const YosoProblem& p) {
+  const int warps = kSharedCursors / p.buckets;
+  return warps < 1 ? 1 : warps > kMostSortWarps ? kMostSortWarps : warps;
 }
 
-// Block (head of the group, hash), one warp: a counting sort that keeps the tokens of a bucket in their order.
-__global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
+inline std::size_t sort_shared_bytes(const YosoProblem& p) {
+  return p.buckets <= kSharedCursors ? static_cast<std::size_t>(sort_warps(p)) * p.buckets * sizeof(std::uint32_t) : 0;
+}
+
+// Block (head of the group, hash): a counting sort that keeps the tokens of a bucket in their order. Each warp has a run of the tokens.
+__global__ void __launch_bounds__(kMostSortWarps* kWarp) yoso_sort_kernel(YosoProblem p) {
   constexpr int kAhead = 4;  // codes that are loaded before the first of them is used
   const std::int64_t head = blockIdx.x / p.num_hash;
   const std::int32_t* mask = p.mask + place_of(p, p.first_head + head).example * p.seq_len;
   const std::uint16_t* codes = p.codes[1] + static_cast<std::int64_t>(blockIdx.x) * p.seq_len;
   std::uint32_t* order = p.order + static_cast<std::int64_t>(blockIdx.x) * p.seq_len;
   std::uint32_t* starts = p.starts + static_cast<std::int64_t>(blockIdx.x) * (p.buckets + 1);
-  const int lane = static_cast<int>(threadIdx.x);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int warps = sort_warps(p);
   const bool in_shared = p.buckets <= kSharedCursors;
-  // A bucket's count, then where its next token goes, at last its end: that is starts[1 ...].
-  std::uint32_t* cursors = in_shared ? reinterpret_cast<std::uint32_t*>(dynamic_shared()) : starts + 1;
+  // [warps, buckets]; a bucket's count in the warp's run, then where its next token goes, at last the end of the run's.
+  std::uint32_t* all_cursors = in_shared ? reinterpret_cast<std::uint32_t*>(dynamic_shared()) : starts + 1;
+  std::uint32_t* cursors = all_cursors + warp * p.buckets;
   // Those in global memory are read past the L1 cache: additions go to the L2, and the tables of other blocks share cache lines.
-  const auto cursor = [&](std::uint32_t bucket) { return in_shared ? cursors[bucket] : load_coherent(cursors + bucket); };
+  const auto read = [&](const std::uint32_t* at) { return in_shared ? *at : load_coherent(at); };
+  const std::int64_t run = blocks_for(blocks_for(p.seq_len, warps), kAhead * kWarp) * kAhead * kWarp;
+  const std::int64_t begin = warp * run;
+  const std::int64_t end = min(begin + run, p.seq_len);
   constexpr std::uint32_t kNone = 0xffffffffu;
   const auto bucket_of = [&](std::int64_t token) -> std::uint32_t {
-    return token < p.seq_len && mask[token] != 0 ? codes[token] : kNone;
+    return token < end && mask[token] != 0 ? codes[token] : kNone;
   };
 
   for (int b = lane; b < p.buckets; b += kWarp) cursors[b] = 0;
-  if (lane == 0) starts[0] = 0;
+  if (threadIdx.x == 0) starts[0] = 0;
   __syncwarp();
-  for (std::int64_t token = lane; token < p.seq_len; token += kWarp) {
+  for (std::int64_t token = begin + lane; token < end; token += kWarp) {
     const std::uint32_t bucket = bucket_of(token);
     if (bucket != kNone) atomicAdd(cursors + bucket, 1u);
   }
-  __syncwarp();
-  std::uint32_t before = 0;
-  for (int first = 0; first < p.buckets; first += kWarp) {
-    const std::uint32_t count = first + lane < p.buckets ? cursor(static_cast<std::uint32_t>(first + lane)) : 0;
-    std::uint32_t sum = count;
+  __syncthreads();
+  if (warp == 0) {
+    std::uint32_t before = 0;
+    for (int first = 0; first < p.buckets; first += kWarp) {
+      const int bucket = first + lane;
+      std::uint32_t count = 0;
+      if (bucket < p.buckets)
+        for (int w = 0; w < warps; ++w) count += read(all_cursors + w * p.buckets + bucket);
+      std::uint32_t sum = count;
 #pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const std::uint32_t lower = __shfl_up_sync(0xffffffffu, sum, offset);
-      if (lane >= offset) sum += lower;
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const std::uint32_t lower = __shfl_up_sync(0xffffffffu, sum, offset);
+        if (lane >= offset) sum += lower;
+      }
+      std::uint32_t at = before + sum - count;
+      if (bucket < p.buckets)
+        for (int w = 0; w < warps; ++w) {
+          std::uint32_t* cursor = all_cursors + w * p.buckets + bucket;
+          const std::uint32_t in_run = read(cursor);
+          *cursor = at;
+          at += in_run;
+        }
+      before += __shfl_sync(0xffffffffu, sum, kWarp - 1);
     }
-    if (first + lane < p.buckets) cursors[first + lane] = before + sum - count;
-    before += __shfl_sync(0xffffffffu, sum, kWarp - 1);
   }
-  __syncwarp();
-  for (std::int64_t first = 0; first < p.seq_len; first += kAhead * kWarp) {
+  __syncthreads();
+  for (std::int64_t first = begin; first < end; first += kAhead * kWarp) {
     std::uint32_t buckets[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) buckets[i] = bucket_of(first + i * kWarp + lane);
@@ -64,15 +89,17 @@ __global__ void __launch_bounds__(kWarp) yoso_sort_kernel(YosoProblem p) {
       const unsigned peers = __match_any_sync(0xffffffffu, buckets[i]);
       const int rank = __popc(peers & ((1u << lane) - 1));
       const bool valid = buckets[i] != kNone;
-      const std::uint32_t at = valid ? cursor(buckets[i]) : 0;
+      const std::uint32_t at = valid ? read(cursors + buckets[i]) : 0;
       __syncwarp();
       if (valid && rank == 0) cursors[buckets[i]] = at + static_cast<std::uint32_t>(__popc(peers));
       __syncwarp();
       if (valid) order[at + static_cast<std::uint32_t>(rank)] = static_cast<std::uint32_t>(first + i * kWarp + lane);
     }
   }
-  if (in_shared)
-    for (int b = lane; b < p.buckets; b += kWarp) starts[1 + b] = cursors[b];
+  if (!in_shared) return;
+  __syncthreads();
+  const std::uint32_t* last = all_cursors + (warps - 1) * p.buckets;  // the last run ends where the bucket does
+  for (int b = static_cast<int>(threadIdx.x); b < p.buckets; b += warps * kWarp) starts[1 + b] = last[b];
 }
 
 // A warp (head of the group, hash, row of its table) sums a bucket's values: as many at a time as rows of values fit the warp.

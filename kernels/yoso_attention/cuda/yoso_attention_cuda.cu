@@ -54,7 +54,7 @@ cudaError_t launch_lsh(YosoProblem p, cudaStream_t stream) {
     cudaError_t error = launch_checked(yoso_hash_kernel<T>, 2 * p.group * blocks_for(p.seq_len, shape.rows), kHashThreads,
                                        shape.bytes(), stream, p);
     if (error != cudaSuccess) return error;
-    error = launch_checked(yoso_sort_kernel, tables, kWarp, sort_shared_bytes(p), stream, p);
+    error = launch_checked(yoso_sort_kernel, tables, sort_warps(p) * kWarp, sort_shared_bytes(p), stream, p);
     if (error != cudaSuccess) return error;
     error = launch_checked(yoso_sum_kernel<T>, blocks_for(tables * p.table_rows, kSumThreads / kWarp), kSumThreads, 0, stream, p);
     if (error != cudaSuccess) return error;

@@ -121,6 +121,12 @@ def test_head_dims(dtype: torch.dtype, head_dim: int, mode: str) -> None:
     check(make_case(attributes, 1, 70, head_dim, dtype, "right", head_dim))
 
 
+@pytest.mark.parametrize("hash_code_len", [2, 9, 11, 13])
+def test_tokens_that_several_warps_sort(hash_code_len: int) -> None:
+    """700 tokens in six, six, three and one run; padding in between, buckets with tokens of several runs and with none."""
+    check(make_case(lsh(2, hash_code_len, 2), 1, 700, 8, torch.float32, "holes", hash_code_len))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hash_code_len", range(1, 17))
 def test_every_hash_code_len(dtype: torch.dtype, hash_code_len: int) -> None:
