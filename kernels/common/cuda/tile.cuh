@@ -16,8 +16,8 @@ __device__ __forceinline__ void load_tile(T* shared, const T* tensor, int block,
   constexpr int kVectors = kDim / kSize;
   constexpr int kRows = kThreads / kVectors;  // per step
   static_assert(kThreads % kVectors == 0 && kWarp % kRows == 0);
-  const int row0 = static_cast<int>(threadIdx.x) / kVectors;
-  const int channel = static_cast<int>(threadIdx.x) % kVectors * kSize;
+  const int row0 = static_cast<int>(threadIdx.x / kVectors);
+  const int channel = static_cast<int>(threadIdx.x % kVectors) * kSize;
   const std::uint32_t rows = channel < p.head_dim ? token_bits >> row0 : 0u;
   // Where a copy is not valid its address may lie outside the tensor: nothing is read from it.
   const T* source = tensor + (static_cast<std::int64_t>(block) * kWarp + row0) * p.hidden + channel;

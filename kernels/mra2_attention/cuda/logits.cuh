@@ -17,36 +17,32 @@ __device__ __forceinline__ void logits_tile(const Mra2Problem& p, std::int64_t h
   constexpr int kTileColumns = kColumns * kWarp;
   float* a_tile = shared;                             // [kTileRows, 36]
   float* b_tile = shared + kTileRows * kDepthStride;  // [kTileColumns, 36]
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const int warp = static_cast<int>(threadIdx.x / kWarp);
   const float* query = p.pooled_query + head * p.nb * p.head_dim;
   const float* key = p.pooled_key + head * p.nb * p.head_dim;
   const std::uint32_t* bits = p.token_bits + head / p.num_heads * p.nb;
-  float* logits = p.logits + head * p.nb * p.nb;
+  float* logits = p.logits + (head * p.nb + row0) * p.nb;  // [kTileRows, nb]
 
   float row_max[kRows];
-  bool row_empty[kRows];
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const int row = row0 + warp + kSelectWarps * i;
-    row_max[i] = -INFINITY;
-    row_empty[i] = row < p.nb && bits[row] == 0;
-  }
+  for (int i = 0; i < kRows; ++i) row_max[i] = -INFINITY;
 
   for (int column0 = 0; column0 < p.nb; column0 += kTileColumns) {
     float acc[kRows][kColumns] = {};
     for (int depth0 = 0; depth0 < p.head_dim; depth0 += kDepthTile) {
       __syncthreads();
       constexpr int kVectors = kDepthTile / 4;
-      for (int i = static_cast<int>(threadIdx.x); i < (kTileRows + kTileColumns) * kVectors; i += kSelectThreads) {
-        const int line = i / kVectors;
-        const int depth = depth0 + i % kVectors * 4;
+      const int vector = static_cast<int>(threadIdx.x % kVectors);
+      const int depth = depth0 + vector * 4;
+      for (int line = static_cast<int>(threadIdx.x / kVectors); line < kTileRows + kTileColumns;
+           line += kSelectThreads / kVectors) {
         const bool is_a = line < kTileRows;
         const int block = is_a ? row0 + line : column0 + line - kTileRows;
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (block < p.nb && depth < p.head_dim)
           value = *reinterpret_cast<const float4*>((is_a ? query : key) + static_cast<std::int64_t>(block) * p.head_dim + depth);
-        *reinterpret_cast<float4*>(shared + line * kDepthStride + i % kVectors * 4) = value;
+        *reinterpret_cast<float4*>(shared + line * kDepthStride + vector * 4) = value;
       }
       __syncthreads();
 #pragma unroll 1  // 64 registers: two thread blocks per multiprocessor hide the latency
@@ -81,8 +77,8 @@ __device__ __forceinline__ void logits_tile(const Mra2Problem& p, std::int64_t h
         if (row >= p.nb) continue;
         float logit = __fmul_rn(p.scale, acc[i][j]);  // not fused with what follows: the row's best must score exactly 0
         row_max[i] = fmaxf(row_max[i], logit);
-        if (row_empty[i] || column_empty) logit = __fsub_rn(logit, kMaskedBlockPenalty);
-        logits[static_cast<std::int64_t>(row) * p.nb + column] = logit;
+        if (column_empty || bits[row] == 0) logit = __fsub_rn(logit, kMaskedBlockPenalty);
+        logits[(row - row0) * p.nb + column] = logit;
       }
     }
   }

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMra2MmaThreads, Mra2MmaShape<kDim>::kMinBlock
 #pragma unroll
       for (int n = 0; n < Rows::kColumns; ++n)
         if (n * 8 < p.head_dim)
-          *reinterpret_cast<float2*>(p.partial_sum + at * p.head_dim + n * 8 + rows.pair) =
+          *reinterpret_cast<float2*>(p.partial_sum + at * p.head_dim + n * 8 + rows.pair()) =
               make_float2(rows.acc[n][2 * r], rows.acc[n][2 * r + 1]);
     }
     combine_chunks<T, typename Rows::Exponent, kMra2MmaThreads>(p, work, shared_flag);

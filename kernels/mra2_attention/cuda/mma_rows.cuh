@@ -5,7 +5,7 @@
 
 namespace mra::cuda {
 
-// Tiles lie in shared memory as [rows, kStride]. This thread has rows `group` and `group` + 8, and of each 8 columns `pair` and the next.
+// Tiles lie in shared memory as [rows, kStride]. This thread has rows lane() / 4 and + 8, and of each 8 columns pair() and the next.
 template <typename T, int kDim>
 struct MmaRows {
   using Exponent = BinaryExponent;
@@ -15,8 +15,6 @@ struct MmaRows {
   static constexpr int kColumns = kDim / 8;       // of 8 channels
   static constexpr bool kKeepQuery = kDim <= 64;  // query fragments stay in registers; else they would be spilled
 
-  int lane;
-  int pair;
   T* tile;  // this warp's 16 rows of queries, at last of the result
   float scale;
   std::uint32_t query[kKeepQuery ? kSteps : 1][4];
@@ -26,21 +24,19 @@ struct MmaRows {
   bool padded;      // whether a key was padding
 
   __device__ __forceinline__ MmaRows(const Mra2Problem& p, T* query_rows)
-      : lane(static_cast<int>(threadIdx.x) % kWarp),
-        pair(lane % 4 * 2),
-        tile(query_rows),
-        scale(p.scale * Exponent::kLog),
-        max{kLowest, kLowest},
-        weight{0.0f, 0.0f},
-        padded(false) {
+      : tile(query_rows), scale(p.scale * Exponent::kLog), max{kLowest, kLowest}, weight{0.0f, 0.0f}, padded(false) {
 #pragma unroll
     for (int n = 0; n < kColumns; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[n][i] = 0.0f;
   }
 
+  // Asked for where they are needed: they need no registers in between.
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarp); }
+  static __device__ __forceinline__ int pair() { return static_cast<int>(threadIdx.x % 4) * 2; }
+
   __device__ __forceinline__ void load_query(int step) {
-    load_matrix_x4(query[kKeepQuery ? step : 0], tile + lane % 16 * kStride + lane / 16 * 8 + step * 16);
+    load_matrix_x4(query[kKeepQuery ? step : 0], tile + lane() % 16 * kStride + lane() / 16 * 8 + step * 16);
   }
   // Once the queries have arrived.
   __device__ __forceinline__ void keep_query() {
@@ -54,7 +50,7 @@ struct MmaRows {
   template <bool kSum>
   __device__ __forceinline__ float attend(const T* key_tile, const T* value_tile, std::uint32_t key_bits) {
     float logits[4][4] = {};  // [16 rows, 32 keys]
-    const T* key_row = key_tile + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
+    const T* key_row = key_tile + (lane() / 16 * 8 + lane() % 8) * kStride + lane() / 8 % 2 * 8;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       if constexpr (!kKeepQuery) load_query(k);
@@ -82,7 +78,7 @@ struct MmaRows {
     }
 
     // The logits' accumulators are, two by two, the left operand of the product with the values.
-    const T* value_row = value_tile + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8;
+    const T* value_row = value_tile + (lane() / 8 % 2 * 8 + lane() % 8) * kStride + lane() / 16 * 8;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const std::uint32_t a[4] = {pack<T>(logits[2 * k][0], logits[2 * k][1]), pack<T>(logits[2 * k][2], logits[2 * k][3]),
@@ -113,7 +109,7 @@ struct MmaRows {
   // its lanes are done with, so that stores are 16 bytes wide.
   __device__ __forceinline__ void store(const Mra2Problem& p, T* context, std::int64_t first_token, std::uint32_t bits,
                                         const FinalFactors (&factors)[2], const float* low_sum) {
-    const int group = lane / 4;
+    const int group = lane() / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool is_token = (bits >> (group + r * 8) & 1u) != 0;
@@ -121,15 +117,16 @@ struct MmaRows {
       for (int n = 0; n < kColumns; ++n) {
         if (n * 8 >= p.head_dim) continue;
         float2 low = make_float2(0.0f, 0.0f);
-        if (low_sum != nullptr) low = *reinterpret_cast<const float2*>(low_sum + n * 8 + pair);
+        if (low_sum != nullptr) low = *reinterpret_cast<const float2*>(low_sum + n * 8 + pair());
         const float first = acc[n][2 * r] * factors[r].high + low.x * factors[r].low;
         const float second = acc[n][2 * r + 1] * factors[r].high + low.y * factors[r].low;
-        *reinterpret_cast<std::uint32_t*>(tile + (group + r * 8) * kStride + n * 8 + pair) = is_token ? pack<T>(first, second) : 0u;
+        *reinterpret_cast<std::uint32_t*>(tile + (group + r * 8) * kStride + n * 8 + pair()) =
+            is_token ? pack<T>(first, second) : 0u;
       }
     }
     __syncwarp();
     const int vectors = p.head_dim / 8;
-    for (int i = lane; i < 16 * vectors; i += kWarp) {
+    for (int i = lane(); i < 16 * vectors; i += kWarp) {
       const int token = i / vectors;
       const int channel = i % vectors * 8;
       if (first_token + token < p.seq_len)
@@ -142,7 +139,7 @@ struct MmaRows {
   // Turns logits into weights relative to the running maximum, which may grow. kFull: no key is padding, and the scale is positive.
   template <bool kFull>
   __device__ __forceinline__ void soften(float (&logits)[4][4], std::uint32_t key_bits) {
-    const auto is_token = [&](int n, int i) { return (key_bits >> (n * 8 + pair + i % 2) & 1u) != 0; };
+    const auto is_token = [&](int n, int i) { return (key_bits >> (n * 8 + pair() + i % 2) & 1u) != 0; };
     float tile_max[2] = {kLowest, kLowest};
 #pragma unroll
     for (int n = 0; n < 4; ++n)

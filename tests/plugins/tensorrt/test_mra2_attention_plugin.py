@@ -65,6 +65,7 @@ CASES = [
     (torch.float16, 1, 320, 2, 64, Mra2AttentionAttributes(2, 40, 0, 1, 3, 0.125)),
     (torch.bfloat16, 3, 33, 1, 8, Mra2AttentionAttributes(1, 10**9, 1, 0, 2, 0.25)),
     (torch.float32, 1, 33, 1, 136, Mra2AttentionAttributes(1, 3, 0, 0, 0, 0.125)),
+    (torch.float16, 1, 65 * 32, 1, 8, Mra2AttentionAttributes(1, 70, 0, 0, 0, 0.125)),
     (torch.bfloat16, 1, 33, 1, 128, Mra2AttentionAttributes(1, 3, 0, 0, 0, 0.125)),
 ]
 
