@@ -65,7 +65,7 @@ VALUES = (
     (r"brev\.b32", "b32 b32", "reverse_bits({a})"),
     (r"bfind\.u32", "u32 u32", "highest_bit({a})"),
     (r"bfind\.shiftamt\.u32", "u32 u32", "{a} == 0 ? 0xffffffffu : leading_zeros({a})"),
-    (r"bfi\.b32", "b32 b32 b32 u32 u32", "insert_bits({a}, {b}, {c}, {d})"),
+    (r"bfi\.(?P<type>b(?:32|64))", "t t t u32 u32", "insert_bits<{T}>({a}, {b}, {c}, {d})"),
     (r"bfe\.(?P<type>[su]32)", "t t u32 u32", "extract_bits({a}, {b}, {c})"),
     (r"prmt\.b32", "b32 b32 b32 b32", "permute_bytes({a}, {b}, {c})"),
     (r"lop3\.b32", "b32 b32 b32 b32 u32", "logic3({a}, {b}, {c}, {d})"),

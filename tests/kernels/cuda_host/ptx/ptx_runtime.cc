@@ -54,13 +54,6 @@ u32 reverse_bits(u32 a) {
   return reversed;
 }
 u32 highest_bit(u32 a) { return a == 0 ? 0xffffffffu : 31 - leading_zeros(a); }
-u32 insert_bits(u32 field, u32 into, u32 position, u32 length) {
-  position &= 255;
-  length &= 255;
-  u32 mask = 0;
-  for (u32 i = position; i < 32 && i < position + length; ++i) mask |= 1u << i;
-  return (into & ~mask) | (shift_left(field, position) & mask);
-}
 u32 extract_bits(u32 a, u32 position, u32 length) {
   u32 field = 0;
   for (u32 i = 0; i < 32 && i < (length & 255); ++i)

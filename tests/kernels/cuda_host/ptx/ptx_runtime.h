@@ -110,7 +110,14 @@ u32 count_bits(u32 a);
 u32 leading_zeros(u32 a);
 u32 reverse_bits(u32 a);
 u32 highest_bit(u32 a);  // its number, or all ones
-u32 insert_bits(u32 field, u32 into, u32 position, u32 length);
+template <typename T>
+T insert_bits(T field, T into, u32 position, u32 length) {
+  position &= 255;
+  length &= 255;
+  T mask = 0;
+  for (u32 i = position; i < sizeof(T) * 8 && i < position + length; ++i) mask |= T{1} << i;
+  return (into & ~mask) | (shift_left(field, position) & mask);
+}
 u32 extract_bits(u32 a, u32 position, u32 length);
 s32 extract_bits(s32 a, u32 position, u32 length);
 u32 permute_bytes(u32 a, u32 b, u32 selector);

@@ -161,6 +161,11 @@ SNIPPETS = {
         (words(0x80F0), words(4, 12, 30, 0), words(4, 8, 4, 0), words(0xA5)),
         (words(0xF, 8, 0, 0), words(-1, 8, 0, 0), words(0x8050, 0xA50F0, 0x400080F0, 0x80F0)),
     ),
+    "insert_into_64_bits": Snippet(
+        "mov.b64 %rd6, {%r10,%r11}; mov.b64 %rd7, {%r12,%r12}; bfi.b64 %rd8, %rd6, %rd7, 1, 32; mov.b64 {%r40,%r41}, %rd8;",
+        (words(0xC0000001), words(-1), words(0x10)),
+        (words(0x80000002), words(0x11)),
+    ),
     "prmt": Snippet(
         "prmt.b32 %r40, %r10, %r11, %r12;",
         (words(0x84838281), words(0x08070605), words(*PERMUTED)),
