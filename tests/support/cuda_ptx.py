@@ -35,12 +35,8 @@ ARCHITECTURES = (80, 90, 120)  # nvcc has another optimizer from 100 on
 NVCC_OPTIONS = ("-std=c++17", "-O3", "-DNDEBUG")  # those of a Release build
 ORDERS = ("forward", "reverse", "random:1")  # of the threads
 FIND = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint64)
-LAUNCH_NOTHING = (
-    "include_no_framework",
-    "refuses",
-    "sanitizer",
-    "workspace",
-)  # words of tests that the program does not matter to
+# Words of tests that launch nothing, or a program of their own.
+LAUNCH_NOTHING = ("include_no_framework", "refuses", "sanitizer", "workspace")
 
 
 class Program(NamedTuple):
@@ -102,7 +98,7 @@ def ptx_file(operator: str, architecture: int) -> Path:
     command = [nvcc, "-ptx", f"-arch=compute_{architecture}", *NVCC_OPTIONS, f"-I{cuda_host.KERNELS}", str(source)]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     inputs = [path.read_bytes() for path in sorted(cuda_host.KERNELS.rglob("*.*")) if path.is_file()]
-    with _kept(f"{operator}-{architecture}.ptx", [repr(command).encode(), version, *inputs]) as target:
+    with kept(f"{operator}-{architecture}.ptx", [repr(command).encode(), version, *inputs]) as target:
         if not target.is_file():
             partial = target.with_suffix(".partial")
             cuda_host.run_command([*command, "-o", str(partial)])
@@ -195,7 +191,7 @@ def load(texts: list[KernelText]) -> dict[str, int]:
     command = [shutil.which("g++") or "g++", "-std=c++17", "-Og", "-fPIC", "-shared", "-ffp-contract=off", *_fused()]
     command += ["-w", f"-I{HERE}"]
     inputs = [code.encode(), repr((command, host)).encode(), (HERE / "ptx_runtime.h").read_bytes()]
-    with _kept("kernel.so", inputs) as target:
+    with kept("kernel.so", inputs) as target:
         if not target.is_file():
             source, partial = target.with_suffix(".cc"), target.with_suffix(".partial")
             source.write_text(code)
@@ -212,7 +208,7 @@ def _fused() -> list[str]:
 
 
 @contextlib.contextmanager
-def _kept(name: str, inputs: list[bytes]) -> Iterator[Path]:
+def kept(name: str, inputs: list[bytes]) -> Iterator[Path]:
     """Where a result belongs that follows from `inputs`, locked."""
     key = hashlib.sha256()
     for each in inputs:
