@@ -16,6 +16,8 @@ from pairwise import all_pairs, full_product
 from paths import TESTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bundle_support import Parts
 
     from mra_export.bundle.manifest import Bundle
@@ -98,6 +100,17 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from mra_export.export.exporter import export_onnx
 
     return export_onnx(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("export") / "onnx").directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def thin_corpus() -> Iterator[None]:
+    """Tables of tokenizers are proved on each fortieth text in bundles of tests; plugins/serving/test_text.py takes them all."""
+    from mra_export.checkpoint import text_tables
+    from mra_export.checkpoint.text_corpus import corpus
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_tables, "corpus", lambda *given: corpus(*given)[::40])
+        yield
 
 
 @pytest.fixture(scope="session")

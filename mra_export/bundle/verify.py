@@ -14,6 +14,7 @@ from mra_export.checkpoint.load import load_config
 from mra_export.checkpoint.modules import as_stated, width_of
 from mra_export.checkpoint.text import TextContract, max_length, read_contract, tokenizer_limit
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE
+from mra_export.checkpoint.text_tables import TABLES_FILE, made_from
 from mra_export.engine.manifest import check_engine, manifest_path, read_manifest
 from mra_export.errors import DependencyError, InputError
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel, read_onnx
@@ -104,6 +105,10 @@ def verify_bundle(path: Path) -> Bundle:
             raise refusal(file, f" has {size} bytes, {MANIFEST_FILE} says {entry['bytes']}: it was cut off or replaced")
         if digest != entry["sha256"]:
             raise refusal(file, f" was changed: its SHA-256 is not that of {MANIFEST_FILE}")
+    if TABLES_FILE in bundle.manifest["files"]:
+        tokenizer = bundle.manifest["files"].get(TOKENIZER_FILE)
+        if tokenizer is None or made_from(bundle.path / TABLES_FILE) != tokenizer["sha256"]:
+            raise refusal(bundle.path / TABLES_FILE, f" was not made from the {TOKENIZER_FILE} beside it")
     for library in {variant.library for variant in bundle.variants if variant.library is not None}:
         check_whole(library)
     for variant in bundle.engines:

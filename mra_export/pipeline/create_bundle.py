@@ -20,6 +20,7 @@ from mra_export.checkpoint.modules import width_of
 from mra_export.checkpoint.provenance import LICENSE_FILES, MODEL_CARD, licence_of, provenance_of
 from mra_export.checkpoint.text import read_contract
 from mra_export.checkpoint.text_ids import TOKENIZER_FILE, write_tokenizer
+from mra_export.checkpoint.text_tables import write_tables
 from mra_export.engine.manifest import Manifest, check_engine, manifest_path
 from mra_export.errors import InputError, MraExportError, escaped
 from mra_export.export.onnx_model import MODEL_FILE, OnnxModel
@@ -105,6 +106,9 @@ def create_bundle(
             if not said:  # else the export said the same, with the checkpoint's own path
                 said += of_source
             _check_tokenizer(stage)
+            if (stage / TOKENIZER_FILE).is_file():
+                progress("tables of the tokenizer")
+                said += write_tables(stage)
             _copy_engines(opened, stage)
             if ir is not None:
                 for file in ir.files:

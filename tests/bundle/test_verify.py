@@ -24,6 +24,7 @@ from paths import REPO
 from mra_export.bundle.manifest import MANIFEST_FILE, read_bundle
 from mra_export.bundle.schema import refusal
 from mra_export.bundle.verify import TOLERATED, _compare, _is_tolerated, bundle_of, is_bundle, longest_of, verify_bundle
+from mra_export.checkpoint.text_tables import tables_of
 from mra_export.errors import InputError
 from mra_export.outputs import file_sha256
 
@@ -35,6 +36,24 @@ def test_the_bundle_that_a_file_lies_in(tmp_path: Path) -> None:
     assert (is_bundle(tmp_path / "bundle"), bundle_of(model)) == (False, None)
     (tmp_path / "bundle" / MANIFEST_FILE).touch()
     assert (is_bundle(tmp_path / "bundle"), bundle_of(model)) == (True, tmp_path / "bundle")
+
+
+def test_tables_of_another_tokenizer(bundle: Path) -> None:
+    """They are listed, whole, and were made from another tokenizer.json: only they say so."""
+    from text_support import word_piece
+
+    from mra_export.checkpoint.text_ids import TOKENIZER_FILE
+    from mra_export.checkpoint.text_tables import TABLES_FILE
+
+    for content in (tables_of(word_piece().to_str().encode()), b"short"):
+        (bundle / TABLES_FILE).write_bytes(content)
+
+        def lists(manifest: dict[str, Any], size: int = len(content)) -> None:
+            manifest["files"][TABLES_FILE] = {"bytes": size, "sha256": file_sha256(bundle / TABLES_FILE)}
+
+        change(bundle, lists)
+        with pytest.raises(InputError, match=rf"{TABLES_FILE} was not made from the {TOKENIZER_FILE} beside it"):
+            verify_bundle(bundle)
 
 
 @pytest.mark.parametrize(("positions", "family", "longest"), [(None, 512, 512), (512, 510, 510), (128, 256, 128)])
