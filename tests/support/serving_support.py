@@ -83,7 +83,7 @@ def installed(kind: str) -> Path:
         pytest.skip("cmake was not found")
     tree, prefix = build_root() / f"serving-{kind}", build_root() / f"serving-{kind}-prefix"
     headers = find_headers("onnxruntime") or fetch_headers("onnxruntime")
-    backend = [*engine_backend(kind), *openvino_backend(kind)]
+    backend = [*engine_backend(kind), *openvino_backend(kind), "-DMRA_SERVING_PYTHON=ON"]
     with building(tree, SOURCE, str(headers), str(runtime_library()), *backend) as is_to_build:
         if not is_to_build:
             return prefix

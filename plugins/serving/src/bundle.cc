@@ -23,6 +23,7 @@ using detail::Json;
 using Kind = Json::Kind;
 
 constexpr std::int64_t kFormat = 3;
+constexpr const char* kTablesFile = "tokenizer.tables";
 constexpr std::int64_t kMaxManifestBytes = 1 << 20;
 // What storage and transport put beside a bundle's files; mra_export/bundle/verify.py says of each where it comes from. A path
 // from the bundle's root where it begins with a slash, a file of that name anywhere else.
@@ -456,6 +457,7 @@ class ManifestReader {
     out.max_length = out.max_seq_len;
     if (tokenizer.kind != Kind::kNull) {
       out.tokenizer_file = directory_ + "/" + at(tokenizer, "file").text;
+      if (at(root_, "files").find(kTablesFile) != nullptr) out.tables_file = directory_ + "/" + kTablesFile;
       out.max_length = at(tokenizer, "max_length").integer;
       out.truncation_side = at(tokenizer, "truncation_side").text;
     }

@@ -44,6 +44,7 @@ struct Bundle {
   std::int64_t max_length = 0;  // of the tokenizer, max_seq_len without one
   std::string truncation_side;  // empty without a tokenizer
   std::string tokenizer_file;
+  std::string tables_file;  // of the tokenizer; empty where the bundle has none
   std::vector<Variant> variants;
 };
 

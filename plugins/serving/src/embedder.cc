@@ -21,6 +21,9 @@
 #include "mra/serving.h"
 #include "onnx_notes.h"
 #include "shared_library.h"
+#include "text_backend.h"
+#include "text_tables.h"
+#include "utf8.h"
 
 namespace mra::serving {
 namespace {
@@ -113,25 +116,32 @@ void check_whole(const std::string& library) {
     fail(Code::kInput, wrong + ". Copy it again, or build it again with `mra-export build`.");
 }
 
-const BackendLibrary& load_backend(const std::string& name, const std::string& folder) {
+// A library libmra_serving_<name>.so by what it hands out. Never closed: TensorRT, CUDA, OpenVINO and Python keep threads and
+// callbacks in the process.
+template <typename Library>
+const Library& load_library(const std::string& name, const std::string& folder, const char* symbol, const char* build,
+                            const char* remedy) {
   const std::string file = "libmra_serving_" + name + ".so", path = folder.empty() ? file : folder + "/" + file;
   if (!folder.empty()) check_whole(path);
-  // Never closed: TensorRT, CUDA and OpenVINO keep threads and callbacks in the process.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();
-    fail(Code::kEnvironment,
-         path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") +
-             (name == "openvino"
-                  ? ". Build plugins/serving where OpenVINO is installed (-DMRA_SERVING_OPENVINO=ON), and keep that OpenVINO."
-                  : ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with."));
+    fail(Code::kEnvironment, path + " cannot be loaded: " + (reason != nullptr ? reason : "no reason given") + remedy);
   }
-  using Entry = const BackendLibrary* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(handle, MRA_SERVING_BACKEND_ENTRY));
-  const BackendLibrary* library = entry != nullptr ? entry() : nullptr;
-  if (library == nullptr || std::strcmp(library->build, kBackendBuild) != 0 || name != library->name)
-    fail(Code::kEnvironment, path + " does not belong to this libmra_serving (" + kBackendBuild + "). Build the two together.");
+  using Entry = const Library* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(handle, symbol));
+  const Library* library = entry != nullptr ? entry() : nullptr;
+  if (library == nullptr || std::strcmp(library->build, build) != 0 || name != library->name)
+    fail(Code::kEnvironment, path + " does not belong to this libmra_serving (" + build + "). Build the two together.");
   return *library;
+}
+
+const BackendLibrary& load_backend(const std::string& name, const std::string& folder) {
+  return load_library<BackendLibrary>(
+      name, folder, MRA_SERVING_BACKEND_ENTRY, kBackendBuild,
+      name == "openvino"
+          ? ". Build plugins/serving where OpenVINO is installed (-DMRA_SERVING_OPENVINO=ON), and keep that OpenVINO."
+          : ". Build plugins/serving with -DMRA_SERVING_TENSORRT=ON, and install the TensorRT that it was linked with.");
 }
 
 }  // namespace
@@ -152,6 +162,7 @@ class Embedder::Impl {
     choose(options);
     limits_ = backend_->limits();
     describe(options);
+    open_encoder(options);
   }
 
   void embed(const std::vector<Text>& texts, float* out) {
@@ -170,6 +181,34 @@ class Embedder::Impl {
     tokens_ += tokens;
     padded_ += padded;
     runs_ += runs.size();
+  }
+
+  std::vector<std::vector<std::int64_t>> tokenize(const std::vector<std::string_view>& texts, const Prompt& prompt) const {
+    if (encoder_ == nullptr)
+      fail(Code::kInput,
+           bundle_.directory + (bundle_.tokenizer_file.empty()
+                                    ? " has no tokenizer. Give token ids, or Options::text_encoder."
+                                    : " has no tables of its tokenizer. Open it with tokenizer=\"python\", or give token ids."));
+    for (std::size_t i = 0; i < texts.size(); ++i)
+      if (const std::size_t end = detail::end_of_utf8(texts[i]); end != texts[i].size())
+        fail(Code::kInput, "Text " + std::to_string(i) + " is not UTF-8 from byte " + std::to_string(end) + " on.");
+    const std::string& before = prompt_of(prompt);
+    std::vector<std::vector<std::int64_t>> ids;
+    Status status;
+    if (before.empty()) {
+      status = encoder_->encode(texts.data(), texts.size(), &ids);
+    } else {
+      std::vector<std::string> prompted;
+      prompted.reserve(texts.size());
+      for (const std::string_view text : texts) prompted.push_back(before + std::string(text));
+      const std::vector<std::string_view> views(prompted.begin(), prompted.end());
+      status = encoder_->encode(views.data(), views.size(), &ids);
+    }
+    if (!status.ok()) throw Failure{std::move(status)};
+    if (ids.size() != texts.size())
+      fail(Code::kInternal, std::string(encoder_->name()) + " gave ids of " + std::to_string(ids.size()) + " texts for " +
+                                std::to_string(texts.size()) + ".");
+    return ids;
   }
 
   const Info& info() const noexcept { return info_; }
@@ -257,6 +296,7 @@ class Embedder::Impl {
       const bool is_engine = needs_gpu(variant), is_openvino = variant.backend == "openvino";
       const int few = is_engine ? 2 : is_openvino ? std::min(2, cores) : cores;
       const int parallel_runs = options.parallel_runs > 0 ? options.parallel_runs : few;
+      info_.parallel_runs = parallel_runs;
       request.threads = options.threads;
       request.parallel_runs = parallel_runs;
       request.cuda_graphs = options.cuda_graphs;
@@ -344,6 +384,8 @@ class Embedder::Impl {
     info_.device = backend_->device();
     info_.architecture = bundle_.architecture;
     info_.length_step = bundle_.length_step;
+    info_.max_batch_tokens = limits_.max_tokens;
+    info_.max_batch_texts = limits_.max_rows;
     info_.hidden_size = bundle_.hidden_size;
     info_.dimension = static_cast<std::int64_t>(dimension());
     info_.max_seq_len = std::min(bundle_.max_seq_len, limits_.max_width);
@@ -357,6 +399,62 @@ class Embedder::Impl {
     info_.max_length = std::min(bundle_.max_length, info_.max_seq_len);
     info_.truncation_side = bundle_.truncation_side;
     info_.tokenizer_file = bundle_.tokenizer_file;
+  }
+
+  void open_encoder(const Options& options) {
+    const std::string& wanted = options.tokenizer;
+    if (!wanted.empty() && wanted != "tables" && wanted != "python")
+      fail(Code::kInput, "tokenizer='" + wanted + "' must be tables, python or empty.");
+    if (options.text_encoder != nullptr) {
+      if (!wanted.empty()) fail(Code::kInput, "Both tokenizer='" + wanted + "' and a text_encoder are given. Give one of them.");
+      encoder_ = options.text_encoder;
+    } else {
+      const TextRequest request{bundle_.tokenizer_file, bundle_.tables_file, info_.max_length, bundle_.truncation_side == "left",
+                                bundle_.vocab_size,     options.python_site};
+      if (!wanted.empty() && request.file.empty())
+        fail(Code::kInput, bundle_.directory + " has no tokenizer, so that tokenizer='" + wanted + "' has nothing to read.");
+      if (wanted == "python") {
+        const TextLibrary& library = load_library<TextLibrary>(
+            wanted, options.backend_dir, MRA_SERVING_TEXT_ENTRY, kTextBuild,
+            ". Build plugins/serving where Python's headers are (-DMRA_SERVING_PYTHON=ON), and keep that Python.");
+        if (Status status = library.open(request, &encoder_); !status.ok()) throw Failure{std::move(status)};
+      } else if (!request.tables.empty()) {
+        encoder_ = open_tables(request);
+      } else if (wanted == "tables") {
+        fail(Code::kInput, bundle_.directory +
+                               " has no tables of its tokenizer. Take tokenizer=\"python\", or write the bundle "
+                               "again with `mra-export bundle`, which says why where there can be none.");
+      }
+    }
+    if (encoder_ != nullptr) info_.tokenizer = encoder_->name();
+  }
+
+  // What is put before each text. The names "query" and "document" are known of every model, as in sentence-transformers.
+  const std::string& prompt_of(const Prompt& prompt) const {
+    static const std::string nothing;
+    const std::string* found = &nothing;
+    if (prompt.text) {
+      if (prompt.name)
+        fail(Code::kInput, "Both the prompt '" + *prompt.name + "' by name and a prompt's text are given. Give one of them.");
+      if (const std::size_t end = detail::end_of_utf8(*prompt.text); end != prompt.text->size())
+        fail(Code::kInput, "The prompt is not UTF-8 from byte " + std::to_string(end) + " on.");
+      found = &*prompt.text;
+    } else if (prompt.name || bundle_.default_prompt) {
+      const std::string& name = prompt.name ? *prompt.name : *bundle_.default_prompt;
+      const auto known = bundle_.prompts.find(name);
+      if (known != bundle_.prompts.end()) {
+        found = &known->second;
+      } else if (name != "query" && name != "document") {
+        std::string names;
+        for (const auto& entry : bundle_.prompts) names += (names.empty() ? "" : ", ") + entry.first;
+        fail(Code::kInput, "There is no prompt '" + name + "'. The model has " + (names.empty() ? "none" : names) + ".");
+      }
+    }
+    if (!found->empty() && !bundle_.include_prompt)
+      fail(Code::kInput, bundle_.directory +
+                             " has include_prompt=false: the tokens of a prompt must not count in the pooling, but "
+                             "they do where a model pools by itself. Use `mra-export embed`, or an empty prompt.");
+    return *found;
   }
 
   void check(const std::vector<Text>& texts) const {
@@ -444,6 +542,7 @@ class Embedder::Impl {
   Limits limits_;
   std::unique_ptr<Backend> backend_;  // before pool_, whose contexts use it
   std::unique_ptr<Pool> pool_;
+  std::shared_ptr<const TextEncoder> encoder_;  // null where texts are refused
   std::atomic<std::uint64_t> texts_{0}, tokens_{0}, padded_{0}, runs_{0};
 };
 
@@ -489,6 +588,22 @@ Status Embedder::embed(const std::int64_t* ids, const std::size_t* lengths, std:
     }
     impl_->embed(rows, out);
   });
+}
+
+Result<Matrix> Embedder::embed_texts(const std::vector<std::string_view>& texts, const Prompt& prompt) const noexcept {
+  const Result<std::vector<std::vector<std::int64_t>>> ids = tokenize(texts, prompt);
+  return ids ? embed(*ids) : Result<Matrix>(ids.status());
+}
+
+Result<std::vector<std::vector<std::int64_t>>> Embedder::tokenize(const std::vector<std::string_view>& texts,
+                                                                  const Prompt& prompt) const noexcept {
+  std::vector<std::vector<std::int64_t>> ids;
+  Status status = guarded([&] {
+    if (impl_ == nullptr) fail(Code::kInput, "This Embedder was moved away; nothing is open.");
+    ids = impl_->tokenize(texts, prompt);
+  });
+  if (!status.ok()) return Result<std::vector<std::vector<std::int64_t>>>(std::move(status));
+  return Result<std::vector<std::vector<std::int64_t>>>(std::move(ids));
 }
 
 const Info& Embedder::info() const noexcept {

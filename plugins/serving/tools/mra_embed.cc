@@ -12,8 +12,10 @@
 #include <exception>
 #include <future>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -24,19 +26,26 @@ using mra::serving::Code;
 using mra::serving::Embedder;
 using mra::serving::Matrix;
 using mra::serving::Options;
+using mra::serving::Prompt;
 using mra::serving::Result;
 using mra::serving::Status;
 using Ids = std::vector<std::int64_t>;
 using Texts = std::vector<Ids>;
 
 constexpr const char* kUsage =
-    R"(usage: mra-embed BUNDLE [OPTIONS] < IDS > VECTORS
+    R"(usage: mra-embed BUNDLE --texts [OPTIONS] < TEXTS > VECTORS
+       mra-embed BUNDLE [OPTIONS] < IDS > VECTORS
        mra-embed BUNDLE --bench [OPTIONS]
 
-BUNDLE is what `mra-export bundle` wrote. IDS holds one text a line, as token ids with spaces between; special tokens are among
-them. `python -m mra_export.embedding.token_ids BUNDLE < TEXTS > IDS` makes them, with the bundle's prompt. Vectors come in the order of the texts, one JSON list a
-line. Exit codes: 0 done, 2 bad usage or input, 4 a library or GPU is missing, 1 anything else.
+BUNDLE is what `mra-export bundle` wrote. TEXTS holds one text a line, in UTF-8. IDS holds one text a line, as token ids with spaces
+between; special tokens are among them. `python -m mra_export.embedding.token_ids BUNDLE < TEXTS > IDS` makes them, with the bundle's
+prompt. Vectors come in the order of the texts, one JSON list a line. Exit codes: 0 done, 2 bad usage or input, 4 a library or GPU is missing, 1 anything else.
 
+  --texts                  lines are texts, not token ids
+  --tokenizer NAME         tables: the bundle's, or python: Hugging Face's, by libmra_serving_python.so (tables, where there are any)
+  --python-site DIR        with python: the folder that its package tokenizers is in
+  --prompt NAME            of the bundle's prompts, put before each text (the bundle's default)
+  --prompt-text TEXT       put before each text instead; '' for nothing
   --binary                 write raw float32 instead of JSON
   --window N               texts that are read, sorted by length and run together (1024)
   --device auto|cpu|gpu    auto: an engine that this machine can run, else OpenVINO or ONNX Runtime on the CPU (auto)
@@ -46,7 +55,7 @@ line. Exit codes: 0 done, 2 bad usage or input, 4 a library or GPU is missing, 1
   --parallel N             runs at the same time; 0 for 2 with engines and OpenVINO, one a core with ONNX Runtime (0)
   --max-batch-tokens N     most tokens of one run, padding included (8192)
   --cuda-graphs            engines: keep a CUDA graph for each shape
-  --backend-dir DIR        folder of libmra_serving_openvino.so, _tensorrt.so and _rtx.so
+  --backend-dir DIR        folder of libmra_serving_openvino.so, _tensorrt.so, _rtx.so and _python.so
   --mean                   for a bundle without pooling: the mean over each text's tokens
   --no-verify              do not hash the files of the bundle
   -v, --verbose            say on standard error what was opened
@@ -69,7 +78,8 @@ struct UsageError {
 struct Arguments {
   std::string bundle;
   Options options;
-  bool binary = false, verbose = false, bench = false, json = false, compare_padding = false;
+  bool texts = false, binary = false, verbose = false, bench = false, json = false, compare_padding = false;
+  Prompt prompt;
   std::int64_t window = 1024;
   std::vector<std::int64_t> clients{1}, batches{1, 32};
   std::vector<std::string> lengths{"lognormal:64:0.8"};
@@ -136,6 +146,16 @@ Arguments parse(int argc, char** argv) {
     } else if (name == "--version") {
       std::printf("mra-embed %s\n", mra::serving::version());
       std::exit(0);
+    } else if (name == "--texts") {
+      flag(&out.texts);
+    } else if (name == "--tokenizer") {
+      out.options.tokenizer = value();
+    } else if (name == "--python-site") {
+      out.options.python_site = value();
+    } else if (name == "--prompt") {
+      out.prompt.name = value();
+    } else if (name == "--prompt-text") {
+      out.prompt.text = value();
     } else if (name == "--binary") {
       flag(&out.binary);
     } else if (name == "--window") {
@@ -243,6 +263,20 @@ class IdReader {
   std::size_t most_, line_ = 0;
 };
 
+// A line of standard input as it is, of 16 MiB at most; false at its end.
+bool next_line(std::size_t number, std::string* line) {
+  constexpr std::size_t kMost = std::size_t{1} << 24;
+  line->clear();
+  int c = getc_unlocked(stdin);
+  if (c == EOF && std::ferror(stdin)) throw UsageError{"Standard input cannot be read: " + std::string(std::strerror(errno)) + "."};
+  if (c == EOF) return false;
+  for (; c != '\n' && c != EOF; c = getc_unlocked(stdin)) {
+    if (line->size() == kMost) throw UsageError{"Line " + std::to_string(number) + " has more than 16 MiB."};
+    *line += static_cast<char>(c);
+  }
+  return true;
+}
+
 void write_vectors(const Matrix& vectors, bool binary) {
   if (binary) {
     std::fwrite(vectors.values.data(), sizeof(float), vectors.values.size(), stdout);
@@ -263,7 +297,8 @@ void write_vectors(const Matrix& vectors, bool binary) {
 }
 
 struct Window {
-  Texts texts;
+  Texts ids;
+  std::vector<std::string> texts;
   std::size_t first_line;  // its number in the input, from 1
   std::future<Result<Matrix>> vectors;
 };
@@ -293,18 +328,26 @@ int embed(const Embedder& embedder, const Arguments& arguments) {
   for (bool more = true; more;) {
     auto window = std::make_unique<Window>();
     window->first_line = lines + 1;
+    const auto most = static_cast<std::size_t>(arguments.window);
     try {
-      for (Ids ids; more && window->texts.size() < static_cast<std::size_t>(arguments.window);)
-        if ((more = reader.next(&ids))) window->texts.push_back(ids);
+      if (arguments.texts)
+        for (std::string line; more && window->texts.size() < most;)
+          if ((more = next_line(lines + window->texts.size() + 1, &line))) window->texts.push_back(line);
+      for (Ids ids; !arguments.texts && more && window->ids.size() < most;)
+        if ((more = reader.next(&ids))) window->ids.push_back(ids);
     } catch (const UsageError& error) {  // what stands before the bad line is still embedded
       read_error = error;
       more = false;
     }
-    lines += window->texts.size();
-    if (!window->texts.empty()) {
+    const std::size_t count = window->texts.size() + window->ids.size();
+    lines += count;
+    if (count > 0) {
       Window* raw = window.get();
       under_way.push_back(std::move(window));
-      raw->vectors = std::async(std::launch::async, [raw, &embedder] { return embedder.embed(raw->texts); });
+      raw->vectors = std::async(std::launch::async, [raw, &embedder, &arguments] {
+        if (!arguments.texts) return embedder.embed(raw->ids);
+        return embedder.embed_texts(std::vector<std::string_view>(raw->texts.begin(), raw->texts.end()), arguments.prompt);
+      });
     }
     while (under_way.size() > (more ? 1U : 0U))
       if (const Status status = finish_first(); !status.ok()) return complain(status);
@@ -485,6 +528,7 @@ int run(int argc, char** argv) {
     std::fprintf(stderr, "mra-embed: %s %s runs %s, %s (%s) on %s\n", info.backend.c_str(), info.backend_version.c_str(),
                  info.file.c_str(), info.precision.c_str(), info.native_operator ? "native operator" : "function body",
                  info.device.c_str());
+    if (arguments.texts && !info.tokenizer.empty()) std::fprintf(stderr, "mra-embed: ids by %s\n", info.tokenizer.c_str());
   }
   return arguments.bench ? bench(*opened, arguments) : embed(*opened, arguments);
 }

@@ -16,9 +16,11 @@
 #include <iostream>
 #include <limits>
 #include <map>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -57,6 +59,20 @@ std::string error(const Status& status) {
   return "error\t" + std::to_string(static_cast<int>(status.code)) + "\t" + message;
 }
 
+// An encoder of the caller's own: each byte is a token.
+class Letters final : public TextEncoder {
+ public:
+  Status encode(const std::string_view* texts, std::size_t count, Texts* ids) const noexcept override {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (texts[i] == "refuse") return {Code::kInput, "This encoder takes no such text."};
+      ids->emplace_back(texts[i].begin(), texts[i].end());
+    }
+    if (count == 3) ids->pop_back();  // one that does not keep its promise
+    return {};
+  }
+  const char* name() const noexcept override { return "letters"; }
+};
+
 Options options_of(const Fields& fields, std::size_t first) {
   Options options;
   for (std::size_t i = first; i < fields.size(); ++i) {
@@ -84,6 +100,12 @@ Options options_of(const Fields& fields, std::size_t first) {
       options.pad_to_longest = value == "1";
     else if (name == "backend_dir")
       options.backend_dir = value;
+    else if (name == "tokenizer")
+      options.tokenizer = value;
+    else if (name == "python_site")
+      options.python_site = value;
+    else if (name == "text_encoder")
+      options.text_encoder = std::make_shared<Letters>();
     else
       std::abort();
   }
@@ -124,6 +146,72 @@ std::string embed(const Fields& fields) {  // embed NAME FILE TEXTS: writes floa
   file.write(reinterpret_cast<const char*>(vectors->values.data()),
              static_cast<std::streamsize>(vectors->values.size() * sizeof(float)));
   return "ok\t" + std::to_string(vectors->rows) + "\t" + std::to_string(vectors->columns);
+}
+
+// The texts of a file: for each its size as four bytes, the least first, and its bytes.
+std::vector<std::string> read_texts(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<std::string> texts;
+  for (unsigned char size[4]; file.read(reinterpret_cast<char*>(size), 4);) {
+    texts.emplace_back(size[0] | size[1] << 8 | size[2] << 16 | size[3] << 24, '\0');
+    file.read(texts.back().data(), static_cast<std::streamsize>(texts.back().size()));
+  }
+  return texts;
+}
+
+Prompt prompt_of(const Fields& fields, std::size_t first) {  // name=NAME or text=TEXT
+  Prompt prompt;
+  for (std::size_t i = first; i < fields.size(); ++i)
+    (fields[i].rfind("name=", 0) == 0 ? prompt.name : prompt.text) = fields[i].substr(5);
+  return prompt;
+}
+
+std::string tokenizer(const Fields& fields) {  // tokenizer NAME: what makes ids of texts
+  return "ok\t" + embedders.at(fields.at(1)).info().tokenizer;
+}
+
+std::string tokenize(const Fields& fields) {  // tokenize NAME TEXTS FILE PROMPT: writes ids to FILE, a text a line
+  const std::vector<std::string> texts = read_texts(fields.at(2));
+  const Result<Texts> ids =
+      embedders.at(fields.at(1)).tokenize(std::vector<std::string_view>(texts.begin(), texts.end()), prompt_of(fields, 4));
+  if (!ids) return error(ids.status());
+  std::ofstream file(fields.at(3));
+  for (const std::vector<std::int64_t>& text : *ids) {
+    for (std::size_t i = 0; i < text.size(); ++i) file << (i == 0 ? "" : " ") << text[i];
+    file << "\n";
+  }
+  return "ok\t" + std::to_string(ids->size());
+}
+
+std::string embed_texts(const Fields& fields) {  // embed_texts NAME TEXTS FILE PROMPT
+  const std::vector<std::string> texts = read_texts(fields.at(2));
+  const Result<Matrix> vectors =
+      embedders.at(fields.at(1)).embed_texts(std::vector<std::string_view>(texts.begin(), texts.end()), prompt_of(fields, 4));
+  if (!vectors) return error(vectors.status());
+  std::ofstream file(fields.at(3), std::ios::binary);
+  file.write(reinterpret_cast<const char*>(vectors->values.data()),
+             static_cast<std::streamsize>(vectors->values.size() * sizeof(float)));
+  return "ok\t" + std::to_string(vectors->rows) + "\t" + std::to_string(vectors->columns);
+}
+
+// The same texts tokenized by several threads at once, by each a few times: whether all got what one gets.
+std::string tokenize_at_once(const Fields& fields) {  // tokenize_at_once NAME TEXTS THREADS ROUNDS
+  const Embedder& embedder = embedders.at(fields.at(1));
+  const std::vector<std::string> texts = read_texts(fields.at(2));
+  const std::vector<std::string_view> views(texts.begin(), texts.end());
+  const Result<Texts> expected = embedder.tokenize(views);
+  if (!expected) return error(expected.status());
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> running;
+  for (int i = 0; i < std::stoi(fields.at(3)); ++i)
+    running.emplace_back([&] {
+      for (int round = 0; round < std::stoi(fields.at(4)); ++round) {
+        const Result<Texts> ids = embedder.tokenize(views);
+        if (!ids || *ids != *expected) ++wrong;
+      }
+    });
+  for (std::thread& thread : running) thread.join();
+  return wrong == 0 ? "ok" : "error\t1\tother ids";
 }
 
 std::string counters(const Fields& fields) {
@@ -258,6 +346,10 @@ std::string answer(const Fields& fields) {
   }
   if (fields[0] == "texts") return texts(fields);
   if (fields[0] == "embed") return embed(fields);
+  if (fields[0] == "tokenizer") return tokenizer(fields);
+  if (fields[0] == "tokenize") return tokenize(fields);
+  if (fields[0] == "tokenize_at_once") return tokenize_at_once(fields);
+  if (fields[0] == "embed_texts") return embed_texts(fields);
   if (fields[0] == "counters") return counters(fields);
   if (fields[0] == "misuse") return misuse(fields);
   if (fields[0] == "threads") return threads(fields);

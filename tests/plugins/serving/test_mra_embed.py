@@ -86,6 +86,28 @@ def test_from_text_to_vectors_as_in_python(minilm_bundle: Path) -> None:
     assert relative_error(vectors_of(done.stdout), python_vectors(minilm_bundle, ids)) <= 1e-5
 
 
+def test_texts_themselves_give_the_same_vectors(minilm_bundle: Path) -> None:
+    """mra-embed BUNDLE --texts, by tables and by Python, against the ids of the helper."""
+    texts = [*(text for text in UNUSUAL if "\n" not in text), "one", "two"]
+    lines = "\n".join(texts) + "\n"
+    ids = "".join(" ".join(map(str, row)) + "\n" for row in token_ids(minilm_bundle, io.BytesIO(lines.encode())))
+    expected = vectors_of(mra_embed(minilm_bundle, "--window", "5", text=ids).stdout)
+    folder = installed("shared") / "lib"
+    for more in ([], ["--tokenizer", "python", "--backend-dir", str(folder)]):
+        done = mra_embed(minilm_bundle, "--texts", "--window", "5", "-v", *more, text=lines)
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(vectors_of(done.stdout), expected)
+        assert ("ids by tokenizers" if more else "ids by tables of WordPiece") in done.stderr
+    prompted = mra_embed(minilm_bundle, "--texts", "--prompt-text", "on", text="e\n")
+    assert np.array_equal(vectors_of(prompted.stdout)[0], expected[-2])
+    bad = subprocess.run(
+        [program(), minilm_bundle, "--texts", "--window", "1"], input=b"a\n\xff\n", capture_output=True, check=False
+    )
+    assert bad.returncode == 2
+    assert b"Line 2 is not UTF-8 from byte 0 on" in bad.stderr
+    assert len(bad.stdout.splitlines()) == 1
+
+
 def test_the_helper_says_what_it_cannot_do(tiny_bundle: Path, minilm_bundle: Path) -> None:
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         list(token_ids(tiny_bundle, io.BytesIO(b"text\n")))

@@ -1,8 +1,9 @@
-// Serves a bundle that `mra-export bundle` wrote: token ids in, one vector a text out. The one header of the library mra_serving.
+// Serves a bundle that `mra-export bundle` wrote: texts or token ids in, one vector a text out. The header of the library
+// mra_serving.
 //
 //   auto opened = mra::serving::Embedder::open("./bundle");
 //   if (!opened) return complain(opened.status().message);
-//   auto vectors = opened->embed({{101, 7592, 102}, {101, 2088, 102}});
+//   auto vectors = opened->embed_texts({"The ferry leaves at seven.", "Boats depart early."});
 //   if (vectors) use(vectors->row(0), vectors->columns);
 //
 // No function throws: whatever goes wrong, out of memory included, comes back as a Status. An Embedder may be used by any
@@ -21,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -77,6 +79,24 @@ struct Matrix {
   const float* row(std::size_t i) const noexcept { return values.data() + i * columns; }
 };
 
+// Makes token ids of texts. Any number of threads may use one at once.
+class TextEncoder {
+ public:
+  virtual ~TextEncoder() = default;
+  // Ids of each of `count` texts, UTF-8, prompts included: with the special tokens in their places, and cut to the longest text that
+  // the model takes.
+  virtual Status encode(const std::string_view* texts, std::size_t count,
+                        std::vector<std::vector<std::int64_t>>* ids) const noexcept = 0;
+  // What it is, for people: "tables of WordPiece", "tokenizers 0.23.1 in Python 3.11.2".
+  virtual const char* name() const noexcept = 0;
+};
+
+// What is put before each text of a call: by default the bundle's default prompt, if it has one.
+struct Prompt {
+  std::optional<std::string> name;  // of Info::prompts
+  std::optional<std::string> text;  // the prompt itself, empty for none; not both
+};
+
 enum class Device {
   kAuto,  // an engine that this machine can run, else as kCpu
   kCpu,   // OpenVINO where the bundle has a file for it and it is here, else ONNX Runtime
@@ -105,8 +125,18 @@ struct Options {
   // Pad each call's texts to the longest of them, as clients without length handling do, instead of running only texts with the
   // same number of blocks together. For comparison: it is slower, and a vector then depends on the other texts of the call.
   bool pad_to_longest = false;
-  // Folder of libmra_serving_openvino.so, libmra_serving_tensorrt.so and libmra_serving_rtx.so. Empty: where the loader finds libraries.
+  // Folder of libmra_serving_openvino.so, libmra_serving_tensorrt.so, libmra_serving_rtx.so and libmra_serving_python.so. Empty: where
+  // the loader finds libraries.
   std::string backend_dir;
+  // What makes token ids of texts: "tables", those of the bundle, without Python; "python", Hugging Face's tokenizers, for every kind
+  // of tokenizer, by libmra_serving_python.so, which starts Python in this process, or takes the one that it runs. Empty: the tables
+  // where the bundle has them, else nothing, and texts are refused. Each gives the ids of the model's own tokenizer.
+  std::string tokenizer;
+  // With "python": the folder that the package tokenizers is in. Empty: MRA_SERVING_PYTHON_SITE of the environment, else the one that
+  // was found when libmra_serving_python.so was built.
+  std::string python_site;
+  // An encoder of your own instead of these. It is to obey Info::max_length and truncation_side; prompts come with the texts.
+  std::shared_ptr<const TextEncoder> text_encoder;
 };
 
 // What was opened.
@@ -126,7 +156,11 @@ struct Info {
   std::string pooling;           // "mean", "cls+max" ...; "mean of tokens" where Options::mean_of_tokens made it
   bool normalized = false;       // whether vectors have length 1
   std::string similarity;        // that vectors are made for: "cosine", "dot", "euclidean", "manhattan"; empty where it is not said
-  // Texts are the caller's to tokenize, by tokenizer_file: with a prompt before each, and cut to max_length tokens.
+  std::string tokenizer;         // what embed_texts() makes token ids with; empty where there is nothing
+  int parallel_runs = 0;         // runs that there may be at the same time
+  std::int64_t max_batch_tokens = 0;  // most tokens of one run, padding included
+  std::int64_t max_batch_texts = 0;   // and most texts
+  // What embed_texts() obeys, and who tokenizes by tokenizer_file has to: a prompt before each text, cut to max_length tokens.
   std::map<std::string, std::string> prompts;  // name -> what is put before a text
   std::optional<std::string> default_prompt;   // name of the one that is meant where none is asked for
   bool include_prompt = true;                  // if false, a prompt's tokens must not count, which they do here: give no prompt
@@ -144,7 +178,7 @@ struct Counters {
   std::uint64_t runs = 0;
 };
 
-// embed(), info() and counters() are const and may be called by any number of threads at once. Assigning to an Embedder, moving
+// embed(), embed_texts(), tokenize(), info() and counters() are const and may be called by any number of threads at once. Assigning to an Embedder, moving
 // from it and destroying it are not: no call may be under way then, and no reference to info() be kept. To replace one that
 // others use, hand it out as a std::shared_ptr<const Embedder>, and put the new one into the pointer's place: calls under way
 // keep the old one until they are done. examples/cpp/serving/replace.cc does that.
@@ -164,6 +198,13 @@ class MRA_SERVING_API Embedder {
   // The same without containers: `ids` holds the texts one after the other, `lengths` [texts] their numbers of tokens, and
   // the vectors go to `out` [texts, dimension]. After an error, what `out` holds is not defined.
   Status embed(const std::int64_t* ids, const std::size_t* lengths, std::size_t texts, float* out) const noexcept;
+
+  // One vector a text, in the order of the texts, each UTF-8: tokenize() and embed().
+  Result<Matrix> embed_texts(const std::vector<std::string_view>& texts, const Prompt& prompt = {}) const noexcept;
+
+  // Token ids of texts as the bundle says: the prompt before each, special tokens in their places, cut to Info::max_length.
+  Result<std::vector<std::vector<std::int64_t>>> tokenize(const std::vector<std::string_view>& texts,
+                                                          const Prompt& prompt = {}) const noexcept;
 
   // Both stay valid as long as the Embedder. Of an Embedder that was moved away, info() is empty.
   const Info& info() const noexcept;
