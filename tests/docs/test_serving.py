@@ -71,6 +71,7 @@ def test_from_the_package_to_a_vector_out_of_a_program(minilm_dense: Path, tmp_p
     done = run(example, tmp_path, env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"^0 1\.000000\n1 0\.\d{6}$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^2 texts in [12] batches, ids by tables of WordPiece$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^[1-9]\d* requests answered, 0 failed$", done.stdout, re.MULTILINE), done.stdout
     # The folder works where it is copied to.
     moved = shutil.move(tmp_path / "serving", tmp_path / "elsewhere")

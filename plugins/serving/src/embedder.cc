@@ -16,6 +16,7 @@
 
 #include "backend.h"
 #include "bundle.h"
+#include "check_ids.h"
 #include "engine_check.h"
 #include "failure.h"
 #include "mra/serving.h"
@@ -458,18 +459,8 @@ class Embedder::Impl {
   }
 
   void check(const std::vector<Text>& texts) const {
-    for (std::size_t row = 0; row < texts.size(); ++row) {
-      const auto refuse = [&](const std::string& what) { fail(Code::kInput, "Text " + std::to_string(row) + " " + what); };
-      const Text& text = texts[row];
-      if (text.size == 0) refuse("has no tokens. Even an empty text has the model's special tokens.");
-      if (text.size > static_cast<std::size_t>(info_.max_seq_len))
-        refuse("has " + std::to_string(text.size) + " tokens, more than the " + std::to_string(info_.max_seq_len) +
-               " of this model. Truncate it when you tokenize.");
-      for (std::size_t i = 0; i < text.size; ++i)
-        if (text.ids[i] < 0 || text.ids[i] >= bundle_.vocab_size)
-          refuse("has the token id " + std::to_string(text.ids[i]) + " at place " + std::to_string(i) + "; ids are 0 to " +
-                 std::to_string(bundle_.vocab_size - 1) + ".");
-    }
+    for (std::size_t row = 0; row < texts.size(); ++row)
+      detail::check_ids(row, texts[row].ids, texts[row].size, info_.max_seq_len, bundle_.vocab_size);
   }
 
   // Of `count` texts, how many one run takes where runs shall have few sizes: a power of two, or one and a half times that.

@@ -1,4 +1,5 @@
-// mra-embed: token ids on standard input, one vector a text on standard output; or, with --bench, how fast that goes here.
+// mra-embed: texts or token ids on standard input, one vector a text on standard output; or, with --bench, how fast that goes here.
+#include <mra/batcher.h>
 #include <mra/serving.h>
 
 #include <algorithm>
@@ -22,6 +23,8 @@
 
 namespace {
 
+using mra::serving::Batcher;
+using mra::serving::BatcherOptions;
 using mra::serving::Code;
 using mra::serving::Embedder;
 using mra::serving::Matrix;
@@ -68,6 +71,8 @@ prompt. Vectors come in the order of the texts, one JSON list a line. Exit codes
   --lengths SPEC,...       tokens of a text: N, LOW-HIGH, or lognormal:MEDIAN:SIGMA, cut to the model's longest (lognormal:64:0.8)
   --seconds S              time for each line, after a fifth of it to warm up (2)
   --compare-padding        measure each line also with whole requests padded to their longest text
+  --compare-batcher        measure each line also with the requests of all clients batched together
+  --max-delay MICROSECONDS of the batcher: how long a text may wait for others while a run is free (0)
   --json                   one JSON object instead of a table
 )";
 
@@ -79,7 +84,9 @@ struct Arguments {
   std::string bundle;
   Options options;
   bool texts = false, binary = false, verbose = false, bench = false, json = false, compare_padding = false;
+  bool compare_batcher = false;
   Prompt prompt;
+  BatcherOptions batcher;
   std::int64_t window = 1024;
   std::vector<std::int64_t> clients{1}, batches{1, 32};
   std::vector<std::string> lengths{"lognormal:64:0.8"};
@@ -200,6 +207,10 @@ Arguments parse(int argc, char** argv) {
       out.seconds = to_number(name, value(), 0.01, 86400);
     } else if (name == "--compare-padding") {
       flag(&out.compare_padding);
+    } else if (name == "--compare-batcher") {
+      flag(&out.compare_batcher);
+    } else if (name == "--max-delay") {
+      out.batcher.max_delay = std::chrono::microseconds(integer(0, 60'000'000));
     } else if (name == "--json") {
       flag(&out.json);
     } else if (name.size() > 1 && name[0] == '-') {
@@ -213,6 +224,10 @@ Arguments parse(int argc, char** argv) {
   if (out.bundle.empty()) throw UsageError{"BUNDLE is missing. See mra-embed --help."};
   if (out.bench && out.binary) throw UsageError{"--bench prints no vectors: leave out --binary."};
   if (!out.bench && (out.json || out.compare_padding)) throw UsageError{"--json and --compare-padding belong to --bench."};
+  if (!out.bench && out.compare_batcher) throw UsageError{"--compare-batcher belongs to --bench."};
+  if (out.bench && out.texts) throw UsageError{"--bench takes no texts: leave out --texts."};
+  if (!out.texts && (out.prompt.name || out.prompt.text || !out.options.tokenizer.empty()))
+    throw UsageError{"--prompt, --prompt-text and --tokenizer belong to --texts: token ids have their prompt already."};
   return out;
 }
 
@@ -398,8 +413,14 @@ double percentile(const std::vector<double>& sorted, double share) {
   return sorted[std::min(std::max<std::size_t>(rank, 1), sorted.size()) - 1];
 }
 
-// One line of the table: `clients` threads, each asking again as soon as it has its answer.
-Measured measure(const Embedder& embedder, const std::string& spec, std::int64_t clients, std::int64_t batch, double seconds) {
+Result<Matrix> ask(Batcher& batcher, Texts texts) {
+  Result<Batcher::Asked> asked = batcher.submit(std::move(texts));
+  return asked ? asked->vectors.get() : Result<Matrix>(asked.status());
+}
+
+// One line of the table: `clients` threads, each asking again as soon as it has its answer; through `batcher` where there is one.
+Measured measure(const Embedder& embedder, Batcher* batcher, const std::string& spec, std::int64_t clients, std::int64_t batch,
+                 double seconds) {
   using Clock = std::chrono::steady_clock;
   const Lengths lengths(spec, embedder.info().max_seq_len);
   struct Client {
@@ -421,7 +442,7 @@ Measured measure(const Embedder& embedder, const std::string& spec, std::int64_t
         for (std::int64_t& value : text) value = id(generator);
       }
       const auto asked = Clock::now();
-      const Result<Matrix> vectors = embedder.embed(texts);
+      const Result<Matrix> vectors = batcher != nullptr ? ask(*batcher, std::move(texts)) : embedder.embed(texts);
       const auto answered = Clock::now();
       if (!vectors) client.status = vectors.status();
       if (asked >= start) client.milliseconds.push_back(std::chrono::duration<double, std::milli>(answered - asked).count());
@@ -469,14 +490,25 @@ std::string quoted(const std::string& text) {
 }
 
 int bench(const Embedder& embedder, const Arguments& arguments) {
-  std::vector<std::pair<std::string, const Embedder*>> paddings{{"block", &embedder}};
+  struct Way {
+    const char* padding;
+    const Embedder* embedder;
+    Batcher* batcher;
+  };
+  std::vector<Way> ways{{"block", &embedder, nullptr}};
   Result<Embedder> longest = Status{};
+  Result<Batcher> batcher = Status{};
   if (arguments.compare_padding) {
     Options options = arguments.options;
     options.pad_to_longest = true;
     longest = Embedder::open(arguments.bundle, options);
     if (!longest) return complain(longest.status());
-    paddings.emplace_back("longest", &*longest);
+    ways.push_back({"longest", &*longest, nullptr});
+  }
+  if (arguments.compare_batcher) {
+    batcher = Batcher::start(std::shared_ptr<const Embedder>(&embedder, [](const Embedder*) {}), arguments.batcher);
+    if (!batcher) return complain(batcher.status());
+    ways.push_back({"block", &embedder, &*batcher});
   }
   const mra::serving::Info& info = embedder.info();
   if (!arguments.json) {
@@ -489,22 +521,25 @@ int bench(const Embedder& embedder, const Arguments& arguments) {
   for (const std::string& spec : arguments.lengths)
     for (const std::int64_t batch : arguments.batches)
       for (const std::int64_t clients : arguments.clients)
-        for (const auto& [padding, candidate] : paddings) {
-          const Measured m = measure(*candidate, spec, clients, batch, arguments.seconds);
+        for (const Way& way : ways) {
+          const Measured m = measure(*way.embedder, way.batcher, spec, clients, batch, arguments.seconds);
+          const bool is_batched = way.batcher != nullptr;
           char line[512];
-          std::snprintf(line, sizeof line,
-                        "%s{\"clients\": %lld, \"batch\": %lld, \"lengths\": %s, \"padding\": \"%s\", \"requests\": %llu, "
-                        "\"texts_per_second\": %.6g, "
-                        "\"tokens_per_second\": %.6g, \"padding_share\": %.4g, \"p50_ms\": %.6g, \"p90_ms\": %.6g, \"p99_ms\": "
-                        "%.6g, \"max_ms\": %.6g}",
-                        lines.empty() ? "" : ", ", static_cast<long long>(m.clients), static_cast<long long>(m.batch),
-                        quoted(spec).c_str(), padding.c_str(), static_cast<unsigned long long>(m.requests), m.texts_per_second,
-                        m.tokens_per_second, m.padding_share, m.p50, m.p90, m.p99, m.most);
+          std::snprintf(
+              line, sizeof line,
+              "%s{\"clients\": %lld, \"batch\": %lld, \"lengths\": %s, \"padding\": \"%s\", \"batcher\": %s, \"requests\": %llu, "
+              "\"texts_per_second\": %.6g, "
+              "\"tokens_per_second\": %.6g, \"padding_share\": %.4g, \"p50_ms\": %.6g, \"p90_ms\": %.6g, \"p99_ms\": "
+              "%.6g, \"max_ms\": %.6g}",
+              lines.empty() ? "" : ", ", static_cast<long long>(m.clients), static_cast<long long>(m.batch), quoted(spec).c_str(),
+              way.padding, is_batched ? "true" : "false", static_cast<unsigned long long>(m.requests), m.texts_per_second,
+              m.tokens_per_second, m.padding_share, m.p50, m.p90, m.p99, m.most);
           lines += line;
           if (arguments.json) continue;
           std::printf("%7lld %6lld %-20s %-8s %9llu %10.1f %11.0f %7.1f%% %9.2f %9.2f %9.2f\n", static_cast<long long>(m.clients),
-                      static_cast<long long>(m.batch), spec.c_str(), padding.c_str(), static_cast<unsigned long long>(m.requests),
-                      m.texts_per_second, m.tokens_per_second, 100 * m.padding_share, m.p50, m.p90, m.p99);
+                      static_cast<long long>(m.batch), spec.c_str(), is_batched ? "batcher" : way.padding,
+                      static_cast<unsigned long long>(m.requests), m.texts_per_second, m.tokens_per_second, 100 * m.padding_share,
+                      m.p50, m.p90, m.p99);
           std::fflush(stdout);
         }
   if (arguments.json)

@@ -2,6 +2,7 @@
 //
 // Fields are separated by tabs. Texts are token ids separated by spaces, texts by semicolons. Answers begin with "ok" or with
 // "error", the code and the message.
+#include <mra/batcher.h>
 #include <mra/serving.h>
 
 #include <unistd.h>
@@ -283,6 +284,60 @@ std::string threads(const Fields& fields) {  // threads NAME THREADS ROUNDS TEXT
   return "ok\t" + std::to_string(*std::max_element(worst.begin(), worst.end()));
 }
 
+// The same texts, each a request of its own or several in one, by many threads through one batcher; some are cancelled.
+std::string batch(const Fields& fields) {  // batch NAME THREADS ROUNDS TEXTS
+  const Embedder& embedder = embedders.at(fields.at(1));
+  const Texts texts = texts_of(fields.at(4));
+  const Result<Matrix> alone = embedder.embed(texts);
+  if (!alone) return error(alone.status());
+  Result<Batcher> batcher = Batcher::start(std::shared_ptr<const Embedder>(&embedder, [](const Embedder*) {}));
+  if (!batcher) return error(batcher.status());
+  std::atomic<std::uint64_t> failed{0}, cancelled{0};
+  std::vector<double> worst(std::stoul(fields.at(2)), 0);
+  const auto work = [&](std::size_t number) {
+    std::mt19937_64 generator(number);
+    for (int round = 0; round < std::stoi(fields.at(3)); ++round) {
+      std::vector<std::size_t> which(1 + generator() % 4);
+      Texts chosen;
+      for (std::size_t& index : which) chosen.push_back(texts[index = generator() % texts.size()]);
+      Result<Batcher::Asked> asked = batcher->submit(std::move(chosen));
+      if (!asked) {
+        ++failed;
+        return;
+      }
+      if (round % 5 == 4) batcher->cancel(asked->id);
+      const Result<Matrix> vectors = asked->vectors.get();
+      if (!vectors) ++(vectors.status().code == Code::kCancelled && round % 5 == 4 ? cancelled : failed);
+      if (!vectors) continue;
+      for (std::size_t row = 0; row < which.size(); ++row)
+        for (std::size_t d = 0; d < vectors->columns; ++d)
+          worst[number] = std::max(
+              worst[number], std::abs(static_cast<double>(vectors->row(row)[d]) - static_cast<double>(alone->row(which[row])[d])));
+    }
+  };
+  std::vector<std::thread> running;
+  for (std::size_t i = 0; i < worst.size(); ++i) running.emplace_back(work, i);
+  for (std::thread& thread : running) thread.join();
+  batcher->stop();
+  const BatcherCounters counters = batcher->counters();
+  Batcher moved = std::move(*batcher);
+  if (batcher->submit(Texts{{5}}) || batcher->cancel(1) || batcher->counters().accepted != 0) ++failed;
+  if (moved.submit(Texts{{5}}).status().code != Code::kStopped) ++failed;
+  if (failed != 0) return "error\t1\t" + std::to_string(failed) + " calls failed that should not";
+  return "ok\t" + std::to_string(*std::max_element(worst.begin(), worst.end())) + "\t" + std::to_string(counters.texts) + "\t" +
+         std::to_string(counters.batches) + "\t" + std::to_string(counters.open_requests) + "\t" +
+         std::to_string(counters.cancelled == cancelled);
+}
+
+std::string no_batcher(const Fields& fields) {  // no_batcher NAME: what a batcher cannot be started over
+  const Result<Batcher> nothing = Batcher::start(nullptr);
+  BatcherOptions options;
+  options.max_batch_tokens = 1 << 30;
+  const Result<Batcher> large =
+      Batcher::start(std::shared_ptr<const Embedder>(&embedders.at(fields.at(1)), [](const Embedder*) {}), options);
+  return "ok\t" + nothing.status().message + "\t" + large.status().message;
+}
+
 std::int64_t resident_kib() {
   std::ifstream file("/proc/self/statm");
   std::int64_t pages = 0;
@@ -353,6 +408,8 @@ std::string answer(const Fields& fields) {
   if (fields[0] == "counters") return counters(fields);
   if (fields[0] == "misuse") return misuse(fields);
   if (fields[0] == "threads") return threads(fields);
+  if (fields[0] == "batch") return batch(fields);
+  if (fields[0] == "no_batcher") return no_batcher(fields);
   if (fields[0] == "soak") return soak(fields);
   std::abort();
 }

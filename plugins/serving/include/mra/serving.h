@@ -1,5 +1,5 @@
 // Serves a bundle that `mra-export bundle` wrote: texts or token ids in, one vector a text out. The header of the library
-// mra_serving.
+// mra_serving; mra/batcher.h has the batcher across callers.
 //
 //   auto opened = mra::serving::Embedder::open("./bundle");
 //   if (!opened) return complain(opened.status().message);
@@ -34,12 +34,17 @@
 
 namespace mra::serving {
 
-// The numbers are the exit codes of mra-export and mra-embed.
+// The numbers below 16 are the exit codes of mra-export and mra-embed.
 enum class Code : int {
   kOk = 0,
   kInternal = 1,     // a bug, or the machine ran out of memory
   kInput = 2,        // the bundle, an option or a text is not as it must be
   kEnvironment = 4,  // a library or a GPU is missing
+  // Of the batcher, mra/batcher.h:
+  kFull = 16,       // too many texts wait: ask again later
+  kDeadline = 17,   // the request's deadline passed before it was answered
+  kCancelled = 18,  // by the caller
+  kStopped = 19,    // the batcher was stopped
 };
 
 // What became of a call. `message` says what is wrong with the values and what to do; it is empty where all is well.
