@@ -67,6 +67,10 @@ struct Request {
   bool use_gpu = false;   // ONNX Runtime: its CUDA provider
   int threads = 0;        // of a run; 0: the backend's choice
   int parallel_runs = 0;  // contexts that there may be
+  // ONNX Runtime, as Options has them:
+  void* onnxruntime_env = nullptr;
+  bool shared_threads = false;
+  std::int64_t arena_bytes = 0;
   bool cuda_graphs = false;
 };
 
@@ -97,6 +101,6 @@ struct BackendLibrary {
 };
 
 #define MRA_SERVING_BACKEND_ENTRY "mra_serving_backend"
-inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 3";
+inline constexpr const char* kBackendBuild = "mra_serving 0.1.0 backend 4";
 
 }  // namespace mra::serving

@@ -19,6 +19,7 @@
 #include "check_ids.h"
 #include "engine_check.h"
 #include "failure.h"
+#include "log.h"
 #include "mra/serving.h"
 #include "onnx_notes.h"
 #include "shared_library.h"
@@ -230,6 +231,7 @@ class Embedder::Impl {
     range("threads", options.threads, 0, 1024);
     range("parallel_runs", options.parallel_runs, 0, kMaxParallelRuns);
     range("max_batch_tokens", options.max_batch_tokens, 1, std::int64_t{1} << 24);
+    range("arena_bytes", options.arena_bytes, 0, std::int64_t{1} << 48);
   }
 
   // What manifest.json says of ids and lengths, held against what the exporter noted in the ONNX file. Engines are made from it, and
@@ -301,6 +303,9 @@ class Embedder::Impl {
       request.threads = options.threads;
       request.parallel_runs = parallel_runs;
       request.cuda_graphs = options.cuda_graphs;
+      request.onnxruntime_env = options.onnxruntime_env;
+      request.shared_threads = options.shared_threads;
+      request.arena_bytes = options.arena_bytes;
       if (!request.library.empty()) check_whole(request.library);
       Status status;
       std::unique_ptr<Backend> backend;
@@ -364,6 +369,7 @@ class Embedder::Impl {
       else
         last = try_variant(*variant, options);
       if (last.ok()) return;
+      detail::log(LogLevel::kWarning, "passed over " + variant->name + ": " + last.message);
       info_.passed_over.push_back(variant->name + ": " + last.message);
       // An ONNX file that does not load is no reason to look on: nothing else runs on every machine.
     }
@@ -428,6 +434,9 @@ class Embedder::Impl {
       }
     }
     if (encoder_ != nullptr) info_.tokenizer = encoder_->name();
+    detail::log(LogLevel::kInfo, info_.backend + " " + info_.backend_version + " runs " + bundle_.directory + "/" + info_.file +
+                                     ", " + info_.precision + " (" + (info_.native_operator ? "native operator" : "function body") +
+                                     ") on " + info_.device + (info_.tokenizer.empty() ? "" : ", ids by " + info_.tokenizer));
   }
 
   // What is put before each text. The names "query" and "document" are known of every model, as in sentence-transformers.

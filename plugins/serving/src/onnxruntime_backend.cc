@@ -5,21 +5,38 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "backend.h"
 #include "failure.h"
+#include "log.h"
 
 namespace mra::serving {
 namespace {
 
-Ort::Env& environment() {
-  static Ort::Env* env = [] {
+void ORT_API_CALL tell(void*, OrtLoggingLevel severity, const char* category, const char*, const char* place, const char* message) {
+  if (severity < ORT_LOGGING_LEVEL_WARNING) return;
+  const std::string where = place != nullptr && *place != '\0' ? std::string(" (") + place + ")" : "";
+  detail::log(severity == ORT_LOGGING_LEVEL_WARNING ? LogLevel::kWarning : LogLevel::kError,
+              std::string(category != nullptr ? category : "onnxruntime") + ": " + (message != nullptr ? message : "") + where);
+}
+
+// ONNX Runtime's, made once and never freed: sessions may outlive what asked for it.
+struct Environment {
+  Ort::Env* env = nullptr;
+  bool has_threads = false;      // that sessions share
+  std::int64_t arena_bytes = 0;  // of the arena that sessions share; 0 where there is none
+};
+
+void begin() {
+  static const bool has_begun = [] {
     // From 1.29 on ONNX Runtime reports to Microsoft, and only a variable that is there when it begins keeps it from its first
     // report and from a file in the home directory. What the user has set counts.
-    const bool is_ours = setenv("ORT_DISABLE_TELEMETRY", "1", 0) == 0 && std::string(std::getenv("ORT_DISABLE_TELEMETRY")) == "1";
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     const OrtApiBase* base = OrtGetApiBase();
     const OrtApi* api = base->GetApi(ORT_API_VERSION);
     if (api == nullptr)
@@ -27,12 +44,48 @@ Ort::Env& environment() {
                                    std::to_string(ORT_API_VERSION) +
                                    ", whose headers this library was built with. Install a newer one.");
     Ort::InitApi(api);
-    // What goes wrong comes back as an error; a library has no business on standard error. Never freed: sessions may outlive it.
-    auto* made = new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "mra_serving");
-    if (is_ours) made->DisableTelemetryEvents();  // where another library of the process began before
-    return made;
+    return true;
   }();
-  return *env;
+  static_cast<void>(has_begun);
+}
+
+// The environment of a request, with what it asks of one. What goes wrong comes back as an error: a library has no business on
+// standard error, and what ONNX Runtime says goes to the program's log or to nobody.
+Ort::Env& environment(const Request& request) {
+  begin();
+  static std::mutex mutex;
+  static auto* known = new std::map<void*, Environment>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Environment& found = (*known)[request.onnxruntime_env];
+  if (found.env == nullptr && request.onnxruntime_env != nullptr) {
+    found = {new Ort::Env(static_cast<OrtEnv*>(request.onnxruntime_env)), true, 0};  // whether it has, it says itself
+  } else if (found.env == nullptr) {
+    Ort::ThreadingOptions threads;
+    threads.SetGlobalIntraOpNumThreads(request.threads);
+    threads.SetGlobalInterOpNumThreads(1);
+    threads.SetGlobalSpinControl(0);
+    found.env = request.shared_threads ? new Ort::Env(threads, tell, nullptr, ORT_LOGGING_LEVEL_WARNING, "mra_serving")
+                                       : new Ort::Env(ORT_LOGGING_LEVEL_WARNING, "mra_serving", tell, nullptr);
+    found.has_threads = request.shared_threads;
+    // Where another library of the process began before.
+    const char* is_off = std::getenv("ORT_DISABLE_TELEMETRY");
+    if (is_off != nullptr && std::string(is_off) == "1") found.env->DisableTelemetryEvents();
+  }
+  if (request.shared_threads && !found.has_threads)
+    fail(Code::kInput,
+         "shared_threads: ONNX Runtime's environment was made without threads to share. Ask for them in the first "
+         "Embedder of the process, or give an onnxruntime_env that has them.");
+  if (request.arena_bytes != 0 && found.arena_bytes == 0) {
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    // What is asked for, and no more: by default an arena doubles.
+    const Ort::ArenaCfg arena(static_cast<std::size_t>(request.arena_bytes), 1, -1, -1);
+    found.env->CreateAndRegisterAllocator(memory, arena);
+    found.arena_bytes = request.arena_bytes;
+  }
+  if (request.arena_bytes != 0 && found.arena_bytes != request.arena_bytes)
+    fail(Code::kInput, "arena_bytes=" + std::to_string(request.arena_bytes) + ", but the arena that they share has " +
+                           std::to_string(found.arena_bytes) + ". State the same, or none.");
+  return *found.env;
 }
 
 struct Model {
@@ -187,14 +240,18 @@ void try_facts(Model& model) {
 }
 
 std::shared_ptr<const Model> open_model(const Request& request) {
-  Ort::Env& env = environment();
+  Ort::Env& env = environment(request);
   auto model = std::make_shared<Model>();
   model->request = request;
   model->version = OrtGetApiBase()->GetVersionString();
   model->limits = {request.max_batch_tokens, request.max_seq_len, request.max_batch_tokens};
   Ort::SessionOptions options;
-  options.SetIntraOpNumThreads(request.threads);
-  options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+  if (request.shared_threads)
+    options.DisablePerSessionThreads();
+  else
+    options.SetIntraOpNumThreads(request.threads);
+  if (request.arena_bytes != 0) options.AddConfigEntry("session.use_env_allocators", "1");
+  options.SetLogSeverityLevel(detail::is_logged() ? ORT_LOGGING_LEVEL_WARNING : ORT_LOGGING_LEVEL_FATAL);
   // A pattern would be kept for each shape that ever came: memory that grows for as long as shapes differ.
   options.DisableMemPattern();
   // Threads that spin between runs take the cores from the other callers.

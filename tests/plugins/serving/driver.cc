@@ -4,6 +4,7 @@
 // "error", the code and the message.
 #include <mra/batcher.h>
 #include <mra/serving.h>
+#include <mra_serving.h>
 
 #include <unistd.h>
 
@@ -105,6 +106,10 @@ Options options_of(const Fields& fields, std::size_t first) {
       options.tokenizer = value;
     else if (name == "python_site")
       options.python_site = value;
+    else if (name == "shared_threads")
+      options.shared_threads = value == "1";
+    else if (name == "arena_bytes")
+      options.arena_bytes = std::stoll(value);
     else if (name == "text_encoder")
       options.text_encoder = std::make_shared<Letters>();
     else
@@ -338,6 +343,63 @@ std::string no_batcher(const Fields& fields) {  // no_batcher NAME: what a batch
   return "ok\t" + nothing.status().message + "\t" + large.status().message;
 }
 
+// Calls in C that no caller should make, and what is said to each; and what a good one gives beside them.
+std::string c_misuse(const Fields& fields) {  // c_misuse DIRECTORY
+  std::string said;
+  const auto heard = [&](int code) { said += "\t" + std::to_string(code) + " " + mra_last_error(); };
+  mra_options* options = mra_options_new();
+  heard(mra_options_set(nullptr, "gpu", "0"));
+  heard(mra_options_set(options, nullptr, "0"));
+  heard(mra_options_set(options, "nothing", "0"));
+  heard(mra_options_set(options, "threads", "many"));
+  heard(mra_options_set(options, "device", "tpu"));
+  heard(mra_options_set(options, "parallel_runs", "2"));
+  heard(mra_options_set(options, "max_queue", "3"));
+  mra_embedder* embedder = nullptr;
+  heard(mra_open(nullptr, nullptr, &embedder));
+  heard(mra_open("/nowhere", options, &embedder));
+  heard(mra_open(fields.at(1).c_str(), options, nullptr));
+  heard(mra_verify("/nowhere", 0));
+  heard(mra_open(fields.at(1).c_str(), options, &embedder));
+  const std::size_t dimension = mra_dimension(embedder);
+  const std::int64_t ids[] = {5, 6, 7};
+  const std::size_t lengths[] = {2, 1}, huge[] = {std::numeric_limits<std::size_t>::max(), 1};
+  std::vector<float> out(2 * dimension), scales(2);
+  heard(mra_embed(nullptr, ids, lengths, 2, MRA_FLOAT32, out.data(), nullptr));
+  heard(mra_embed(embedder, ids, lengths, 2, 7, out.data(), nullptr));
+  heard(mra_embed(embedder, ids, lengths, 2, MRA_INT8, out.data(), nullptr));
+  heard(mra_embed(embedder, ids, huge, 2, MRA_FLOAT16, out.data(), nullptr));
+  const char* texts[] = {"a", nullptr};
+  heard(mra_embed_texts(embedder, texts, nullptr, 2, nullptr, nullptr, MRA_FLOAT32, out.data(), nullptr));
+  heard(mra_embed_texts(embedder, texts, nullptr, 1, "name", "text", MRA_FLOAT32, out.data(), nullptr));
+  mra_batcher* batcher = nullptr;
+  heard(mra_batcher_start(nullptr, options, &batcher));
+  heard(mra_batcher_start(embedder, options, &batcher));
+  mra_close(embedder);  // what was started keeps it
+  const auto done = [](void* user, int code, const char*, const float* vectors, std::size_t rows, std::size_t columns) {
+    if (code == MRA_OK && rows == 2) std::copy_n(vectors, rows * columns, static_cast<float*>(user));
+  };
+  heard(mra_submit(batcher, ids, huge, 2, 0, done, nullptr, nullptr));
+  heard(mra_submit(batcher, ids, lengths, 2, 0, nullptr, nullptr, nullptr));
+  heard(mra_submit(batcher, ids, lengths, 2, -1, done, nullptr, nullptr));
+  std::uint64_t id = 0;
+  heard(mra_submit(batcher, ids, lengths, 2, 3600, done, out.data(), &id));
+  mra_batcher_stop(batcher, 1);
+  heard(mra_submit(batcher, ids, lengths, 2, 0, done, nullptr, nullptr));
+  mra_batcher_counters counters;
+  mra_batcher_count(batcher, &counters);
+  said += "\t" + std::to_string(counters.accepted) + " " + std::to_string(counters.texts) + " " +
+          std::to_string(mra_cancel(batcher, id));
+  double sum = 0;
+  for (const float value : out) sum += std::abs(static_cast<double>(value));
+  mra_batcher_free(batcher);
+  mra_options_free(options);
+  mra_batcher_free(nullptr);
+  mra_close(nullptr);
+  mra_options_free(nullptr);
+  return "ok" + said + "\t" + std::to_string(sum);
+}
+
 std::int64_t resident_kib() {
   std::ifstream file("/proc/self/statm");
   std::int64_t pages = 0;
@@ -410,6 +472,7 @@ std::string answer(const Fields& fields) {
   if (fields[0] == "threads") return threads(fields);
   if (fields[0] == "batch") return batch(fields);
   if (fields[0] == "no_batcher") return no_batcher(fields);
+  if (fields[0] == "c_misuse") return c_misuse(fields);
   if (fields[0] == "soak") return soak(fields);
   std::abort();
 }

@@ -799,7 +799,12 @@ def test_the_shared_library_shows_only_its_interface() -> None:
         if " W " not in line and " V " not in line and " u " not in line
     ]
     assert own
-    assert all(name.startswith("mra::serving::") for name in own), own
+    assert all(name.startswith(("mra::serving::", "mra_")) for name in own), own
+    assert {name for name in own if name.startswith("mra_")} == set(
+        re.findall(r"MRA_C_API [^;]*?\b(mra_\w+)\(", (SOURCE / "include" / "mra_serving.h").read_text())
+    )
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "Library soname: [libmra_serving.so.0.1]" in dynamic
 
 
 def test_the_header_needs_only_the_standard_library(tmp_path: Path) -> None:
@@ -820,5 +825,5 @@ def test_the_header_needs_only_the_standard_library(tmp_path: Path) -> None:
         "c++",
     ]
     source = tmp_path / "includes.cc"
-    source.write_text(f'#include "{header}"\n')
-    subprocess.run([*command, str(source)], check=True)
+    source.write_text(f'#include "{batcher}"\n#include "{SOURCE / "include" / "mra_serving.h"}"\n')
+    subprocess.run([*command, f"-I{SOURCE / 'include'}", str(source)], check=True)

@@ -1,5 +1,5 @@
 // Serves a bundle that `mra-export bundle` wrote: texts or token ids in, one vector a text out. The header of the library
-// mra_serving; mra/batcher.h has the batcher across callers.
+// mra_serving; mra/batcher.h has the batcher across callers, mra_serving.h the same for C.
 //
 //   auto opened = mra::serving::Embedder::open("./bundle");
 //   if (!opened) return complain(opened.status().message);
@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -142,6 +143,14 @@ struct Options {
   std::string python_site;
   // An encoder of your own instead of these. It is to obey Info::max_length and truncation_side; prompts come with the texts.
   std::shared_ptr<const TextEncoder> text_encoder;
+  // ONNX Runtime: the program's own OrtEnv, which is to outlive the Embedder. Null: the library's, one for the process.
+  void* onnxruntime_env = nullptr;
+  // ONNX Runtime: run on the threads of the environment, which all its sessions share, and not on threads of this model's own. The
+  // program's environment must have such; the library's has them, `threads` many, where the first Embedder of the process asks for it.
+  bool shared_threads = false;
+  // ONNX Runtime on the CPU: most bytes of the arena that runs take their memory from, shared by all Embedders that state it; a run
+  // that needs more is an error. The first one's counts in its environment. 0: arenas of their own, which grow as they need.
+  std::int64_t arena_bytes = 0;
 };
 
 // What was opened.
@@ -183,6 +192,16 @@ struct Counters {
   std::uint64_t runs = 0;
 };
 
+// Numbers of a vector, as `mra-export embed --output-type` has them.
+enum class Numbers {
+  kFloat32,
+  kFloat16,  // IEEE binary16, the nearest one
+  kInt8,     // round(127 * number / the largest absolute value of its vector), half to even; that value / 127 is its scale
+};
+
+enum class LogLevel { kInfo, kWarning, kError };
+using LogFunction = std::function<void(LogLevel, const std::string&)>;
+
 // embed(), embed_texts(), tokenize(), info() and counters() are const and may be called by any number of threads at once. Assigning to an Embedder, moving
 // from it and destroying it are not: no call may be under way then, and no reference to info() be kept. To replace one that
 // others use, hand it out as a std::shared_ptr<const Embedder>, and put the new one into the pointer's place: calls under way
@@ -223,6 +242,15 @@ class MRA_SERVING_API Embedder {
 
 // Reads and verifies the bundle in `directory` and loads nothing of it. With `verify_files` false, only the manifest is read.
 MRA_SERVING_API Status verify_bundle(const std::string& directory, bool verify_files = true) noexcept;
+
+// Writes vectors [rows, columns] as other numbers to `out` [rows, columns], and for int8 their scales [rows]; else `scales` may be null.
+// Code::kInput where a value is not finite, or too large for float16.
+MRA_SERVING_API Status convert(const float* vectors, std::size_t rows, std::size_t columns, Numbers numbers, void* out,
+                               float* scales = nullptr) noexcept;
+
+// What the library and ONNX Runtime say while they work goes to `log`, from any thread; null for nobody, as it is before. One for the
+// process. Of ONNX Runtime, what models that are opened after it warn of.
+MRA_SERVING_API Status set_log(LogFunction log) noexcept;
 
 // The library's version, "0.1.0".
 MRA_SERVING_API const char* version() noexcept;
