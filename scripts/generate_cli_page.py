@@ -87,7 +87,7 @@ KEYS = {
     "10 -> share of the nearest that stay, as far as there are so many texts), `queries` (how many), `retrieval` (null without "
     "queries, else `dense`, `mra` and `mixed`, the dense model's queries with the other's texts, each with `nDCG@10`, `RR@10`, "
     "`R@10` and `R@100` of ir-measures), `pays` (whether the budget pays at these lengths by the benchmark, null where the second "
-    "model has none), `notes`.",
+    "model has none), `speed` (with --bench, rows as those of `bench`), `notes`.",
     "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
     '`dimension` (numbers in a vector; `hidden_size` says the same), `prompt` (put before each text, "" for none) and '
     "`prompt_name` (null where it has none), `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, "

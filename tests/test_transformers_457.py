@@ -18,6 +18,7 @@ MODULES = {
     "export/test_exporter.py": 10,
     "checkpoint/from_dense/": 10,
     "checkpoint/test_text_ids.py": 10,
+    "families/test_mra_budgets.py": 10,
     "families/test_mra_kernels.py": 10,
     "parity/test_compare.py": 10,
     "families/test_roberta_prelayernorm.py": 4,

@@ -32,6 +32,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--queries", type=_FILE, metavar="FILE.jsonl", help="What is looked for in the texts.")
 @click.option("--qrels", type=_FILE, metavar="FILE", help="Which texts each query is to find, as BEIR or TREC has it.")
 @click.option("--report", type=_FILE, metavar="FILE.html", help="Write a page with plots.")
+@click.option(
+    "--bench", "timed", is_flag=True, help="Time MRA, an exported model, beside dense attention, as bench does."
+)
 @click.option("--plugin-lib", type=_FILE, help="libmra_onnxruntime.so, for exported models.  [default: found]")
 @force_option
 @output_options
@@ -42,6 +45,7 @@ def fidelity_command(
     queries: Path | None,
     qrels: Path | None,
     report: Path | None,
+    timed: bool,
     plugin_lib: Path | None,
     force: bool,
     **shown: Any,
@@ -55,6 +59,8 @@ def fidelity_command(
     Example:
       mra-export fidelity ./all-MiniLM-L6-v2 ./minilm-mra --texts ./documents.jsonl
     """
+    from dataclasses import asdict
+
     from mra_export.cli.console import progress
     from mra_export.embedding.input import read_texts
     from mra_export.fidelity.retrieval import read_set
@@ -77,6 +83,7 @@ def fidelity_command(
             texts=documents,
             queries=asked,
             library=checking_library(plugin_lib),
+            timed=timed,
             progress=step,
         )
     if report is not None:
@@ -97,6 +104,7 @@ def fidelity_command(
         retrieval=result.retrieval,
         queries=result.queries,
         pays=result.pays,
+        speed=[asdict(row) for row in result.speed],
         notes=result.notes,
     )
 
@@ -116,6 +124,10 @@ def _text(result: FidelityResult) -> str:
         if result.retrieval is not None:
             numbers = ", ".join(f"{measure} {value:.4f}" for measure, value in result.retrieval[name].items())
             lines.append(f"  {result.queries} queries, {title}: {numbers}")
+    lines += [
+        f"  {row.seq_len} tokens, {row.backend}: {row.latency_ms:.1f} ms, {row.faster_than_dense:.2f} times as fast as dense"
+        for row in result.speed
+    ]
     return "\n".join([*lines, *(f"  note: {note}" for note in result.notes)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mra_export.cli.options import TASK_NAMES, force_option, output_option, output_options
-from mra_export.cli.output import print_result
+from mra_export.cli.output import print_notes, print_result
 
 __all__ = ["from_dense_command"]
 
@@ -85,6 +85,8 @@ def from_dense_command(
             report, result.measured, result.notes, title=f"{output.name}, from {Path(source).name}", force=force
         )
         outputs.append(str(report))
+    elif report is not None:
+        print_notes(["nothing was measured, so there is no report: --mean-block-per-row and --target-cosine measure."])
     blocks = sorted(set(result.layer_num_blocks))
     shown_blocks = str(blocks[0]) if len(blocks) == 1 else ", ".join(map(str, result.layer_num_blocks))
     text = f"{output}: {result.architecture}, {result.num_layers} layers, {shown_blocks} blocks per head"

@@ -45,9 +45,9 @@ _LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Blocks per row at which the loss of a layer is measured; between them it is a straight line."""
 _PRIORS = ((0, 1), (0, 3), (1, 0), (1, 1), (2, 1))
 """First blocks and diagonal blocks that are tried in each layer."""
-_EXCHANGES = 24
+_EXCHANGES = 12
 """Exchanges between two layers that are measured in a round, those that promise most."""
-_ROUNDS = 3
+_ROUNDS = 2
 _GAIN = 1e-5
 """By how much the mean has to rise for a change to be kept: less is no more than these texts' chance."""
 

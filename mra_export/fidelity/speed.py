@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["PAYS", "SOURCE", "faster_than_dense", "pays_from"]
 
-_FACTS = json.loads((Path(__file__).parents[1] / "data" / "speed.json").read_text(encoding="utf-8"))
+_FACTS = json.loads((Path(__file__).parents[1] / "data" / "facts.json").read_text(encoding="utf-8"))["speed"]
 SOURCE: str = _FACTS["source"]
 """The page that the figures come from."""
 PAYS = 1.2
@@ -21,7 +21,7 @@ def _table() -> Mapping[int, Mapping[int, float]]:
     """Tokens -> blocks per row -> times as fast."""
     return {
         int(tokens): {int(blocks): factor for blocks, factor in row.items()}
-        for tokens, row in _FACTS["faster_than_dense"].items()
+        for tokens, row in _FACTS["tokens, blocks per row"].items()
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def from_dense(
         return convert.from_dense(source, output, block_per_row=block_per_row, progress=progress, **how)
     check_target(output, force=force)
     directory = locate(source)
+    convert.check_not_source(output, source, directory)
     config = load_config(directory)
     length = length_of(positions(config, dense_family(config))[1], max_position, config)
     is_asked = mean_block_per_row is not None or target_cosine is not None
@@ -143,8 +145,8 @@ def _check_options(
         raise InputError(
             "--texts is for budgets that are searched, and --block-per-row states one. Leave one of them out."
         )
-    if mean is not None and not mean >= 1:
-        raise InputError(f"mean_block_per_row={mean:g} must be at least 1.")
+    if mean is not None and not 1 <= mean < math.inf:
+        raise InputError(f"mean_block_per_row={mean:g} must be a number of at least 1.")
     if target is not None and not 0 < target <= MAX_TARGET:
         raise InputError(
             f"target_cosine={target:g} must be above 0 and at most {MAX_TARGET}: beyond that rounding shows. All blocks, "

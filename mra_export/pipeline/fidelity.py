@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mra_export.errors import DependencyError, InputError
+from mra_export.export.onnx_model import find_onnx, read_onnx
 from mra_export.fidelity.docstrings import retrieval_set
 from mra_export.fidelity.encoders import Encoder, open_encoder
 from mra_export.fidelity.retrieval import Queries, require_measures, scores
@@ -18,6 +19,7 @@ from mra_export.fidelity.samples import blocks_of
 from mra_export.fidelity.search import Agreement, agreement
 from mra_export.fidelity.speed import PAYS, SOURCE, faster_than_dense
 from mra_export.numerics import neighbour_overlap
+from mra_export.pipeline.bench import BenchRow, bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,6 +63,7 @@ class FidelityResult:
         queries: how many there are.
         pays: whether the budget pays at these lengths by the benchmark; None where the second model has none.
         notes: what to know of it.
+        speed: of `bench`, at the length that half of the tokens are in texts of or above and at the longest; none unless timed.
         tokens: of each text.
         cosines: of each text.
     """
@@ -75,6 +78,7 @@ class FidelityResult:
     queries: int
     pays: bool | None
     notes: list[str]
+    speed: list[BenchRow]
     tokens: Array = field(repr=False)
     cosines: Array = field(repr=False)
 
@@ -86,6 +90,7 @@ def fidelity(
     texts: Mapping[str, str] | None = None,
     queries: Queries | None = None,
     library: Path | None = None,
+    timed: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> FidelityResult:
     """Compares the vectors of two models on texts.
@@ -97,13 +102,19 @@ def fidelity(
             the first line of each as its query.
         queries: what is looked for in the texts.
         library: the ONNX Runtime library for exported files; None to run their function body.
+        timed: whether the second model, which has to be an exported file, is timed beside dense attention, as `bench` does it.
         progress: called with a line now and then.
 
     Raises:
-        InputError: a model cannot be read, there are no texts, or vectors differ in width.
+        InputError: a model cannot be read, there are no texts, vectors differ in width, or what is no exported file is to be timed.
         DependencyError: ONNX Runtime or ir-measures is missing.
     """
     notes: list[str] = []
+    file = find_onnx(Path(mra)) if timed else None
+    if timed and file is None:
+        raise InputError(
+            f"Only an exported file is timed, and {mra} is none. Export it with `mra-export onnx`, and give that directory."
+        )
     if texts is None:
         texts, queries = _builtin(notes)
     elif queries is not None:
@@ -136,6 +147,13 @@ def fidelity(
     counts = [count for count in NEIGHBOURS if count < len(texts)]
     order = np.argsort(cosines, kind="stable")[:WORST].tolist()
     pays, said = _verdict(models[1], tokens)
+    speed = []
+    if file is not None:
+        lengths = sorted({_half_of_the_tokens(tokens), int(tokens.max())})
+        result = bench(
+            read_onnx(file), batches=[1], seq_lens=lengths, runtimes=["onnxruntime"], library=library, progress=progress
+        )
+        speed, notes = result.rows, [*notes, *result.notes]
     return FidelityResult(
         models[0].name,
         models[1].name,
@@ -147,6 +165,7 @@ def fidelity(
         0 if queries is None else len(queries.texts),
         pays,
         [*said, *notes],
+        speed,
         tokens,
         cosines,
     )

@@ -60,6 +60,18 @@ def write_fidelity(path: Path, result: FidelityResult, *, force: bool = False) -
         ("Cosine by length", heads, rows),
         ("The texts that lose most", ["text", "tokens", "cosine"], worst),
     ]
+    if result.speed:
+        timed = [
+            [
+                row.seq_len,
+                row.backend,
+                f"{row.latency_ms:.2f}",
+                f"{row.faster_than_dense:.2f}",
+                f"{row.faster_than_dense_cpu:.2f}",
+            ]
+            for row in result.speed
+        ]
+        tables.append(("Speed", ["tokens", "", "ms", "faster than dense", "in processor time"], timed))
     plots = [draw_texts]
     if result.neighbours:
         plots.append(draw_neighbours)

@@ -190,4 +190,4 @@ def test_few_levels_are_measured() -> None:
     """Of a model of 6 layers and 16 blocks: what the hour on a small machine goes by."""
     model = Losing((0.001, 0.002, 0.003, 0.004, 0.005, 0.03))
     place(*meters(model), Scale(COMMON, 16, 16), 8)
-    assert model.runs < 3 * (6 * 7 + 25 + 7 + 3 * module._EXCHANGES + 10) + 10
+    assert model.runs < 3 * (6 * 7 + 25 + 7 + 2 * module._EXCHANGES + 10) + 10

@@ -165,7 +165,8 @@ def test_a_disk_that_is_full_at_the_end_costs_no_measurement(
         ),
         ({"block_per_row": 2, "target_cosine": 0.9}, "--block-per-row and --target-cosine exclude each other"),
         ({"block_per_row": 2, "texts": TEXTS}, "--texts is for budgets that are searched"),
-        ({"mean_block_per_row": 0.5}, "mean_block_per_row=0.5 must be at least 1"),
+        ({"mean_block_per_row": 0.5}, "mean_block_per_row=0.5 must be a number of at least 1"),
+        ({"mean_block_per_row": float("inf")}, "mean_block_per_row=inf must be a number"),
         ({"target_cosine": 1.0}, "target_cosine=1 must be above 0 and at most 0.9999"),
         ({"target_cosine": float("nan")}, "target_cosine=nan must be above 0"),
         ({"target_cosine": 0.9, "texts": []}, "There are no texts: the file is empty"),
@@ -180,6 +181,24 @@ def test_what_cannot_be_chosen_by_is_refused(dense: Path, tmp_path: Path, option
     with pytest.raises(InputError, match=message):
         from_dense(dense, tmp_path / "mra", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_source_is_not_replaced_by_what_a_search_finds(dense: Path) -> None:
+    with pytest.raises(InputError, match="would replace the source"):
+        from_dense(dense, dense, target_cosine=0.9, texts=TEXTS, force=True)
+    assert not memory_path(dense).exists()
+
+
+def test_of_a_head_the_encoder_is_measured(tmp_path: Path) -> None:
+    from dense_support import VOCABULARY, save, tiny, write_files
+
+    source = save(tiny("bert", "ForMaskedLM", positions=256), tmp_path / "dense")
+    write_files(source, {"vocab.txt": VOCABULARY, "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}})
+    result = from_dense(source, tmp_path / "mra", mean_block_per_row=8, texts=TEXTS)
+    assert (result.task, result.layer_num_blocks) == ("fill-mask", (64, 64))
+    assert result.measured is not None
+    assert result.measured["judged_by"]["least"] > 1 - 1e-6
+    assert result.measured["curve"]["1"] < 1 - 1e-4
 
 
 def test_without_a_tokenizer_nothing_can_be_measured(dense: Path, tmp_path: Path) -> None:
@@ -251,3 +270,8 @@ def test_the_command_shows_and_reports_it(dense: Path, tmp_path: Path) -> None:
     shown = ", ".join(map(str, said["num_blocks"]))
     assert f"MraModel, 3 layers, {shown} blocks per head" in text
     assert "held-out texts the mean cosine" in text
+    plain = ["from-dense", str(dense), "-o", str(tmp_path / "c"), "--report", str(tmp_path / "none.html")]
+    assert (
+        "nothing was measured, so there is no report" in CliRunner().invoke(cli, plain, catch_exceptions=False).output
+    )
+    assert not (tmp_path / "none.html").exists()

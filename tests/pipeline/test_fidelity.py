@@ -19,6 +19,7 @@ from mra_export.errors import DependencyError, InputError
 from mra_export.fidelity.encoders import open_encoder
 from mra_export.fidelity.retrieval import Queries
 from mra_export.pipeline import fidelity as module
+from mra_export.pipeline.bench import BenchResult, BenchRow
 from mra_export.pipeline.fidelity import fidelity
 from mra_export.pipeline.fidelity_report import write_fidelity
 
@@ -148,6 +149,34 @@ def test_what_cannot_be_compared_is_refused(
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(DependencyError, match=r"ir-measures, which is not installed. .*mra-export\[retrieval\]"):
         fidelity(dense, full, texts=NAMED, queries=ASKED)
+
+
+def test_only_an_exported_file_is_timed(models: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"Only an exported file is timed, and .*two is none"):
+        fidelity(models[0], models[2], texts=NAMED, timed=True)
+
+
+def test_it_is_timed_at_the_lengths_of_the_texts(
+    models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    row = BenchRow(
+        "MRA", 1, 240, 7.25, 8.0, 1.0, 1.5, 5, "onnxruntime", "fp32", "MRA", 7.0, 1.4, 2.0, 8, None, None
+    )  # fmt: skip
+
+    def timed(model: Any, **options: Any) -> BenchResult:
+        asked.append((model, options["batches"], options["seq_lens"]))
+        return BenchResult([row], ["a note of bench"])
+
+    monkeypatch.setattr(module, "bench", timed)
+    monkeypatch.setattr(module, "find_onnx", lambda path: path / "model.onnx")
+    monkeypatch.setattr(module, "read_onnx", lambda path: path)
+    result = fidelity(models[0], models[2], texts=NAMED, timed=True)
+    assert asked == [(models[2] / "model.onnx", [1], [240, 256])]
+    assert result.speed == [row]
+    assert result.notes[-1] == "a note of bench"
+    write_fidelity(tmp_path / "page.html", result)
+    assert "<td>7.25</td><td>1.50</td><td>1.40</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_the_page_has_the_figures_and_is_the_same_for_the_same(models: tuple[Path, Path, Path], tmp_path: Path) -> None:

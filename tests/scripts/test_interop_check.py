@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     clients_python()
     folder = tmp_path_factory.mktemp("interop")
     found = Exported(folder / "mra", folder / "onnx", folder / "expected.npz")
-    from_dense(package.get_model_path(), found.checkpoint)
+    from_dense(package.get_model_path(), found.checkpoint, block_per_row=4)
     export_onnx(load_checkpoint(found.checkpoint), found.onnx)
     script = load_script()
     script.expected_vectors(found.onnx, found.checkpoint, script.default_texts(), found.expected)

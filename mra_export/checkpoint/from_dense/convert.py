@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mra_export.checkpoint.tasks import Task
     from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
 
-__all__ = ["FromDenseResult", "from_dense"]
+__all__ = ["FromDenseResult", "check_not_source", "from_dense"]
 
 _CONFIG_KEYS = (
     "vocab_size",
@@ -151,9 +151,7 @@ def from_dense(
     if approx_mode not in APPROX_MODES:
         raise InputError(f"approx_mode={approx_mode!r} must be one of {', '.join(APPROX_MODES)}.")
     directory = locate(source)
-    root = sentence_root(directory).resolve()
-    if output.resolve() in (directory.resolve(), root, *root.parents):
-        raise InputError(f"The output {output} would replace the source {source}. Choose another path.")
+    check_not_source(output, source, directory)
     check_modules(directory)
     config = load_config(directory)
     family = dense_family(config)
@@ -220,6 +218,22 @@ def from_dense(
         notes=tuple(notes),
         layer_num_blocks=tuple(each.num_blocks for each in attributes),
     )
+
+
+def check_not_source(output: Path, source: str | Path, directory: Path) -> None:
+    """Refuses an output in the place of the source.
+
+    Args:
+        output: the directory to write.
+        source: as it was given.
+        directory: where it is.
+
+    Raises:
+        InputError: it would be replaced.
+    """
+    root = sentence_root(directory).resolve()
+    if output.resolve() in (directory.resolve(), root, *root.parents):
+        raise InputError(f"The output {output} would replace the source {source}. Choose another path.")
 
 
 def _target_config(config: Any, task: Task, length: int, block_per_row: int, approx_mode: str) -> dict[str, Any]:
