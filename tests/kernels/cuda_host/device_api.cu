@@ -1,4 +1,4 @@
-// kernel_api.h on a GPU: host pointers are copied to the device and back, guards included. scripts/gpu_check.py builds this.
+// kernel_api.h on a GPU: host pointers are copied to the device and back, guards included. scripts/gpu/build.py builds this.
 //
 // Also mra_cuda_enqueue and mra_yoso_enqueue, which take device pointers, for benchmarks; and with MRA_DEVICE_MAIN a program that runs a case file (arguments and
 // file are those of cuda_host_runner.cc) under compute-sanitizer.
