@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -27,22 +28,28 @@ PLUGIN_STEP = "TensorRT plugin"
 def run(
     command: Sequence[str], log: Path | None = None, *, timeout: float | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the checkout, both outputs as one; ended after `timeout` seconds with return code 124."""
+    """Runs a command in the checkout, both outputs as one; after `timeout` seconds it is ended, and all it started: code 124."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=REPO,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-            cwd=REPO,
-            env=os.environ | environment,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        done = subprocess.CompletedProcess(command, 124, f"{said}\nstopped after {timeout:.0f} s", None)
+        output, _ = process.communicate(timeout=timeout)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, code = f"{process.communicate()[0]}\nstopped after {timeout:.0f} s", 124
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    done = subprocess.CompletedProcess(command, code, output, None)
     if log is not None:
         log.write_text(f"{' '.join(command)}\n{done.stdout}")
     return done

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
 SANITIZERS_AT_ONCE = 4
 HAZARD = r"(Error|Warning|Invalid|Uninitialized|Misaligned|Program hit|Barrier error|Divergent|Race reported)"
+PYTEST_LIMIT_S, SMOKE_LIMIT_S = 300.0, 100.0
 SMOKE = "golden or head_dims or ties or split"
 
 
@@ -28,16 +29,23 @@ def pytest_summary(output: str) -> str:
     return found[-1].strip(" =") if found else output[-500:]
 
 
-def run_pytest(session: Session, step: str, log: str, arguments: Sequence[str], **environment: str) -> bool:
-    """A pytest run as one step; it is stopped when the run's time is over."""
+def run_pytest(
+    session: Session,
+    step: str,
+    log: str,
+    arguments: Sequence[str],
+    *,
+    limit_s: float = PYTEST_LIMIT_S,
+    **environment: str,
+) -> None:
+    """A pytest run as one step; it is stopped after `limit_s`, as where a kernel hangs, and when the run's time is over."""
     processes = pytest_processes()
     command = python("-m", "pytest", *arguments, "-q", "-p", "no:cacheprovider")
     if processes > 1:  # the references are computed on the processors, the kernels share the GPU
         command += ["-n", str(processes), "--dist", "worksteal"]
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    done = run(command, session.folder / log, timeout=max(30.0, session.clock.left), **environment)
+    done = run(command, session.folder / log, timeout=max(30.0, min(limit_s, session.clock.left)), **environment)
     session.report.add(step, "passed" if done.returncode == 0 else "FAILED", pytest_summary(done.stdout))
-    return done.returncode == 0
 
 
 def run_tests(session: Session, operators: Sequence[str], *, smoke: bool) -> None:
@@ -47,7 +55,8 @@ def run_tests(session: Session, operators: Sequence[str], *, smoke: bool) -> Non
     names = ", ".join(operators)
     step = f"a few kernel tests on the device, {names}" if smoke else f"kernel tests on the device, {names}"
     log = f"tests.{'.'.join(operators)}.log"
-    run_pytest(session, step, log, [*files, *extra], MRA_CUDA_TEST_LIBRARY=str(session.library))
+    limit = SMOKE_LIMIT_S if smoke else PYTEST_LIMIT_S
+    run_pytest(session, step, log, [*files, *extra], limit_s=limit, MRA_CUDA_TEST_LIBRARY=str(session.library))
 
 
 def case_files(folder: Path) -> dict[str, tuple[Path, list[int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,12 @@ def test_the_build_says_what_failed_and_is_kept(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_command_is_stopped_in_time(tmp_path: Path) -> None:
-    done = run(["sh", "-c", "echo begun; exec sleep 60"], tmp_path / "log", timeout=0.3)
+    done = run(["sh", "-c", f"(sleep 1; touch {tmp_path}/late) & echo begun; wait"], tmp_path / "log", timeout=0.3)
     assert done.returncode == 124
     assert "begun" in done.stdout
     assert "stopped after" in (tmp_path / "log").read_text()
+    time.sleep(1)
+    assert not (tmp_path / "late").exists()  # what it had started was ended too
 
 
 @pytest.mark.parametrize(
