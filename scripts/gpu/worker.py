@@ -39,8 +39,8 @@ def supervise(
     stops = 0
     while clock.left > 0:
         before = len(report.data["tasks"])
-        # A session of its own, so that its own children, as of a compiler, end with it.
-        process = subprocess.Popen(command(), stdin=subprocess.DEVNULL, start_new_session=True)
+        # A group of its own, so that its children, as of a compiler, end with it; of our session, so that it ends with us.
+        process = subprocess.Popen(command(), stdin=subprocess.DEVNULL, process_group=0)
         try:
             reason = _watch(process, report, clock, limits, usual_limit_s, poll_s)
         finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from gpu.build import LIBRARY, REPO, RUNNER, build_device, device_commands, run
 from gpu.checks import case_files, doubled, first_hazard, pytest_summary, sanitizer_outcome
+from gpu.parity import mra_export
 from gpu.plan import Clock
 from gpu.profiles import METRICS, ncu_command, ncu_refusal, rows_of_ncu, rows_of_trace, short_name
 from gpu.report import Report
@@ -212,3 +213,8 @@ def test_counters_that_nobody_may_read_are_no_failure_of_ours() -> None:
     assert ncu_refusal("==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n")
     assert not ncu_refusal("==ERROR== The application returned an error code (1).\n")
     assert json.dumps(list(METRICS.values()))
+
+
+def test_a_command_of_ours_that_takes_too_long_is_told(tmp_path: Path) -> None:
+    code, result = mra_export(tmp_path, "doctor", timeout=0.001)
+    assert (code, result) == (124, {"error": "doctor was stopped after 0 s"})
