@@ -186,7 +186,8 @@ def work(options: argparse.Namespace) -> int:
         work_through([task], bench, report, clock)
         if not new or task.name not in report.data["tasks"]:
             continue
-        rest = [later for later in tasks[number + 1 :] if later.name not in report.data["tasks"]]
+        later = [task for task in tasks[number + 1 :] if task.name not in report.data["tasks"]]
+        rest = [task for task in later if task.seconds <= clock.left]
         if rest and (bench.lost() or (task.profiled and not rest[0].profiled)):
             return worker.AGAIN
     return 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
+import gpu_check
 import pytest
-from gpu.plan import Clock
+import torch
+from gpu.plan import Clock, Task
 from gpu.report import Report
 from gpu.worker import AGAIN, MOST_STOPS, supervise
 from paths import REPO
@@ -103,3 +106,35 @@ def test_what_cannot_begin_is_not_tried_for_ever(tmp_path: Path) -> None:
             == f"its process ended with exit code {code}, while no task was under way"
         )
     assert MOST_STOPS > 1
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_profiled_or_lost_process_times_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    report = Report(tmp_path / "gpu.json", {"l2_bytes": 1})
+    report.save()
+    done: list[str] = []
+
+    def task(name: str, *, profiled: bool = False, seconds: float = 1) -> Task:
+        return Task(name, "figures", seconds, lambda _: done.append(name), profiled)
+
+    tasks = [
+        task("timed"),
+        task("one", profiled=True),
+        task("long", seconds=999),
+        task("two", profiled=True),
+        task("last"),
+    ]
+    monkeypatch.setattr(gpu_check, "figures_tasks", lambda _: tasks)
+    monkeypatch.setattr(gpu_check.Bench, "lost", lambda _: lost)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    options = Namespace(output=report.path, minutes=1, build_dir=tmp_path, quick=False, mra_sources=None)
+    processes = []
+    while not processes or processes[-1] == AGAIN:
+        begun = len(done)
+        code = gpu_check.work(options)
+        processes.append(code)
+        assert len(done) > begun
+    assert done == ["timed", "one", "two", "last"]  # there is no time for the long one
+    assert processes == ([AGAIN] * 3 + [0] if lost else [AGAIN, 0])
