@@ -41,7 +41,9 @@ _ALPHABETS = (
 )  # fmt: skip
 
 
-def corpus(vocabulary: Sequence[str], special: Sequence[str], longest: int, most_chars: int = 100) -> list[str]:
+def corpus(
+    vocabulary: Sequence[str], special: Sequence[str], longest: int, most_chars: int = 100, *, part: int = 1
+) -> list[str]:
     """More than 100,000 texts, most of them short.
 
     Args:
@@ -49,15 +51,16 @@ def corpus(vocabulary: Sequence[str], special: Sequence[str], longest: int, most
         special: its added tokens.
         longest: tokens to which it cuts a text; a few texts are about as long.
         most_chars: characters of a word beyond which WordPiece does not look at it.
+        part: of the most numerous kinds of texts one in so many.
     """
     draw = random.Random(_SEED)
     pieces = [piece for piece in vocabulary if piece] or ["a"]
-    texts = [*NASTY_TEXTS, *_sentences(), *_code_points()]
-    texts += [_from_alphabets(draw) for _ in range(36_000)]
-    texts += [_from_pieces(draw, pieces) for _ in range(26_000)]
-    texts += [_from_sentences(draw) for _ in range(18_000)]
-    texts += [_with_special(draw, list(special) or ["[CLS]"], pieces) for _ in range(4_000)]
-    texts += [draw.choice(pieces) * draw.randint(1, 4) for _ in range(1_000)]
+    texts = [*NASTY_TEXTS, *_sentences(), *_code_points()[::part]]
+    texts += [_from_alphabets(draw) for _ in range(36_000 // part)]
+    texts += [_from_pieces(draw, pieces) for _ in range(26_000 // part)]
+    texts += [_from_sentences(draw) for _ in range(18_000 // part)]
+    texts += [_with_special(draw, list(special) or ["[CLS]"], pieces) for _ in range(4_000 // part)]
+    texts += [draw.choice(pieces) * draw.randint(1, 4) for _ in range(1_000 // part)]
     for size in range(max(1, most_chars - 2), most_chars + 3):
         texts += [unit * size for unit in ("a", "é", "e\u0301", "中", "1", "!")]
     few = min(longest, 600)

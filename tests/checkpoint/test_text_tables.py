@@ -29,9 +29,9 @@ def rules_of(tokenizer: Tokenizer) -> Rules:
     return text_tables._rules(tokenizer, json.loads(tokenizer.to_str()))
 
 
-def thinned(tokenizer: Tokenizer, step: int) -> list[str]:
+def thinned(tokenizer: Tokenizer, part: int) -> list[str]:
     pieces = [piece for piece, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    return corpus(pieces, ["[X]", "[XY]", "ÉCole", "<mask>"], 64)[::step]
+    return corpus(pieces, ["[X]", "[XY]", "ÉCole", "<mask>"], 64, part=part)
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {

@@ -83,7 +83,8 @@ def installed(kind: str) -> Path:
         pytest.skip("cmake was not found")
     tree, prefix = build_root() / f"serving-{kind}", build_root() / f"serving-{kind}-prefix"
     headers = find_headers("onnxruntime") or fetch_headers("onnxruntime")
-    backend = [*engine_backend(kind), *openvino_backend(kind), "-DMRA_SERVING_PYTHON=ON"]
+    hosting = f"-DMRA_SERVING_PYTHON={'AUTO' if kind == 'shared' else 'OFF'}"
+    backend = [*engine_backend(kind), *openvino_backend(kind), hosting]
     with building(tree, SOURCE, str(headers), str(runtime_library()), *backend) as is_to_build:
         if not is_to_build:
             return prefix
@@ -97,6 +98,14 @@ def installed(kind: str) -> Path:
         run("cmake", "--build", tree, "--parallel", "2")
         run("cmake", "--install", tree, "--prefix", prefix)
     return prefix
+
+
+def python_folder() -> Path:
+    """Where libmra_serving_python.so is."""
+    folder = installed("shared") / "lib"
+    if not (folder / "libmra_serving_python.so").is_file():
+        pytest.skip("Python's headers were not found: apt-get install libpython3-dev")
+    return folder
 
 
 def cuda_include() -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import REPO
-from serving_support import HERE, Driver, Refused, installed, mixed_texts, runtime_library
+from serving_support import HERE, Driver, Refused, installed, mixed_texts, python_folder, runtime_library
 
 from mra_export.embedding.layout import Layout
 
@@ -50,7 +50,7 @@ def test_a_program_in_c(minilm_bundle: Path, tmp_path: Path, shared_driver: Driv
 
 def test_a_python_that_calls_it(minilm_bundle: Path, tmp_path: Path) -> None:
     """Python is there already when the tokenizer asks for it, on its own threads and on others'."""
-    library = installed("shared") / "lib" / "libmra_serving.so"
+    library = python_folder() / "libmra_serving.so"
     command = [
         sys.executable,
         HERE / "c_api_program.py",

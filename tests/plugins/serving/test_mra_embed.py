@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from measures import relative_error
 from paths import REPO
-from serving_support import installed, mixed_texts, python_vectors
+from serving_support import installed, mixed_texts, python_folder, python_vectors
 
 from mra_export.embedding.token_ids import token_ids
 from mra_export.errors import InputError
@@ -92,7 +92,7 @@ def test_texts_themselves_give_the_same_vectors(minilm_bundle: Path) -> None:
     lines = "\n".join(texts) + "\n"
     ids = "".join(" ".join(map(str, row)) + "\n" for row in token_ids(minilm_bundle, io.BytesIO(lines.encode())))
     expected = vectors_of(mra_embed(minilm_bundle, "--window", "5", text=ids).stdout)
-    folder = installed("shared") / "lib"
+    folder = python_folder()
     for more in ([], ["--tokenizer", "python", "--backend-dir", str(folder)]):
         done = mra_embed(minilm_bundle, "--texts", "--window", "5", "-v", *more, text=lines)
         assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import save_checkpoint
-from serving_support import Driver, Refused, installed, native_library, once, relist, write_manifest
+from serving_support import Driver, Refused, native_library, once, python_folder, relist, write_manifest
 from text_support import byte_level, pack_texts, word_piece
 from tokenizers import Tokenizer, normalizers
 
@@ -60,7 +60,7 @@ def texts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Texts]:
 
 
 def python(*more: str) -> list[str]:
-    return ["tokenizer=python", f"backend_dir={installed('shared') / 'lib'}", *more]
+    return ["tokenizer=python", f"backend_dir={python_folder()}", *more]
 
 
 def tokenizer_of(bundle: Path) -> Tokenizer:
@@ -135,14 +135,14 @@ def test_every_kind_of_tables(kind: str, texts: Texts, roomy_bundle: Path, tmp_p
     bundle = with_tokenizer(roomy_bundle, tmp_path / "bundle", tokenizer, side=side)
     texts.driver.ask("open", "m", bundle)
     assert texts.driver.ask("tokenizer", "m") == [f"tables of {kind.split(',')[0]}"]
-    some = corpus(pieces_of(tokenizer), ["[X]", "[XY]", "ÉCole", "<mask>"], 40)[::20]
+    some = corpus(pieces_of(tokenizer), ["[X]", "[XY]", "ÉCole", "<mask>"], 40, part=40)
     some += ["ab" * 400 + " " * 90, "a\u302e\U0001d165 a\u302e\u0903\U0001d165"]
     assert texts.ids(some) == expected(bundle, some)
 
 
 @pytest.mark.slow
 def test_by_python_too(shared: Texts, minilm_bundle: Path, tmp_path: Path) -> None:
-    some = corpus(pieces_of(tokenizer_of(minilm_bundle)), ["[CLS]", "[MASK]"], 512)[::40]
+    some = corpus(pieces_of(tokenizer_of(minilm_bundle)), ["[CLS]", "[MASK]"], 512, part=40)
     shared.driver.ask("open", "m", minilm_bundle, *python())
     (name,) = shared.driver.ask("tokenizer", "m")
     assert name.startswith("tokenizers ")
@@ -326,7 +326,7 @@ def test_damaged_tables_are_refused(sanitized_driver: Driver, bundle: Path) -> N
 def test_the_library_for_python_needs_no_other_library() -> None:
     """Of ours: it may be loaded by a program that links the static library."""
     needed = subprocess.run(
-        ["readelf", "-d", installed("shared") / "lib" / "libmra_serving_python.so"],
+        ["readelf", "-d", python_folder() / "libmra_serving_python.so"],
         capture_output=True,
         text=True,
         check=True,
