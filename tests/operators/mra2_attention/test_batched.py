@@ -12,6 +12,7 @@ from measures import relative_error
 from mra2_cases import cases, draw
 
 from mra_export.errors import InputError
+from mra_export.operators.mra2_attention import batched as module
 from mra_export.operators.mra2_attention.batched import mra2_attention_batched
 from mra_export.operators.mra2_attention.reference import mra2_attention
 from mra_export.operators.mra2_attention.spec import Mra2AttentionAttributes
@@ -43,6 +44,36 @@ def test_gradient(mode: int) -> None:
     assert torch.autograd.gradcheck(
         lambda *x: mra2_attention_batched(*x, mask, attributes), tensors, atol=1e-5, fast_mode=True
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "heads", "num_blocks", "first", "diagonal", "heads_at_a_time"),
+    [(0, 1, 9, 0, 0, 1), (0, 2, 5, 1, 0, 1), (1, 2, 6, 0, 3, 4), (0, 1, 4, 1, 1, 2), (1, 1, 100, 0, 0, 1)],
+)
+def test_gradient_of_single_elements(
+    mode: int,
+    heads: int,
+    num_blocks: int,
+    first: int,
+    diagonal: int,
+    heads_at_a_time: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each derivative by itself, of a token in each block: with priors, with all blocks, heads together and one by one."""
+    monkeypatch.setattr(module, "_CACHED", heads_at_a_time * min(num_blocks, 9) * 32 * 32)
+    generator = torch.Generator().manual_seed(8)
+    start = [torch.randn(2, 66, 8 * heads, generator=generator, dtype=torch.float64) for _ in range(3)]
+    tokens = torch.tensor([1, 40, 65])
+    few = [x[:, tokens].clone().requires_grad_() for x in start]
+    mask = torch.ones(2, 66, dtype=torch.int32)
+    mask[0, 40], mask[1, 60:] = 0, 0
+    attributes = Mra2AttentionAttributes(heads, num_blocks, mode, first, diagonal, 32**-0.5)
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        whole = [x.index_copy(1, tokens, part) for x, part in zip(start, parts, strict=True)]
+        return mra2_attention_batched(*whole, mask, attributes)[:, ::7]
+
+    assert torch.autograd.gradcheck(attend, few, atol=1e-5)
 
 
 def test_the_gradient_is_the_references() -> None:
