@@ -34,6 +34,7 @@ from mra_export.families._mra_budgets import BUDGET_KEY, as_stated
 from mra_export.families.mra import FAMILY
 from mra_export.operators.mra2_attention.spec import APPROX_MODES, BLOCK_SIZE
 from mra_export.outputs import check_target, staged_directory
+from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -196,6 +197,8 @@ def from_dense(
         write_json(stage / "config.json", target)  # by which AutoTokenizer goes
         notes += copy_side_files(directory, stage, config, family, length)
         summary = (
+            f"Converted by mra-export {__version__} (`from-dense`): the self-attention was replaced by MRA-2 "
+            "(Zeng et al., 2022, arXiv 2207.10284); the weights are the source's. "
             f"{source_architecture} -> {target['architectures'][0]}, max_position_embeddings {length}, "
             f"block_per_row {block_per_row}, approx_mode {approx_mode}"
         )

@@ -13,33 +13,17 @@ from mra_export.checkpoint.provenance import MODEL_CARD
 from mra_export.checkpoint.text import length_file, read_contract, write_length_file
 from mra_export.checkpoint.text_ids import write_tokenizer
 from mra_export.errors import InputError
-from mra_export.version import __version__
 
 if TYPE_CHECKING:
     from mra_export.checkpoint.from_dense.source import DenseFamily
 
-__all__ = ["copy_side_files", "write_model_card"]
+__all__ = ["copy_as_they_are", "copy_side_files", "write_model_card"]
 
 
 def copy_side_files(directory: Path, stage: Path, config: Any, family: DenseFamily, length: int) -> list[str]:
     """Carries tokenizer, sentence-transformers and licence files along; keeps their length limits within the table."""
     notes = []
-    for name, source in side_files(directory).items():
-        if name != MODEL_CARD:
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, stage / name)
-    root = sentence_root(directory)
-    for module in read_listing(root):
-        if root / module.folder in (root, directory):
-            continue
-        for path in sorted((root / module.folder).rglob("*")):
-            if path.is_file():
-                target = stage / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-    if root != directory:
-        (stage / MODULES_FILE).write_text(json.dumps(flat_listing(root), indent=2) + "\n", encoding="utf-8")
-
+    copy_as_they_are(directory, stage)
     if any((stage / name).is_file() for name in _TOKENIZER_FILES):
         path = stage / "tokenizer_config.json"
         settings = read_json(path)
@@ -71,6 +55,30 @@ def _text_files(directory: Path, stage: Path, length: int) -> list[str]:
     return notes + write_tokenizer(directory, stage, contract, length)
 
 
+def copy_as_they_are(directory: Path, stage: Path) -> None:
+    """Copies the files beside the weights but the model card; where the Transformer has a folder of its own, flat.
+
+    Args:
+        directory: of the source, from `locate`.
+        stage: the directory that is written.
+    """
+    for name, source in side_files(directory).items():
+        if name != MODEL_CARD:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, stage / name)
+    root = sentence_root(directory)
+    for module in read_listing(root):
+        if root / module.folder in (root, directory):
+            continue
+        for path in sorted((root / module.folder).rglob("*")):
+            if path.is_file():
+                target = stage / path.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    if root != directory:
+        (stage / MODULES_FILE).write_text(json.dumps(flat_listing(root), indent=2) + "\n", encoding="utf-8")
+
+
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -87,10 +95,7 @@ def write_model_card(directory: Path, stage: Path, summary: str) -> None:
     """A README.md that says what was changed, ahead of the source's, whose front matter (licence, language) stays."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    notice = (
-        f"> Converted by mra-export {__version__} (`from-dense`): the self-attention was replaced by MRA-2 "
-        f"(Zeng et al., 2022, arXiv 2207.10284); the weights are the source's. {summary}.\n"
-    )
+    notice = f"> {summary}.\n"
     source = side_files(directory).get(MODEL_CARD)
     text = "" if source is None else source.read_text(encoding="utf-8", errors="replace")
     found = REGEX_YAML_BLOCK.match(text)
