@@ -88,6 +88,11 @@ KEYS = {
     "queries, else `dense`, `mra` and `mixed`, the dense model's queries with the other's texts, each with `nDCG@10`, `RR@10`, "
     "`R@10` and `R@100` of ir-measures), `pays` (whether the budget pays at these lengths by the benchmark, null where the second "
     "model has none), `speed` (with --bench, rows as those of `bench`), `notes`.",
+    "heal": "`steps` (made), `best_step` (whose weights were written), `before` and `after` (cosine with the teacher on the "
+    "held-out texts at the start and of what was written: `mean`, `low` that 5 % are below, `least`), `curve` (the evaluations, "
+    "each with `step`, `mean`, `low`, `least`, `loss` on the texts of the steps before it, null at the start, and `seconds` of "
+    "training), `ended` (`steps`, `minutes` or `patience`), `texts` (trained on), `held_out` (others, that chose the step), "
+    "`notes`.",
     "embed": "`rows` (of the output), `files` and `input_rows` (of the input), `null_rows` (of these, left out or taken as empty), "
     '`dimension` (numbers in a vector; `hidden_size` says the same), `prompt` (put before each text, "" for none) and '
     "`prompt_name` (null where it has none), `output_type`, `truncated` (texts that were cut to `max_length`), `tokens`, "

@@ -17,6 +17,7 @@ from mra_export.cli.doctor import doctor_command
 from mra_export.cli.embed import embed_command
 from mra_export.cli.fidelity import fidelity_command
 from mra_export.cli.from_dense import from_dense_command
+from mra_export.cli.heal import heal_command
 from mra_export.cli.onnx import onnx_command
 from mra_export.cli.openvino import openvino_command
 from mra_export.cli.output import print_json
@@ -51,7 +52,7 @@ def cli() -> None:
 
 for _command in (
     from_dense_command, onnx_command, trt_command, openvino_command, check_command, bench_command, bundle_command,
-    fidelity_command, embed_command, build_command, doctor_command,
+    fidelity_command, heal_command, embed_command, build_command, doctor_command,
 ):  # fmt: skip
     cli.add_command(_command)
 

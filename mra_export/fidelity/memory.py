@@ -7,12 +7,12 @@ import fcntl
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mra_export.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["Memory", "memory_path"]
@@ -35,20 +35,24 @@ class Memory:
         found: measurements that an earlier run left.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, role: str) -> None:
         self.path = memory_path(output)
         self.found = 0
         self._output = output
+        self._role = role
         self._values: dict[str, list[float]] = {}
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, output: Path, settings: dict[str, Any]) -> Iterator[Memory]:
+    def open(
+        cls, output: Path, settings: dict[str, Any], role: str = "the search keeps what it measured"
+    ) -> Iterator[Memory]:
         """The directory that an earlier run of the same search left, or a new one.
 
         Args:
             output: what the search is for.
             settings: what decides the measurements, as plain JSON values; what other settings left is thrown away.
+            role: of the directory, for a message: it is where this happens.
 
         Yields:
             It, locked. It is removed where the block ends without an error, or nothing was measured.
@@ -56,7 +60,7 @@ class Memory:
         Raises:
             InputError: another run is at it, or it cannot be written.
         """
-        memory = cls(output)
+        memory = cls(output, role)
         with memory._os_errors():
             memory.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(memory.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -75,7 +79,7 @@ class Memory:
             except BaseException as error:
                 if not memory._values:
                     shutil.rmtree(memory.path, ignore_errors=True)
-                elif isinstance(error, KeyboardInterrupt):
+                elif isinstance(error, KeyboardInterrupt) and not str(error):
                     kept = f"Interrupted; {len(memory._values)} measurements are kept in {memory.path}: the same command goes on."
                     raise KeyboardInterrupt(kept) from error
                 raise
@@ -98,6 +102,30 @@ class Memory:
             file.writelines(json.dumps(each) + "\n" for each in measured)
             file.flush()
             os.fsync(file.fileno())
+
+    def write(self, name: str, write: Callable[[BinaryIO], object], what: str) -> None:
+        """Keeps a file, whole or not at all; it is on the disk when it returns.
+
+        Args:
+            name: of the file.
+            write: given the file, open; writes it.
+            what: it stands for, as a measurement's name.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.path / name
+        with self._os_errors():
+            with path.with_suffix(".new").open("wb") as file:
+                try:
+                    write(file)
+                except RuntimeError as error:  # torch makes one of its own of what the system says
+                    raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".new").replace(path)
+        if what not in self._values:
+            self.put([(what, [])])
 
     def _begin(self, settings: dict[str, Any]) -> None:
         path = self.path / _MEASURED
@@ -123,6 +151,6 @@ class Memory:
             yield
         except OSError as error:
             raise InputError(
-                f"{self.path}, where the search keeps what it measured, could not be written: {error.strerror or error}. Free some "
+                f"{self.path}, where {self._role}, could not be written: {error.strerror or error}. Free some "
                 "space, or choose another output; the same command goes on."
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mra_export.checkpoint.layout import transformer_folder
@@ -17,12 +17,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Batch", "Ids", "Samples", "batches_of", "blocks_of", "sampled_ids", "split", "token_ids"]
+__all__ = [
+    "Batch",
+    "Ids",
+    "Samples",
+    "batches_of",
+    "blocks_of",
+    "sampled_ids",
+    "split",
+    "split_to_train",
+    "to_device",
+    "token_ids",
+]
 
 Ids = tuple[int, ...]
 
 _TEXTS = 4000
-"""Texts that are looked at, of those that are given."""
+"""Texts that are looked at where budgets are chosen, of those that are given."""
 _BATCH_TOKENS = 2048
 """Tokens of a batch: more is no faster on a CPU."""
 
@@ -97,13 +108,14 @@ def token_ids(directory: Path, texts: Sequence[str], positions: int, prompts: Se
     return [tuple(ids) for ids, _ in ids_of(tokenizer, [prompt + text for text in texts])]
 
 
-def sampled_ids(directory: Path, texts: Sequence[str], positions: int) -> list[Ids] | None:
+def sampled_ids(directory: Path, texts: Sequence[str], positions: int, most: int | None = None) -> list[Ids] | None:
     """The ids of texts as `token_ids`, with the default prompt, in an order that has nothing to do with theirs.
 
     Args:
         directory: the checkpoint.
-        texts: the texts; of many, some thousand are taken, the same ones for the same texts. Each counts once.
+        texts: the texts; of many, some are taken, the same ones for the same texts. Each counts once.
         positions: tokens that the model has positions for.
+        most: texts that are taken; None for as many as budgets are chosen by.
 
     Returns:
         The ids, without texts that are empty; None where the checkpoint has no tokenizer.
@@ -111,7 +123,7 @@ def sampled_ids(directory: Path, texts: Sequence[str], positions: int) -> list[I
     Raises:
         InputError: the tokenizer cannot be loaded.
     """
-    taken = sorted({text for text in texts if text.strip()}, key=_digest)[:_TEXTS]
+    taken = sorted({text for text in texts if text.strip()}, key=_digest)[: most or _TEXTS]
     ids = token_ids(directory, taken, positions)
     return None if ids is None else [each for each in ids if each]
 
@@ -146,12 +158,41 @@ def split(ids: Sequence[Ids], *, longer_than: int, tokens: int) -> Samples:
     return Samples(parts[0], parts[1], len(ids), longest, len(long))
 
 
+def split_to_train(ids: Sequence[Ids], *, longer_than: int, tokens: int) -> Samples:
+    """Most of the texts that are long enough, and a fifth of them, up to about so many tokens, that has no part in it.
+
+    Args:
+        ids: of the texts, in an order of no meaning; equal ones count once.
+        longer_than: tokens up to which a text cannot lose anything.
+        tokens: of the part that judges; the other one has no limit.
+
+    Returns:
+        The two parts; the first is what to train on. Both are empty where there are too few texts for two.
+    """
+    long = list(dict.fromkeys(each for each in ids if len(each) > longer_than))
+    longest = max((len(each) for each in ids), default=0)
+    judged: list[Ids] = []
+    for each in long[::5]:
+        if sum(map(len, judged)) + len(each) > tokens and len(judged) >= _FEW:
+            break
+        judged.append(each)
+    if len(judged) < _FEW:
+        return Samples((), (), len(ids), longest, len(long))
+    held_out = set(judged)
+    return Samples(tuple(each for each in long if each not in held_out), tuple(judged), len(ids), longest, len(long))
+
+
 _FEW = 4
 """Texts that a part has at least, however long they are, if there are so many."""
 
 
-def batches_of(ids: Sequence[Ids]) -> list[Batch]:
-    """Texts in batches of as many blocks, so that what is selected is what each text selects alone."""
+def batches_of(ids: Sequence[Ids], tokens: int = _BATCH_TOKENS) -> list[Batch]:
+    """Texts in batches of as many blocks, so that what is selected is what each text selects alone.
+
+    Args:
+        ids: of the texts.
+        tokens: that a batch has at most, unless it is one text.
+    """
     import torch
 
     order = sorted(range(len(ids)), key=lambda place: (len(ids[place]), place))
@@ -161,7 +202,7 @@ def batches_of(ids: Sequence[Ids]) -> list[Batch]:
         full = (
             not groups
             or blocks_of(len(ids[groups[-1][0]])) != blocks
-            or (len(groups[-1]) + 1) * blocks * BLOCK_SIZE > _BATCH_TOKENS
+            or (len(groups[-1]) + 1) * blocks * BLOCK_SIZE > tokens
         )
         if full:
             groups.append([])
@@ -176,3 +217,8 @@ def batches_of(ids: Sequence[Ids]) -> list[Batch]:
             mask[row, : len(ids[place])] = 1
         found.append(Batch(rows, mask, tuple(places), blocks_of(width)))
     return found
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """A batch in the memory of a device."""
+    return replace(batch, ids=batch.ids.to(device), mask=batch.mask.to(device))

@@ -9,7 +9,7 @@ import pytest
 from fidelity_support import letters, save_dense
 
 from mra_export.fidelity import samples as module
-from mra_export.fidelity.samples import batches_of, blocks_of, sampled_ids, split
+from mra_export.fidelity.samples import batches_of, blocks_of, sampled_ids, split, split_to_train
 
 
 def test_ids_are_the_tokenizers_and_do_not_depend_on_the_order_of_the_texts(dense: Path) -> None:
@@ -81,3 +81,21 @@ def test_a_batch_has_texts_of_as_many_blocks() -> None:
 def test_batches_are_bounded() -> None:
     found = batches_of([(7,) * 512] * 9)
     assert [len(batch.places) for batch in found] == [4, 4, 1]
+
+
+def test_a_fifth_is_held_out_of_training() -> None:
+    ids = [tuple(range(number, number + 100)) for number in range(20)]
+    samples = split_to_train([*ids, (1, 2), ids[3]], longer_than=50, tokens=10**6)
+    assert samples.judged_by == tuple(ids[::5])
+    assert set(samples.chosen_by) | set(samples.judged_by) == set(ids)
+    assert not set(samples.chosen_by) & set(samples.judged_by)
+    assert (samples.seen, samples.longest, samples.long_enough) == (22, 100, 20)
+    more = [*ids, *(tuple(range(number, number + 100)) for number in range(20, 60))]
+    assert len(split_to_train(more, longer_than=50, tokens=500).judged_by) == 5
+    assert split_to_train(ids[:15], longer_than=50, tokens=500).judged_by == ()
+
+
+def test_the_size_of_a_batch_is_its_callers_choice() -> None:
+    ids = [tuple(range(100))] * 8
+    assert [len(batch.places) for batch in batches_of(ids, tokens=256)] == [2, 2, 2, 2]
+    assert [len(batch.places) for batch in batches_of(ids)] == [8]
