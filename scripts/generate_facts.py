@@ -1,4 +1,4 @@
-"""Writes `mra_export/data/facts.json`, what the package says of its speed, from the benchmarks; with --check only compares."""
+"""Writes `mra_export/data/facts.json`, what the package says of speed and loss, from the benchmarks; with --check only compares."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ def speed() -> dict[str, Any]:
     return {"source": "docs/benchmarks/cpu.md", "what": what, "tokens, blocks per row": factors}
 
 
+def loss() -> dict[str, Any]:
+    """The mean cosine that a model keeps with one budget for all layers: blocks per row -> cosine."""
+    rows = json.loads((BENCHMARKS / "fidelity.json").read_text(encoding="utf-8"))["rows"]
+    even = {row["name"].split(",")[0]: round(row["mean"], 4) for row in rows if row["name"].endswith(", even")}
+    return {"source": "docs/benchmarks/fidelity.md", "what": "all-MiniLM-L6-v2 at 512 tokens", "blocks per row": even}
+
+
 def render() -> str:
     """The text of the file."""
-    return json.dumps({"speed": speed()}, indent=1) + "\n"
+    return json.dumps({"speed": speed(), "loss": loss()}, indent=1) + "\n"
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from mra_export.fidelity.layered import LayeredModel
 from mra_export.fidelity.memory import Memory
 from mra_export.fidelity.samples import Samples, sampled_ids, split
 from mra_export.fidelity.search import Found, Meter, Scale, as_json, check_long_enough, least_even, least_for, place
-from mra_export.fidelity.speed import SOURCE, faster_than_dense, pays_from
+from mra_export.fidelity.speed import SOURCE, example_of_loss, faster_than_dense, pays_from
 from mra_export.outputs import check_target, file_sha256
 from mra_export.version import __version__
 
@@ -241,7 +241,8 @@ def _facts(samples: Samples) -> dict[str, Any]:
 def _all_blocks_note(length: int) -> str:
     return (
         f"All blocks are selected, so that nothing is lost: at {length} tokens a smaller budget does not pay. {_gain(length, 8)} "
-        "What it would lose is measured by --mean-block-per-row 8 or --target-cosine 0.99, on your texts with --texts FILE."
+        f"What it would lose depends on model and texts: {example_of_loss()}. --mean-block-per-row 8 or --target-cosine 0.99 "
+        "measure it, on your texts with --texts FILE."
     )
 
 

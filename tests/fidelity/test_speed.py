@@ -9,7 +9,7 @@ import sys
 import pytest
 from paths import REPO
 
-from mra_export.fidelity.speed import PAYS, SOURCE, _table, faster_than_dense, pays_from
+from mra_export.fidelity.speed import PAYS, SOURCE, _table, example_of_loss, faster_than_dense, pays_from
 
 
 def test_the_figures_are_those_of_the_page() -> None:
@@ -20,6 +20,13 @@ def test_the_figures_are_those_of_the_page() -> None:
     assert set(_table()) == set(expected)
     for tokens, row in expected.items():
         assert _table()[tokens] == {blocks: pytest.approx(factor, abs=5e-4) for blocks, factor in row.items()}
+
+
+def test_the_example_of_a_loss_is_that_of_the_page() -> None:
+    rows = json.loads((REPO / "docs" / "benchmarks" / "fidelity.json").read_text())["rows"]
+    mean = {row["name"]: row["mean"] for row in rows}
+    shown = f"keeps a mean cosine of {mean['8, even']:.3f} with 8 and {mean['4, even']:.3f} with 4 blocks per row"
+    assert example_of_loss() == f"all-MiniLM-L6-v2 at 512 tokens {shown} (docs/benchmarks/fidelity.md)"
 
 
 def test_it_pays_where_a_fifth_is_won() -> None:

@@ -216,6 +216,7 @@ def test_short_models_get_all_blocks(dense: Path, tmp_path: Path) -> None:
     assert (result.layer_num_blocks, result.measured) == ((64,) * LAYERS, None)
     assert "All blocks are selected, so that nothing is lost: at 256 tokens" in result.notes[-1]
     assert "docs/benchmarks/cpu.md a model with 8 blocks per row is 1.08 times" in result.notes[-1]
+    assert "all-MiniLM-L6-v2 at 512 tokens keeps a mean cosine of" in result.notes[-1]
 
 
 @pytest.mark.parametrize("bare", [False, True])
