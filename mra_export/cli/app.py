@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +28,9 @@ from mra_export.errors import DependencyError, InputError, MraExportError, is_ou
 from mra_export.outputs import INTERRUPTED
 from mra_export.quiet import quiet_onnxruntime
 from mra_export.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["cli", "main"]
 
@@ -66,31 +71,26 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = _is_given(arguments, "--json")
     verbose = _is_given(arguments, "-v", "--verbose")
-    INTERRUPTED.clear()
     quiet_onnxruntime()  # whatever imports it
-    _received.clear()
-    # A plain `kill` and a closed terminal get the same clean-up as Ctrl-C.
-    for name in _SIGNALS:
-        if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(name, _interrupt)
-    try:
-        code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        code = exit_.exit_code
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and _is_of_stdout(error):
-            sys.stderr.write(f"Error: {error.strerror or error}\n")
-            sys.stdout = None  # Python would try to flush it again
-            sys.exit(1)
-        code, message = _judged(error)
-        if verbose and code not in _INTERRUPTIONS and not isinstance(error, click.ClickException):
-            traceback.print_exc()
-        if as_json:
-            _print_error(arguments, message)
-        elif isinstance(error, click.ClickException):
-            error.show()
-        else:
-            click.echo(message if code in _INTERRUPTIONS else f"Error: {message}", err=True)
+    with _signals():
+        try:
+            code = cli.main(args=arguments, prog_name="mra-export", standalone_mode=False)
+        except click.exceptions.Exit as exit_:
+            code = exit_.exit_code
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and _is_of_stdout(error):
+                sys.stderr.write(f"Error: {error.strerror or error}\n")
+                sys.stdout = None  # Python would try to flush it again
+                sys.exit(1)
+            code, message = _judged(error)
+            if verbose and code not in _INTERRUPTIONS and not isinstance(error, click.ClickException):
+                traceback.print_exc()
+            if as_json:
+                _print_error(arguments, message)
+            elif isinstance(error, click.ClickException):
+                error.show()
+            else:
+                click.echo(message if code in _INTERRUPTIONS else f"Error: {message}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -165,6 +165,23 @@ _INTERRUPTIONS = tuple(128 + number for number in _SIGNALS)
 """The exit codes of interrupted commands, as shells have them: 130, 143 and 129."""
 _received: list[int] = []
 """The signals that came, first one first."""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """A plain `kill` and a closed terminal get the same clean-up as Ctrl-C; after the block all is as it was before."""
+    INTERRUPTED.clear()
+    _received.clear()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # as it is under nohup
+    for number in taken:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        INTERRUPTED.clear()
 
 
 def _interrupt(number: int, _: object) -> None:

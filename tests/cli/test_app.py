@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from mra_export.cli import cli
 from mra_export.errors import InputError
 from mra_export.export.onnx_model import MODEL_FILE
+from mra_export.outputs import INTERRUPTED
 
 COMMANDS = sorted(cli.commands)
 
@@ -368,6 +369,11 @@ def test_an_error_that_an_interruption_became(
         signal.signal(number, signal.SIG_DFL)
     try:
         assert run("doctor", *["--json"] * as_json) == code
+        # What this process does next is not interrupted.
+        assert not INTERRUPTED.is_set()
+        assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)} == {
+            signal.SIG_DFL
+        }
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):
             signal.signal(number, handler)
