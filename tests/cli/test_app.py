@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -23,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from mra_export.cli import cli
 from mra_export.errors import InputError
 from mra_export.export.onnx_model import MODEL_FILE
-from mra_export.outputs import INTERRUPTED
 
 COMMANDS = sorted(cli.commands)
 
@@ -352,37 +350,44 @@ def test_an_interruption_of_code_from_a_string_ends_as_any_other(how: str, tmp_p
 
 @pytest.mark.parametrize(("how", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_an_error_that_an_interruption_became(
-    how: str, code: int, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Libraries swallow the exception, and fail on what it left undone."""
-
-    def broken(**_: Any) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), getattr(signal, how))
-            time.sleep(9)
-        raise RuntimeError("the work is incomplete")
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    monkeypatch.setattr(cli, "main", broken)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nohup and the like leave some of them ignored
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        assert run("doctor", *["--json"] * as_json) == code
-        # What this process does next is not interrupted.
-        assert not INTERRUPTED.is_set()
-        assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)} == {
-            signal.SIG_DFL
-        }
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):
-            signal.signal(number, handler)
-    shown = capsys.readouterr()
+def test_an_error_that_an_interruption_became(how: str, code: int, as_json: bool, tmp_path: Path) -> None:
+    """Libraries swallow the exception, and fail on what it left undone. Afterwards the process is as it was before."""
+    (tmp_path / "interrupted.py").write_text(
+        "import contextlib, os, signal, time\n"
+        "from mra_export import cli\n"
+        "from mra_export.outputs import INTERRUPTED\n"
+        "def broken(**_):\n"
+        "    with contextlib.suppress(KeyboardInterrupt):\n"
+        f"        os.kill(os.getpid(), signal.{how})\n"
+        "        time.sleep(9)\n"
+        "    raise RuntimeError('the work is incomplete')\n"
+        "numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)\n"
+        "before = list(map(signal.getsignal, numbers))\n"
+        "cli.cli.main = broken\n"
+        "try:\n"
+        f"    cli.main(['doctor', *['--json'] * {as_json}])\n"
+        "finally:\n"
+        "    assert not INTERRUPTED.is_set()\n"
+        "    assert list(map(signal.getsignal, numbers)) == before\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "interrupted.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(
+            getattr(signal, how), signal.SIG_DFL
+        ),  # nohup and the like leave some of them ignored
+    )
     message = "Interrupted; no output was written."
+    assert result.returncode == code, result.stderr
     if as_json:
-        assert json.loads(shown.out) == {"ok": False, "command": "doctor", "outputs": [], "error": message}
+        assert json.loads(result.stdout) == {"ok": False, "command": "doctor", "outputs": [], "error": message}
+        assert result.stderr == ""
     else:
-        assert (shown.out, shown.err) == ("", message + "\n")
+        assert (result.stdout, result.stderr) == ("", message + "\n")
 
 
 @pytest.mark.parametrize(
